@@ -1,0 +1,156 @@
+"""What the four scripts share: knobs, errors, device and precision, atomic writing. No defaults live here."""
+import contextlib
+import difflib
+import math
+import os
+import re
+import runpy
+import sys
+import types
+import zlib
+from pathlib import Path
+
+ROOT = Path(__file__).resolve().parent.parent
+MOVED = {'gradient_accumulation_steps': 'micro_batch_size', 'eval_iters': 'eval_tokens',
+         'decay_lr': 'schedule', 'lr_decay_iters': 'max_iters',
+         'wandb_log': 'wandb_project', 'backend': 'device'}    # of nanoGPT
+
+
+class Error(Exception):
+    """What the user can mend: shown as one line that says what is wrong and what to do, exit status 2."""
+
+
+def _show(kind, error, trace):
+    if not issubclass(kind, Error):
+        return sys.__excepthook__(kind, error, trace)
+    if os.environ.get('RANK', '0') == '0':
+        print('error: ' + ' '.join(str(error).split()), file=sys.stderr)
+    sys.exit(2)
+
+
+def configure(knobs: dict, argv: list[str] | None = None, below: dict | None = None) -> dict:
+    """Override a script's knobs, its public scalar globals, in place and return them as a dict.
+
+    Arguments apply in order: a path is a config file (Python, sees the knobs), `--key=value` sets one knob.
+    argv is the command line where the script is __main__, else nothing; `below`, a checkpoint's knobs, ranks
+    between it and the defaults. Raises Error on an unknown knob or a value of the wrong type."""
+    defaults = knobs.setdefault('_defaults', {k: v for k, v in knobs.items() if not k.startswith('_')
+                                              and type(v) in (bool, int, float, str)})
+    if knobs['__name__'] == '__main__':
+        sys.excepthook = _show
+    if argv is None:
+        argv = sys.argv[1:] if knobs['__name__'] == '__main__' else []
+
+    def override(key, value, where):
+        if key not in defaults:
+            near = difflib.get_close_matches(key, defaults, 1)
+            hint = f'did you mean {near[0]}?' if near else '--help lists them'
+            hint = f'here it is {MOVED[key]}' if key in MOVED else hint
+            raise Error(f'{where}: unknown knob {key!r}: {hint}')
+        kinds = (str, bool) if defaults[key] == 'auto' else (type(defaults[key]),)
+        if kinds == (float,) and type(value) is int:
+            value = float(value)
+        if type(value) not in kinds or (type(value) is float and not math.isfinite(value)):
+            raise Error(f'{where}: {key} expects {kinds[0].__name__}, like {defaults[key]!r}; got {value!r}')
+        knobs[key] = value
+
+    for key, value in {**defaults, **(below or {})}.items():
+        override(key, value, 'checkpoint')
+    for arg in argv:
+        if arg in ('-h', '--help'):
+            _help(knobs, defaults)
+        elif not arg.startswith('-'):
+            for key, value in _run_file(arg, {k: knobs[k] for k in defaults}).items():
+                if not (key.startswith('_') or callable(value) or isinstance(value, types.ModuleType)):
+                    override(key, value, arg)
+        else:
+            key, equals, text = arg.removeprefix('--').partition('=')
+            if not equals or not arg.startswith('--'):
+                raise Error(f'{arg}: expected --key=value or a config file')
+            override(key, _parse(text, defaults.get(key)), arg)
+    return {k: knobs[k] for k in defaults}
+
+
+def _parse(text: str, default):
+    """Text as a value of the default's type, or as it is where that fails."""
+    if type(default) is bool or default == 'auto':
+        return {'True': True, 'False': False}.get(text, text)
+    with contextlib.suppress(ValueError):
+        return type(default)(text) if type(default) in (int, float) else text
+    return text
+
+
+def _run_file(name, knobs):
+    path = next((p for p in (Path(name), ROOT / name) if p.is_file()), None)
+    if path is None:
+        recipes = [f'config/{p.name}' for p in (ROOT / 'config').glob('[!_]*.py')]
+        near = difflib.get_close_matches(name, recipes, 1)
+        raise Error(f'{name}: no such config file' + (f', did you mean {near[0]}?' if near else ''))
+    try:
+        return runpy.run_path(str(path), init_globals=knobs)
+    except Exception as e:
+        raise Error(f'{name}: {type(e).__name__}: {e}') from e
+
+
+def _help(knobs, defaults):
+    print(knobs['__doc__'].strip() + '\n\nknobs, as --key=value or in a config file:')
+    source = Path(knobs['__file__']).read_text(encoding='utf-8')
+    comments = dict(re.findall(r'^(\w+) = .*?  # (.*)$', source, re.M))
+    for key, value in defaults.items():
+        print(f'  --{key}={value!r}'.ljust(32), comments.get(key, ''))
+    sys.exit(0)
+
+
+def setup(device: str, dtype: str, seed: int):
+    """Resolve 'auto', seed torch; return (torch.device, torch.dtype of matrix products, autocast maker).
+
+    bf16 only where the hardware has it natively: is_bf16_supported() also says yes where it is emulated."""
+    import torch
+    if device == 'auto':
+        mps = torch.backends.mps.is_available()
+        device = 'cuda' if torch.cuda.is_available() else 'mps' if mps else 'cpu'
+    try:
+        kind = torch.empty(0, device=device).device.type
+    except Exception as e:
+        raise Error(f'device={device} is not available here; try --device=cpu') from e
+    if dtype == 'auto':
+        dtype = 'float32'
+        if kind == 'cuda':
+            dtype = 'bfloat16' if torch.cuda.get_device_capability(device)[0] >= 8 else 'float16'
+        elif kind == 'cpu' and (torch.cpu._is_avx512_bf16_supported() or torch.cpu._is_amx_tile_supported()):
+            dtype = 'bfloat16'
+    if dtype not in ('float32', 'bfloat16') and (dtype, kind) != ('float16', 'cuda'):
+        raise Error(f'dtype={dtype} does not work on {kind}: auto, float32, bfloat16; float16 on cuda')
+    if kind == 'cuda':
+        torch.set_float32_matmul_precision('high')                  # TF32 for what stays in fp32
+    torch.manual_seed(seed)
+    number = getattr(torch, dtype)
+    return torch.device(device), number, lambda: torch.autocast(kind, number, enabled=dtype != 'float32')
+
+
+@contextlib.contextmanager
+def atomic(path):
+    """Yield a temporary path beside `path`; on success it is fsynced and renamed over it, else removed."""
+    path = Path(path)
+    temporary = path.with_name(path.name + '.tmp')
+    try:
+        path.parent.mkdir(parents=True, exist_ok=True)
+        yield temporary
+        with open(temporary, 'rb+') as f:
+            os.fsync(f.fileno())
+        os.replace(temporary, path)
+    except BaseException as e:
+        with contextlib.suppress(OSError):
+            temporary.unlink(missing_ok=True)
+        if isinstance(e, OSError) or 'inline_container' in str(e):      # torch's word for a full disk
+            raise Error(f'cannot write {path}: {e}; what was there before is intact') from e
+        raise
+
+
+def checksum(path, size: int | None = None) -> str:
+    """CRC-32 of a file, or of its first `size` bytes, as 8 hex digits; read in pieces of 16 MiB."""
+    crc, left = 0, os.path.getsize(path) if size is None else size
+    with open(path, 'rb') as f:
+        while piece := f.read(min(left, 1 << 24)):
+            crc, left = zlib.crc32(piece, crc), left - len(piece)
+    return f'{crc:08x}'

@@ -1,0 +1,66 @@
+"""Fixtures: `run` runs a script in this process, in an empty folder; `dataset` prepares a small one there."""
+
+import csv
+import os
+import runpy
+import signal
+import sys
+from pathlib import Path
+
+import pytest
+
+os.environ['HF_HUB_OFFLINE'] = '1'  # no test may reach for the network
+os.environ.setdefault('OMP_NUM_THREADS', '1')  # small work: a second thread costs more than it brings
+ROOT = Path(__file__).resolve().parent.parent
+TEXT = 'the cat sat on the mat. a dog ran to the sun! who is in the house? we are, said six red hens. '
+TINY = (
+    '--n_layer=2',
+    '--n_head=2',
+    '--n_embd=16',
+    '--block_size=16',
+    '--batch_size=8',
+    '--max_iters=12',
+    '--eval_interval=4',
+    '--log_interval=1',
+    '--warmup_iters=2',
+    '--device=cpu',
+    '--dtype=float32',
+)
+
+
+@pytest.fixture
+def run(tmp_path, monkeypatch):
+    """run('train.py', '--key=value', ...) -> the script's globals, as python train.py would leave them."""
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.syspath_prepend(str(ROOT))
+    handlers = {s: signal.getsignal(s) for s in (signal.SIGINT, signal.SIGTERM)}
+
+    def run(script, *args):
+        monkeypatch.setattr(sys, 'argv', [script, *args])
+        return runpy.run_path(str(ROOT / script), run_name='__main__')
+
+    yield run
+    sys.excepthook = sys.__excepthook__
+    for number, handler in handlers.items():
+        signal.signal(number, handler)
+
+
+@pytest.fixture
+def dataset(run):
+    """A char dataset `letters` of one short text, in the working directory."""
+    Path('letters.txt').write_text(TEXT * 8, encoding='utf-8')
+    run('prepare.py', '--input=letters.txt', '--name=letters', '--tokenizer=char', '--val_fraction=0.2')
+    return 'letters'
+
+
+def read_log(path='out/log.csv', *drop):
+    """log.csv as a list of rows of text, without the columns in drop (tokens_per_second always)."""
+    with open(path, newline='', encoding='utf-8') as f:
+        rows = list(csv.DictReader(f))
+    return [{k: v for k, v in row.items() if k not in ('tokens_per_second', *drop)} for row in rows]
+
+
+def same_weights(a, b):
+    import torch
+
+    return a.keys() == b.keys() and all(torch.equal(a[k], b[k]) for k in a)
