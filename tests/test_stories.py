@@ -1,0 +1,153 @@
+"""The stories: each has one derivation, whose probability is the one announced, and makes sense."""
+import itertools
+import math
+import re
+from pathlib import Path
+
+import pytest
+from grammar_parser import parse
+
+from config import Error
+from prepare import read_grammar, tell_stories
+
+PATH = Path(__file__).parent.parent / 'data/stories/grammar.txt'
+GRAMMAR = read_grammar(PATH)
+STORIES = list(tell_stories(GRAMMAR, 1000, 0))
+TEXTS = [text for text, _ in STORIES]
+WORDS = {rule: [word[''] for _, word in options] for rule, options in GRAMMAR.items()}
+SWAPPED = {'he': 'she', 'she': 'he', 'him': 'her', 'her': 'his', 'his': 'her',
+           'He': 'She', 'She': 'He', 'His': 'Her', 'Her': 'His'}
+OBJECTS = 'toy food clothes treasure breakable vehicle crop award bag lamp'.split()
+
+
+def small(tmp_path, text):
+    (tmp_path / 'grammar.txt').write_text(text)
+    return read_grammar(tmp_path / 'grammar.txt')
+
+
+def hero(text):
+    """The hero's name and sex as a reader gathers them, without the grammar."""
+    return re.search(r'\b(girl|boy) named (\w+)', text).group(2, 1)
+
+
+def children(text):
+    return {name for name in WORDS['child'] if re.search(rf'\b{name}\b', text)}
+
+
+def test_every_story_has_one_derivation_with_its_nats():
+    for text, nats in STORIES:
+        assert parse(GRAMMAR, text) == [pytest.approx(nats, abs=1e-9)]
+
+
+def test_an_altered_story_does_not_parse():
+    for text in TEXTS[:300]:
+        name, sex = hero(text)
+        other = next(child for child in WORDS[sex] if child not in children(text))
+        second = [m.start() for m in re.finditer(rf'\b{name}\b', text)][1]
+        start, end = re.search(r'\b(he|she|him|her|his)\b', text, re.I).span()
+        flipped = text[:start] + SWAPPED[text[start:end]] + text[end:]
+        renamed = text[:second] + other + text[second + len(name):]
+        for altered in (renamed, flipped, text + ' ', text[:-1], text + text, text.replace('\n', ' '),
+                        text[0].lower() + text[1:], text.replace(' a ', ' an ')):
+            assert altered != text and parse(GRAMMAR, altered) == []
+    assert parse(GRAMMAR, '') == []
+
+
+def test_the_grammar_is_rich():
+    assert len(WORDS['plot']) >= 12 and len(WORDS['girl']) >= 15 and len(WORDS['boy']) >= 15
+    assert len(WORDS['animal']) >= 30 and len(set().union(*(WORDS[rule] for rule in OBJECTS))) >= 60
+    assert len(set(TEXTS)) == len(TEXTS)
+    assert all('"' in text and text.count('"') % 2 == 0 and '\n' in text for text in TEXTS)
+
+
+def test_stories_are_written_well():
+    for text in TEXTS:
+        assert text.isascii() and text.strip() == text and '  ' not in text and not set('{}=_') & set(text)
+        assert re.fullmatch(r'(?:[A-Z"][^\n]*[.!?"]\n?)+', text), 'paragraphs are made of sentences'
+        assert not re.search(r'[.!?] [a-z]', text), 'a sentence begins with a capital'
+        assert not re.search(r'\b[Aa] [aeiou]|\b[Aa]n [^aeiou]', text), 'a or an'
+        assert 70 <= len(text.split()) <= 125
+
+
+def test_what_is_introduced_persists():
+    for text in TEXTS:
+        name, sex = hero(text)
+        he, she = (set(words.split()) for words in ('he him his', 'she her hers'))
+        pronouns = set(re.findall(r'\b(?:he|him|his|she|her|hers)\b', text.lower()))
+        assert pronouns and pronouns <= (she if sex == 'girl' else he)
+        assert text.count(name) >= 3 and len(children(text)) <= 2
+        assert len({grown_up for grown_up in WORDS['grown_up'] if re.search(rf'\b{grown_up}\b', text)}) <= 1
+
+
+def test_a_draw_leaves_out_what_is_remembered(tmp_path):
+    grammar = small(tmp_path, 'plot:\n  - {x=n} {y=n} {n}.\nn: a, b, c\n')
+    stories = list(tell_stories(grammar, 200, 1))
+    assert {text for text, _ in stories} == {f'{x} {y} {z}.' for x, y, z in itertools.permutations('abc')}
+    for text, nats in stories:
+        assert parse(grammar, text) == [pytest.approx(nats)] == [pytest.approx(math.log(3) + math.log(2))]
+    assert parse(grammar, 'a b a.') == []
+
+
+def test_the_parser_sees_an_ambiguous_grammar(tmp_path):
+    grammar = small(tmp_path, 'plot:\n  - {x} day\n  - {y} day\nx: one, two\ny: two, three\n')
+    assert parse(grammar, 'two day') == [pytest.approx(math.log(4))] * 2
+
+
+def test_probabilities_are_those_of_the_draws(tmp_path):
+    grammar = small(tmp_path, 'plot:\n  - {x=n} or {m}\n  - {m}\nn: a, b\nm: a, b, c\n')
+    told = [text for text, _ in tell_stories(grammar, 20_000, 2)]
+    possible = {text: parse(grammar, text) for text in set(told)}
+    assert len(possible) == 7 and sum(math.exp(-nats) for nats, in possible.values()) == pytest.approx(1)
+    for text, (nats,) in possible.items():
+        assert told.count(text) / len(told) == pytest.approx(math.exp(-nats), abs=.02)
+
+
+def test_the_notation(tmp_path):
+    grammar = small(tmp_path, """# a comment
+plot:
+  - {who=child} has a
+    {thing}.
+
+    # {unknown} in a comment
+    {Who.he} smiles.
+girl (he=she): Ann
+boy (he=he): Tim
+child = girl + boy
+thing (of):
+    owl, wood
+""")
+    told = {text for text, _ in tell_stories(grammar, 50, 0)}
+    assert told == {'Ann has an owl.\nShe smiles.', 'Tim has an owl.\nHe smiles.'}
+
+
+def test_seeds(tmp_path):
+    assert list(tell_stories(GRAMMAR, 50, 0)) == STORIES[:50]
+    assert not {text for text, _ in tell_stories(GRAMMAR, 1000, 1)} & set(TEXTS)
+    grammar = small(tmp_path, 'plot:\n  - {d}{d}{d}{d}{d}{d}\nd: 0, 1, 2, 3, 4, 5, 6, 7, 8, 9\n')
+    assert [text for text, _ in tell_stories(grammar, 3, 0)] == ['891431', '188846', '427162']
+
+
+@pytest.mark.parametrize('text, named', [
+    ('plot:\n  - a {cat}\n', 'cat'),
+    ('plot:\n  - {x=n} {x.he}\nn: a, b\n', 'he'),
+    ('plot:\n  - {x=n} {x.he}\nn: {a}, {b}\na (he=she): Ann\nb: Bob\n', 'x'),
+    ('plot:\n  - {x} {x=n}\nn: a, b\n', 'x'),
+    ('plot:\n  - {m} {x}\nm:\n  - {x=n}\n  - none\nn: a, b\n', 'x'),
+    ('plot:\n  - {x=m}\nm:\n  - {n}\nn: a, b\n', 'x'),
+    ('plot:\n  - {x=n} {n}\nn: a\n', 'n'),
+    ('plot:\n  - {n}\nn:\n', 'n'),
+    ('plot:\n  - {n}\nn: a,, b\n', 'n'),
+    ('plot:\n  - {n}\nn: a, a\n', 'n'),
+    ('plot:\n  - {n}\nn: a, b\nn: c\n', 'n'),
+    ('plot:\n  - {n}\nn (he, him):\n  a, b\n', 'n'),
+    ('plot:\n  - {n}\nn = m\n', 'n'),
+    ('plot:\n  - {n\nn: a\n', 'plot'),
+    ('plot:\n  - n}\nn: a\n', 'plot'),
+    ('plot:\n  - {n=n}\nn: a\n', 'n'),
+    ('plot:\n  - x\n- y\n', '- y'),
+    ('Plot:\n  - x\n', 'Plot'),
+    ('plots:\n  - x\n', 'plot'),
+    ('', 'plot')])
+def test_a_broken_grammar_is_one_line(tmp_path, text, named):
+    with pytest.raises(Error, match=rf'^.*{re.escape(named)}.*$'):
+        list(tell_stories(small(tmp_path, text), 20, 0))
