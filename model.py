@@ -1,0 +1,491 @@
+"""The GPT: two architectures, loss, optimizers, generation with a key/value cache, evaluation, checkpoints.
+
+Nothing here reads a knob, opens a dataset or prints. Dimensions, everywhere in this project:
+B batch, T time (tokens in a window), C channels (n_embd), H heads, D head size, V vocabulary."""
+import json
+import math
+import os
+import pickle
+import re
+from dataclasses import dataclass
+from pathlib import Path
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+from torch.utils.checkpoint import checkpoint as recompute
+
+from config import Error, atomic, checksum
+
+LOSS_CHUNK = 2 ** 25        # logits the loss holds at once, 128 MiB in fp32; more are recomputed in pieces
+FORMAT = 1                  # of checkpoints
+SEAL = b'slm:'              # with the CRC-32 of what precedes it, a checkpoint's end: torch.load checks none
+
+
+@dataclass
+class GPTConfig:
+    arch: str = 'qwen3'         # 'gpt2' or 'qwen3'
+    vocab_size: int = 50257
+    block_size: int = 256
+    n_layer: int = 4
+    n_head: int = 4
+    n_embd: int = 128
+    n_kv_head: int = 0          # qwen3: heads of keys and values; 0 = n_head
+    head_dim: int = 0           # 0 = n_embd / n_head
+    n_inner: int = 0            # width of the MLP; 0 = 4 C for gpt2, 8/3 C up to a multiple of 32 for qwen3
+    dropout: float = 0.0
+    bias: bool = False          # gpt2: biases in linear layers and norms
+    tie_weights: bool = True    # the embedding is also the output layer
+    rope_theta: float = 10000.0
+    norm_eps: float = 0.0       # 0 = 1e-5 for gpt2, 1e-6 for qwen3
+
+    def __post_init__(self):
+        if self.arch not in ('gpt2', 'qwen3'):
+            raise Error(f'arch={self.arch!r} is not known: gpt2 or qwen3')
+        if min(self.vocab_size, self.block_size, self.n_layer, self.n_head, self.n_embd) < 1:
+            raise Error('vocab_size, block_size, n_layer, n_head and n_embd must be at least 1')
+        if self.head_dim == 0 and self.n_embd % self.n_head:
+            raise Error(f'n_embd={self.n_embd} is not a multiple of n_head={self.n_head}; or set head_dim')
+        self.head_dim = self.head_dim or self.n_embd // self.n_head
+        self.n_kv_head = self.n_kv_head or self.n_head
+        if self.n_head % self.n_kv_head:
+            raise Error(f'n_head={self.n_head} is not a multiple of n_kv_head={self.n_kv_head}')
+        own_heads = self.n_kv_head != self.n_head or self.head_dim * self.n_head != self.n_embd
+        if self.arch == 'gpt2' and own_heads:
+            raise Error('n_kv_head and head_dim belong to qwen3; gpt2 has n_head heads of n_embd / n_head')
+        if self.arch == 'qwen3' and self.head_dim % 2:
+            raise Error('qwen3 rotates pairs of channels, so head_dim must be even')
+        if self.arch == 'qwen3' and self.bias:
+            raise Error('qwen3 has no biases: leave bias=False, or take arch=gpt2')
+        if not 0 <= self.dropout < 1:
+            raise Error(f'dropout={self.dropout} must be at least 0 and less than 1')
+        if self.n_inner == 0:
+            self.n_inner = 4 * self.n_embd if self.arch == 'gpt2' else math.ceil(self.n_embd / 12) * 32
+        self.norm_eps = self.norm_eps or (1e-5 if self.arch == 'gpt2' else 1e-6)
+
+
+class RMSNorm(nn.Module):
+    """Root mean square norm (Zhang & Sennrich 2019) of the last dimension, in fp32 whatever is around it."""
+
+    def __init__(self, size: int, eps: float):
+        super().__init__()
+        self.weight = nn.Parameter(torch.ones(size))
+        self.eps = eps
+
+    def forward(self, x: Tensor) -> Tensor:
+        return F.rms_norm(x.float(), self.weight.shape, self.weight.float(), self.eps).type_as(x)
+
+
+def make_norm(config: GPTConfig) -> nn.Module:
+    if config.arch == 'gpt2':
+        return nn.LayerNorm(config.n_embd, config.norm_eps, bias=config.bias)
+    return RMSNorm(config.n_embd, config.norm_eps)
+
+
+def rotary(positions: Tensor, head_dim: int, theta: float) -> tuple[Tensor, Tensor]:
+    """Cosines and sines (T, 1, D/2), fp32, of rotary embeddings (Su et al. 2021) at positions (T,)."""
+    frequency = theta ** (-torch.arange(0, head_dim, 2, device=positions.device).float() / head_dim)
+    angle = (positions[:, None] * frequency)[:, None]
+    return angle.cos(), angle.sin()
+
+
+def rotate(x: Tensor, rope: tuple[Tensor, Tensor]) -> Tensor:
+    """Rotate the channel pairs (i, i + D/2) of x (B, T, H, D) by their position's angles."""
+    cos, sin = rope
+    a, b = x.chunk(2, -1)
+    return torch.cat((a * cos - b * sin, b * cos + a * sin), -1)
+
+
+class Attention(nn.Module):
+    """Causal self-attention; in qwen3 with grouped queries, normed queries and keys, rotary positions."""
+
+    def __init__(self, config: GPTConfig):
+        super().__init__()
+        self.heads = (config.n_head, config.n_kv_head, config.n_kv_head)
+        self.dropout = config.dropout
+        self.c_attn = nn.Linear(config.n_embd, sum(self.heads) * config.head_dim, config.bias)    # q, k, v
+        self.c_proj = nn.Linear(config.n_head * config.head_dim, config.n_embd, config.bias)
+        if config.arch == 'qwen3':
+            self.q_norm = RMSNorm(config.head_dim, config.norm_eps)
+            self.k_norm = RMSNorm(config.head_dim, config.norm_eps)
+
+    def forward(self, x: Tensor, rope=None, cache=None, start: int = 0) -> Tensor:
+        B, T, _ = x.shape
+        q, k, v = self.c_attn(x).view(B, T, sum(self.heads), -1).split(self.heads, 2)           # (B, T, H, D)
+        if rope is not None:
+            q, k = rotate(self.q_norm(q.float()), rope), rotate(self.k_norm(k.float()), rope)
+        # The CPU's fused kernel is fast in fp32 and slow in bf16 when it has to run backward.
+        slow = v.dtype == torch.bfloat16 and v.device.type == 'cpu' and torch.is_grad_enabled()
+        dtype = torch.float32 if slow else v.dtype
+        q, k, v = (t.transpose(1, 2).to(dtype) for t in (q, k, v))                              # (B, H, T, D)
+        if cache is not None:
+            cache[0][:, :, start:start + T], cache[1][:, :, start:start + T] = k, v
+            k, v = cache[0][:, :, :start + T], cache[1][:, :, :start + T]
+        with torch.autocast(x.device.type, enabled=False):
+            y = F.scaled_dot_product_attention(
+                q, k, v, dropout_p=self.dropout if self.training else 0.0, is_causal=T > 1,
+                enable_gqa=self.heads[0] != self.heads[1])
+        return self.c_proj(y.transpose(1, 2).flatten(2).to(x.dtype))                            # (B, T, C)
+
+
+class MLP(nn.Module):
+    """gpt2: tanh GELU. qwen3: SwiGLU (Shazeer 2020), its gate and its value in one matrix."""
+
+    def __init__(self, config: GPTConfig):
+        super().__init__()
+        self.gated = config.arch == 'qwen3'
+        self.c_fc = nn.Linear(config.n_embd, config.n_inner * (2 if self.gated else 1), config.bias)
+        self.c_proj = nn.Linear(config.n_inner, config.n_embd, config.bias)
+
+    def forward(self, x: Tensor) -> Tensor:
+        x = self.c_fc(x)
+        if self.gated:
+            gate, x = x.chunk(2, -1)
+            x = F.silu(gate) * x
+        else:
+            x = F.gelu(x, approximate='tanh')
+        return self.c_proj(x)
+
+
+class Block(nn.Module):
+    def __init__(self, config: GPTConfig):
+        super().__init__()
+        self.norm_1 = make_norm(config)
+        self.attn = Attention(config)
+        self.norm_2 = make_norm(config)
+        self.mlp = MLP(config)
+        self.drop = nn.Dropout(config.dropout)
+
+    def forward(self, x: Tensor, rope=None, cache=None, start: int = 0) -> Tensor:
+        x = x + self.drop(self.attn(self.norm_1(x), rope, cache, start))
+        return x + self.drop(self.mlp(self.norm_2(x)))
+
+
+class GPT(nn.Module):
+    """Token ids (B, T) to logits (B, T, V). GPT-2: Radford et al. 2019; Qwen3: Yang et al. 2025."""
+
+    def __init__(self, config: GPTConfig):
+        super().__init__()
+        self.config = config
+        self.wte = nn.Embedding(config.vocab_size, config.n_embd)
+        if config.arch == 'gpt2':
+            self.wpe = nn.Embedding(config.block_size, config.n_embd)
+        self.drop = nn.Dropout(config.dropout)
+        self.h = nn.ModuleList(Block(config) for _ in range(config.n_layer))
+        self.norm_f = make_norm(config)
+        self.lm_head = nn.Linear(config.n_embd, config.vocab_size, bias=False)
+        if config.tie_weights:
+            self.lm_head.weight = self.wte.weight
+        self.apply(self._init_weights)
+        for name, p in self.named_parameters():
+            if name.endswith('c_proj.weight'):      # the 2 L that add to the residual stream
+                nn.init.normal_(p, std=0.02 / math.sqrt(2 * config.n_layer))
+
+    @staticmethod
+    def _init_weights(module: nn.Module):
+        if isinstance(module, (nn.Linear, nn.Embedding)):
+            nn.init.normal_(module.weight, std=0.02)
+            if getattr(module, 'bias', None) is not None:
+                nn.init.zeros_(module.bias)
+
+    def num_params(self) -> int:
+        return sum(p.numel() for p in self.parameters())        # a tied matrix counts once
+
+    def hidden(self, idx: Tensor, cache=None, start: int = 0) -> Tensor:
+        """Last hidden states (B, T, C) of ids (B, T) from position start on; cache holds those before it."""
+        T = idx.shape[1]
+        positions = torch.arange(start, start + T, device=idx.device)
+        x = self.wte(idx)
+        rope = None
+        if self.config.arch == 'gpt2':
+            x = x + self.wpe(positions)
+        else:
+            rope = rotary(positions, self.config.head_dim, self.config.rope_theta)
+        x = self.drop(x)
+        for i, block in enumerate(self.h):
+            x = block(x, rope, None if cache is None else cache[i], start)
+        return self.norm_f(x)
+
+    def forward(self, idx: Tensor, targets: Tensor | None = None, reduction: str = 'mean') -> Tensor:
+        """Logits (B, T, V), or with targets (B, T) their cross-entropy in nats; targets -1 do not count."""
+        x = self.hidden(idx)
+        if targets is None:
+            return self.lm_head(x)
+        x, targets = x.flatten(0, 1), targets.flatten()
+        rows = max(1, LOSS_CHUNK // self.config.vocab_size)
+        if len(x) <= rows:
+            loss = self._loss(x, targets)
+        else:
+            loss = sum(recompute(self._loss, *piece, use_reentrant=False)
+                       for piece in zip(x.split(rows), targets.split(rows)))
+        return loss / (targets >= 0).sum() if reduction == 'mean' else loss
+
+    def _loss(self, x: Tensor, targets: Tensor) -> Tensor:
+        return F.cross_entropy(self.lm_head(x).float(), targets, ignore_index=-1, reduction='sum')
+
+    def make_optimizers(self, optimizer: str, learning_rate: float, weight_decay: float,
+                        betas: tuple[float, float]) -> list:
+        """Optimizers that hold each parameter once; matrices and embeddings decay, norms and biases do not.
+
+        muon (Jordan et al. 2024) takes the blocks' matrices, scaled to fit AdamW's rate (Liu et al. 2025)."""
+        if optimizer not in ('adamw', 'muon'):
+            raise Error(f'optimizer={optimizer!r} is not known: adamw or muon')
+        matrices = [p for p in self.h.parameters() if p.ndim == 2] if optimizer == 'muon' else []
+        taken = {id(p) for p in matrices}
+        rest = [p for p in self.parameters() if id(p) not in taken]
+        groups = [{'params': [p for p in rest if p.ndim >= 2], 'weight_decay': weight_decay},
+                  {'params': [p for p in rest if p.ndim < 2], 'weight_decay': 0.0}]
+        made = [torch.optim.AdamW(groups, learning_rate, betas, fused=rest[0].device.type in ('cpu', 'cuda'))]
+        if matrices:
+            made.append(torch.optim.Muon(matrices, learning_rate, weight_decay,
+                                         adjust_lr_fn='match_rms_adamw'))
+        return made
+
+    def context_length(self, n: int) -> int:
+        """How many of n tokens the model sees: all; past block_size the last half, growing until full."""
+        T = self.config.block_size
+        half = max(1, T // 2)
+        return n if n <= T else half + (n - T - 1) % (T - half + 1)
+
+    @torch.inference_mode()
+    def generate(self, idx: Tensor, max_new_tokens: int, temperature: float = 1.0, top_k: int = 0,
+                 top_p: float = 1.0, repetition_penalty: float = 1.0, eot: int | None = None, seed: int = 0,
+                 use_cache: bool = True):
+        """Yield the ids (B,) that follow the prompts idx (B, T >= 1), step by step, until all rows ended.
+
+        First repetition_penalty (Keskar et al. 2019), then temperature (0 = greedy), top_k (0 = off), top_p
+        (Holtzman et al. 2020; 1 = off). An ended row emits eot. Row i depends on its prompt and seed + i."""
+        B, T = idx.shape
+        device = idx.device
+        ended = torch.zeros(B, dtype=torch.bool, device=device)
+        seen = torch.zeros(B, self.config.vocab_size, dtype=torch.bool, device=device).scatter_(1, idx, True)
+        generators = [torch.Generator().manual_seed(seed + i) for i in range(B)]
+        draws = torch.stack([torch.rand(max_new_tokens, generator=g) for g in generators])
+        draws = draws.clamp(max=1 - 1e-6).to(device)            # below 1 when rounded: no id of probability 0
+        cache, start = self._make_cache(B) if use_cache else None, 0
+        for step in range(max_new_tokens):
+            length = self.context_length(idx.shape[1])
+            if cache is None or length != start + 1 or start == 0:
+                start = 0                                    # read the whole context, else its newest token
+            x = self.hidden(idx[:, idx.shape[1] - length + start:], cache, start)
+            start = length
+            logits = self.lm_head(x[:, -1]).float()             # (B, V)
+            if repetition_penalty != 1:
+                lower = torch.where(logits > 0, logits / repetition_penalty, logits * repetition_penalty)
+                logits = torch.where(seen, lower, logits)
+            next_id = pick(logits, draws[:, step, None], temperature, top_k, top_p)
+            if eot is not None:
+                next_id = next_id.masked_fill(ended, eot)
+                ended |= next_id == eot
+            seen.scatter_(1, next_id[:, None], True)
+            idx = torch.cat((idx, next_id[:, None]), 1)
+            yield next_id
+            if eot is not None and ended.all():
+                return
+
+    def _make_cache(self, B: int) -> list[tuple[Tensor, Tensor]]:
+        c, w = self.config, self.wte.weight
+        shape = (B, c.n_kv_head, c.block_size, c.head_dim)
+        kind = w.device.type
+        dtype = torch.get_autocast_dtype(kind) if torch.is_autocast_enabled(kind) else w.dtype
+        return [(w.new_zeros(shape, dtype=dtype), w.new_zeros(shape, dtype=dtype)) for _ in self.h]
+
+
+def pick(logits: Tensor, draw: Tensor, temperature: float, top_k: int, top_p: float) -> Tensor:
+    """Ids (B,) from logits (B, V) by inverse transform of draw (B, 1), uniform in [0, 1)."""
+    if temperature == 0:
+        return logits.argmax(-1)
+    ids = None
+    if 0 < top_k < logits.shape[-1]:
+        logits, ids = logits.topk(top_k)                        # sorted, so top_p below need not sort again
+    elif top_p < 1:
+        logits, ids = logits.sort(descending=True)
+    p = (logits / temperature).softmax(-1)
+    if top_p < 1:
+        p = p * (p.cumsum(-1) - p < top_p)                      # the fewest ids whose mass reaches top_p
+    cdf = p.cumsum(-1)
+    choice = torch.searchsorted(cdf, draw * cdf[:, -1:], right=True)
+    return (choice if ids is None else ids.gather(-1, choice))[:, 0]
+
+
+def pack_documents(ids: Tensor, eot: int, block_size: int) -> tuple[Tensor, Tensor]:
+    """Cut ids (N,), documents ended by eot, into windows: inputs and targets, each (windows, block_size).
+
+    Documents stay whole unless longer than a window. Every id is a target once; eot and -1 fill up the rest.
+    The first input is the token before the first target: for a document's first token an eot."""
+    cuts, begin = [0], 0
+    for end in ((ids == eot).nonzero()[:, 0] + 1).tolist() + [len(ids)]:
+        if end - cuts[-1] > block_size:
+            if begin > cuts[-1]:
+                cuts.append(begin)
+            cuts.extend(range(cuts[-1] + block_size, end, block_size))
+        begin = end
+    cuts.append(len(ids))
+    x = torch.full((len(cuts) - 1, block_size), eot)
+    y = torch.full_like(x, -1)
+    ids = torch.cat((ids.new_tensor([eot]), ids))
+    for i, (a, b) in enumerate(zip(cuts, cuts[1:])):
+        x[i, :b - a], y[i, :b - a] = ids[a:b], ids[a + 1:b + 1]
+    return x, y
+
+
+@torch.no_grad()
+def evaluate(model: GPT, x: Tensor, y: Tensor, batch_size: int, autocast, rank: int = 0,
+             world_size: int = 1) -> float:
+    """Mean nats per target of packed windows, over all ranks; changes no mode and no random state."""
+    training = model.training
+    model.eval()
+    device = model.wte.weight.device
+    nats = torch.zeros((), dtype=torch.float64)
+    for i in range(rank * batch_size, len(x), world_size * batch_size):
+        with autocast():
+            loss = model(x[i:i + batch_size].to(device), y[i:i + batch_size].to(device), reduction='sum')
+        nats += loss.double().cpu()
+    if world_size > 1:
+        nats = nats.to(device) if device.type == 'cuda' else nats
+        torch.distributed.all_reduce(nats)
+    model.train(training)
+    return nats.item() / (y >= 0).sum().item()
+
+
+def save_checkpoint(path, checkpoint: dict):
+    """Write plain types and tensors atomically, sealed with a checksum; Error if it cannot be written."""
+    with atomic(path) as temporary:
+        torch.save({'format': FORMAT, **checkpoint}, temporary)
+        seal = SEAL + checksum(temporary).encode()
+        with open(temporary, 'ab') as f:
+            f.write(seal)
+
+
+def load_checkpoint(path) -> dict:
+    """Read a checkpoint onto the CPU; Error if it is missing, damaged or holds more than plain data."""
+    if not os.path.isfile(path):
+        raise Error(f'{path}: no such checkpoint; train one with python train.py, or set out_dir')
+    try:
+        size = os.path.getsize(path)
+        with open(path, 'rb') as f:
+            f.seek(max(0, size - 12))
+            seal = f.read()
+        if seal[:4] != SEAL or seal[4:].decode(errors='replace') != checksum(path, size - 12):
+            raise Error(f'{path}: damaged or no checkpoint of this project (checksum differs); use another')
+        checkpoint = torch.load(path, map_location='cpu', weights_only=True, mmap=True)
+    except (OSError, RuntimeError, EOFError, ValueError, pickle.UnpicklingError) as e:
+        raise Error(f'{path}: cannot be read as a checkpoint: {str(e)[:80]}') from e
+    if not isinstance(checkpoint, dict) or checkpoint.get('format') != FORMAT:
+        raise Error(f'{path}: not a checkpoint of format {FORMAT}')
+    if missing := {'model', 'model_config', 'tokenizer'} - checkpoint.keys():
+        raise Error(f'{path}: the checkpoint has no {min(missing)}')
+    return checkpoint
+
+
+def model_from(checkpoint: dict, **changes) -> GPT:
+    """The model of a checkpoint, with other dropout or a smaller block_size where changes say so."""
+    config = GPTConfig(**{**checkpoint['model_config'], **changes})
+    state = dict(checkpoint['model'])
+    if config.arch == 'gpt2':
+        if config.block_size > len(state['wpe.weight']):
+            raise Error(f'block_size={config.block_size} is more than the {len(state["wpe.weight"])} it has')
+        state['wpe.weight'] = state['wpe.weight'][:config.block_size]
+    model = GPT(config)
+    model.load_state_dict(state)
+    return model
+
+
+# ---- Hugging Face, in and out. Ours: theirs, where a tensor's name differs; several are stacked in ours.
+HF_TENSORS = {
+    'gpt2': {'body': 'transformer', 'norm_1': 'ln_1', 'norm_2': 'ln_2', 'norm_f': 'ln_f'},
+    'qwen3': {'body': 'model', 'wte': 'embed_tokens', 'h': 'layers', 'norm_f': 'norm',
+              'norm_1': 'input_layernorm', 'norm_2': 'post_attention_layernorm',
+              'attn.c_attn': 'self_attn.q_proj self_attn.k_proj self_attn.v_proj',
+              'attn.q_norm': 'self_attn.q_norm', 'attn.k_norm': 'self_attn.k_norm',
+              'attn.c_proj': 'self_attn.o_proj', 'mlp.c_fc': 'mlp.gate_proj mlp.up_proj',
+              'mlp.c_proj': 'mlp.down_proj'}}
+HF_FIELDS = {
+    'gpt2': dict(vocab_size='vocab_size', block_size='n_positions', n_layer='n_layer', n_head='n_head',
+                 n_embd='n_embd', n_inner='n_inner', norm_eps='layer_norm_epsilon',
+                 tie_weights='tie_word_embeddings'),
+    'qwen3': dict(vocab_size='vocab_size', block_size='max_position_embeddings', n_layer='num_hidden_layers',
+                  n_head='num_attention_heads', n_kv_head='num_key_value_heads', n_embd='hidden_size',
+                  head_dim='head_dim', n_inner='intermediate_size', rope_theta='rope_theta',
+                  norm_eps='rms_norm_eps', tie_weights='tie_word_embeddings')}
+HF_FIXED = {                # what can vary there and not here
+    'gpt2': dict(activation_function='gelu_new', scale_attn_weights=True,
+                 scale_attn_by_inverse_layer_idx=False, add_cross_attention=False),
+    'qwen3': dict(hidden_act='silu', attention_bias=False, use_sliding_window=False, rope_scaling=None)}
+
+
+def hf_tensors(model: GPT):
+    """Yield each tensor's name and layout there, as a view of ours: read for export, written for import."""
+    c, names = model.config, HF_TENSORS[model.config.arch]
+    rows = [heads * c.head_dim for heads in (c.n_head, c.n_kv_head, c.n_kv_head)]
+    for name, p in model.named_parameters():                            # a tied head is not among them
+        block, number, module, kind = re.fullmatch(r'(h?)(\.\d+\.|)(.+)\.(\w+)', name).groups()
+        body = '' if module == 'lm_head' else names['body'] + '.' + names.get(block, block) + number
+        theirs = names.get(module, module).split()
+        for part_name, part in zip(theirs, p.data.split(rows if len(theirs) == 3 else len(p) // len(theirs))):
+            part = part.t() if c.arch == 'gpt2' and '.c_' in name else part     # Conv1D is (in, out)
+            yield f'{body}{part_name}.{kind}', part
+
+
+def to_hf(model: GPT, eot: int) -> tuple[dict, dict[str, Tensor]]:
+    """config.json and tensors of this model as transformers' GPT2LMHeadModel or Qwen3ForCausalLM."""
+    c = model.config
+    config = {'model_type': c.arch, 'bos_token_id': eot, 'eos_token_id': eot, **HF_FIXED[c.arch],
+              **{theirs: getattr(c, ours) for ours, theirs in HF_FIELDS[c.arch].items()}}
+    tensors = {name: part.cpu().clone(memory_format=torch.contiguous_format)
+               for name, part in hf_tensors(model)}
+    if c.arch == 'gpt2':    # llama.cpp's converter wants n_ctx
+        config |= {'architectures': ['GPT2LMHeadModel'], 'n_ctx': c.block_size,
+                   'resid_pdrop': 0.0, 'embd_pdrop': 0.0, 'attn_pdrop': 0.0}
+        if not c.bias:
+            tensors |= {name.replace('weight', 'bias'): t.new_zeros(t.shape[-1])
+                        for name, t in tensors.items() if '.c_' in name or '.ln_' in name}
+    else:                   # transformers 5 wants rope_parameters, others rope_theta
+        config |= {'architectures': ['Qwen3ForCausalLM'],
+                   'rope_parameters': {'rope_type': 'default', 'rope_theta': c.rope_theta}}
+    return config, tensors
+
+
+def from_hf(source) -> dict:
+    """model_config and model, as in a checkpoint, of a GPT-2 or Qwen3: a folder or a Hugging Face name.
+
+    Raises Error if there is none, or if it has or lacks what GPT cannot do without or with."""
+    folder, tensors = Path(source), {}
+    try:
+        from safetensors.torch import load_file
+        if not folder.is_dir():
+            from huggingface_hub import snapshot_download
+            folder = Path(snapshot_download(str(source), allow_patterns=['*.json', 'model*.safetensors']))
+        theirs = json.loads((folder / 'config.json').read_text(encoding='utf-8'))
+        theirs |= theirs.get('rope_parameters') or {}
+        for file in folder.glob('model*.safetensors'):
+            tensors |= load_file(file)
+    except Exception as e:                      # no such name, no network, damaged: they raise all sorts
+        raise Error(f'{source}: neither a checkpoint nor a Hugging Face model: {str(e)[:150]}') from e
+
+    def require(good, text):
+        if not good:
+            raise Error(f'{source}: {text}')
+
+    arch = str(theirs.get('model_type'))
+    require(arch in HF_FIELDS, f'model_type={arch!r} is not known here, only gpt2 and qwen3')
+    full = ['full_attention'] * len(theirs.get('layer_types') or [])
+    for field, value in {**HF_FIXED[arch], 'rope_type': 'default', 'layer_types': full}.items():
+        require(theirs.get(field, value) in (value, None), f'{field}={theirs.get(field)!r} is not known here')
+    config = {'arch': arch, 'bias': arch == 'gpt2', 'tie_weights': arch == 'gpt2'}
+    for ours, field in HF_FIELDS[arch].items():
+        value, default = theirs.get(field), getattr(GPTConfig, ours)
+        if value is not None or (default and ours not in config):       # what is 0 by default may be missing
+            require(isinstance(value, int | float), f'{field}={value!r} in config.json is no number')
+            config[ours] = type(default)(value)
+    model = GPT(GPTConfig(**config))
+    require(tensors, 'there is no model.safetensors; other formats are not read')
+    for name, part in hf_tensors(model):
+        found = name if name in tensors else name.partition('.')[2]     # a model saved without its head
+        require(found in tensors, f'tensor {name} is missing')
+        shape = tuple(tensors[found].shape)
+        require(shape == part.shape, f'tensor {name} is {shape}, config.json says {tuple(part.shape)}')
+        part.copy_(tensors.pop(found))
+    extra = [name for name in tensors if not re.search(r'attn\.(masked_)?bias$|^lm_head', name)]    # masks
+    require(not extra, f'tensor {extra[:1]} has no place here')
+    return {'model_config': vars(model.config), 'model': model.state_dict()}

@@ -1,0 +1,348 @@
+"""Sample from a trained model, talk to it, measure, compare, export it. python sample.py [--knob=value ...]
+
+In Python: `from sample import load; print(load('out').generate('Once upon a time', max_new_tokens=100))`."""
+from config import Error, atomic, configure, setup
+
+out_dir = 'out'             # the run to sample from, a checkpoint, or the folder of a Hugging Face model
+start = ''                  # the prompt, or FILE:path to read it from; '' = begin a new document
+num_samples = 3             # samples to draw, all at once
+max_new_tokens = 300        # most tokens of a sample; it ends earlier at its end-of-text
+temperature = 0.8           # below 1 safer, above 1 wilder, 0 = always the likeliest token
+top_k = 0                   # only among the k likeliest tokens; 0 = off
+top_p = 1.0                 # only among the likeliest tokens that make up this probability; 1 = off
+repetition_penalty = 1.0    # above 1, tokens that occurred already become less likely
+seed = 1337                 # sample i is drawn with seed + i
+interactive = False         # read prompts from the keyboard until an empty line
+plot = ''                   # draw the losses of these runs (A,B,...) into loss.png of the first
+evaluate = False            # measure the loss on the validation text
+compare = ''                # measure it and Hugging Face models (names or folders, A,B,...) on that text
+dataset = ''                # data/NAME that has the validation text; '' = what the model was trained on
+eval_tokens = 0             # tokens of the validation text to measure on; 0 = all
+export = ''                 # write a folder for Hugging Face, or if it ends in .gguf a file for llama.cpp
+device = 'auto'             # auto (cuda, mps or cpu), or one of them by name
+dtype = 'auto'              # bfloat16, float16 or float32; auto = the best the hardware has natively
+config = configure(globals())
+
+import contextlib
+import csv
+import json
+import math
+import sys
+import tempfile
+import time
+from dataclasses import dataclass
+from pathlib import Path
+
+
+@dataclass
+class LanguageModel:
+    """A trained model with its tokenizer: generate() returns text, stream() yields it as it comes."""
+    model: object
+    tokenizer: object
+    dataset: str = ''           # what it was trained on
+
+    def ids(self, prompt: str, num_samples: int = 1, max_new_tokens: int = 300, temperature: float = 0.8,
+            top_k: int = 0, top_p: float = 1.0, repetition_penalty: float = 1.0, seed: int = 1337):
+        """Yield the next ids (num_samples,) after end-of-text and the prompt."""
+        import torch
+        if min(num_samples, max_new_tokens) < 1 or min(temperature, top_k, seed) < 0:
+            raise Error('num_samples, max_new_tokens are at least 1; temperature, top_k, seed at least 0')
+        if not 0 < top_p <= 1 or repetition_penalty <= 0:
+            raise Error('top_p is above 0 and at most 1; repetition_penalty is above 0')
+        eot = self.tokenizer.eot
+        idx = torch.tensor([[eot, *self.tokenizer.encode(prompt)]] * num_samples)
+        return self.model.generate(idx.to(self.model.wte.weight.device), max_new_tokens, temperature, top_k,
+                                   top_p, repetition_penalty, eot, seed)
+
+    def generate(self, prompt: str = '', **knobs) -> str:
+        """The prompt and its continuation; knobs as in sample.py, except num_samples."""
+        return prompt + ''.join(self.stream(prompt, **knobs))
+
+    def stream(self, prompt: str = '', **knobs):
+        """Yield the continuation piece by piece, each a string of whole characters."""
+        ids, text = [], ''
+        for next_id in self.ids(prompt, **knobs):
+            ids.append(next_id.item())
+            longer = self.tokenizer.decode(ids)
+            if not longer.endswith('\ufffd'):               # else a character's bytes are still to come
+                yield longer[len(text):]
+                text = longer
+        yield self.tokenizer.decode(ids)[len(text):]
+
+
+def load(path='out', device: str = 'auto', dtype: str = 'auto') -> LanguageModel:
+    """The best model of a run's folder, of a checkpoint or a Hugging Face folder; Error if there is none."""
+    from model import from_hf, load_checkpoint, model_from
+    from prepare import Tokenizer, read_tokenizer
+    place, number, _ = setup(device, dtype, 0)
+    path = Path(path)
+    if (path / 'config.json').exists() and not (path / 'best.pt').exists():
+        checkpoint = from_hf(path) | {'tokenizer': read_tokenizer(str(path)), 'config': {}}
+    else:
+        checkpoint = load_checkpoint(path / 'best.pt' if path.is_dir() or not path.suffix else path)
+    model = model_from(checkpoint, dropout=0.0).to(place, number).eval()
+    tokenizer = Tokenizer.from_spec(checkpoint['tokenizer'])
+    if tokenizer.vocab_size > model.config.vocab_size:
+        raise Error(f'{path}: {tokenizer.vocab_size} tokens do not fit vocab_size={model.config.vocab_size}')
+    return LanguageModel(model, tokenizer, checkpoint['config'].get('dataset', ''))
+
+
+def read_prompt(text: str) -> str:
+    if not text.startswith('FILE:'):
+        return text
+    try:
+        return Path(text[5:]).read_text(encoding='utf-8')
+    except (OSError, UnicodeDecodeError) as e:
+        raise Error(f'start: cannot read {text[5:]}: {e}') from e
+
+
+def plot_losses(runs: list, path, floor: float | None = None):
+    """Draw each run's log.csv, and the floor in nats per token where known, into a picture at `path`."""
+    import matplotlib
+    matplotlib.use('Agg')
+    import matplotlib.pyplot as plt
+    figure, axes = plt.subplots(figsize=(8, 4.5), layout='constrained')
+    rate = axes.twinx()
+    for i, run in enumerate(runs):
+        try:
+            with open(Path(run) / 'log.csv', newline='', encoding='utf-8') as f:
+                rows = list(csv.DictReader(f))
+        except OSError as e:
+            raise Error(f'{run}/log.csv: {e.strerror}; plot takes the out_dir of runs: A,B,...') from e
+        prefix = f'{run}: ' if len(runs) > 1 else ''
+        for column, axis, style in (('train_loss', axes, dict(lw=0.8, alpha=0.45)),
+                                    ('val_loss', axes, dict(marker='o', ms=3)),
+                                    ('lr', rate, dict(lw=0.8, ls=':'))):
+            points = [(int(r['step']), float(r[column])) for r in rows if r[column]]
+            if points:
+                axis.plot(*zip(*points), color='grey' if axis is rate else f'C{i}',
+                          label=prefix + column.replace('_', ' '), **style)
+    if floor:
+        axes.axhline(floor, color='black', lw=1, ls='--', label='floor: the entropy of the text')
+    axes.set(xlabel='step', ylabel='nats per token')
+    ends = [line.get_ydata()[-1] for line in axes.lines]
+    axes.set_ylim(top=min(axes.get_ylim()[1], 3 * max(ends, default=1)))    # the first steps are no news
+    rate.set_ylabel('learning rate')
+    rate.set_ylim(bottom=0)
+    lines = [line for axis in (axes, rate) for line in axis.get_lines()]
+    axes.legend(lines, [line.get_label() for line in lines], fontsize=8)
+    with atomic(path) as temporary:
+        figure.savefig(temporary, format='png', dpi=110)
+    plt.close(figure)
+
+
+def validation_text(lm: LanguageModel):
+    """meta.json and the validation ids (N,) of the model's dataset; Error if it has another tokenizer."""
+    import torch
+
+    from prepare import Tokenizer, open_dataset
+    name = dataset or lm.dataset
+    if not name:
+        raise Error('this model does not say what it was trained on: set dataset')
+    meta, _, ids = open_dataset(name)
+    if Tokenizer.from_spec(meta['tokenizer']) != lm.tokenizer:
+        raise Error(f'data/{name} has another tokenizer than the model: set another dataset')
+    return meta, torch.from_numpy(ids[:eval_tokens or None].astype('int64'))
+
+
+def print_loss(lm: LanguageModel, autocast):
+    """Print the validation loss, measured as in training, its perplexity, bits per byte and floor."""
+    from model import evaluate as mean_loss
+    from model import pack_documents
+    meta, ids = validation_text(lm)
+    loss = mean_loss(lm.model, *pack_documents(ids, meta['eot'], lm.model.config.block_size), 8, autocast)
+    val = meta['val']
+    print(f'loss        {loss:.4f} nats per token, of {len(ids):,} tokens\nperplexity  {math.exp(loss):.3f}')
+    print(f'bits/byte   {loss * val["tokens"] / val["bytes"] / math.log(2):.4f}')
+    if val['entropy'] and not eval_tokens:
+        floor = val['entropy'] / val['tokens']
+        print(f'floor       {floor:.4f} nats per token, the entropy of the text: {loss / floor - 1:+.1%}')
+
+
+def print_comparison(lm: LanguageModel, names: list[str], prompt: str, place, number, autocast):
+    """Print a table of this and other Hugging Face models, all run by transformers in the same way.
+
+    Each reads the validation documents in its own tokens, whole where they fit into its context (1,024 tokens
+    at most are used), each after its beginning-of-text, else end-of-text. The nats of all their tokens are
+    divided by the bytes of the text. The ends of documents do not count, as not every model knows them."""
+    import torch
+    import torch.nn.functional as F
+
+    from model import pack_documents
+    try:
+        from transformers import AutoModelForCausalLM, AutoTokenizer, logging
+    except ImportError as e:
+        raise Error('compare needs transformers: pip install transformers') from e
+    logging.set_verbosity_error()
+    logging.disable_progress_bar()
+    ids = validation_text(lm)[1]
+    ends = (ids == lm.tokenizer.eot).nonzero()[:, 0] + 1
+    texts = [lm.tokenizer.decode(document) for document in ids.tensor_split(ends)[:len(ends) or 1]]
+    bits = math.log(2) * sum(len(text.encode()) for text in texts)
+    prompt, samples = prompt or ' '.join(texts[0].split()[:5]), []
+    print(f'{"model":32}{"parameters":>16}{"bits per byte":>16}{"tokens/s":>12}')
+    with tempfile.TemporaryDirectory() as ours, torch.inference_mode():
+        export_hf(lm, ours)
+        for name, source in [*zip(names, names), (out_dir, ours)]:
+            try:
+                hf = AutoModelForCausalLM.from_pretrained(source, dtype='float32', trust_remote_code=False)
+                tokenizer = AutoTokenizer.from_pretrained(source, trust_remote_code=False)
+                begin = tokenizer.eos_token_id if tokenizer.bos_token_id is None else tokenizer.bos_token_id
+                if begin is None:
+                    raise ValueError('its tokenizer has no token to begin a text with')
+                *rows, first = (tokenizer.encode(text, add_special_tokens=False, split_special_tokens=True)
+                                for text in (*texts, prompt))
+                stream = torch.tensor([i for row in rows for i in (*row, begin)])
+            except Exception as e:
+                raise Error(f'compare={name}: {type(e).__name__}: {str(e)[:150]}') from e
+            hf = hf.to(place).eval()
+            T = min(1024, getattr(hf.config, 'max_position_embeddings', None) or 1024)
+            x, y = pack_documents(stream, begin, T)
+            y[y == begin] = -1
+            nats, step = 0.0, max(1, 2048 // T)
+            for a, b in zip(x.to(place).split(step), y.to(place).split(step)):
+                with autocast():
+                    logits = hf(a, use_cache=False).logits.flatten(0, 1)
+                nats += F.cross_entropy(logits.float(), b.flatten(), ignore_index=-1, reduction='sum').item()
+            torch.manual_seed(seed)
+            idx = torch.tensor([[begin, *first[:T // 2]]], device=place)
+            knobs = dict(max_new_tokens=min(max_new_tokens, T - idx.shape[1]), do_sample=temperature > 0,
+                         pad_token_id=begin, repetition_penalty=repetition_penalty)
+            if temperature:
+                knobs |= dict(temperature=temperature, top_k=top_k, top_p=top_p)
+            clock = time.perf_counter()
+            new = hf.to(number).generate(idx, attention_mask=torch.ones_like(idx), **knobs)[0, idx.shape[1]:]
+            speed = len(new) / (time.perf_counter() - clock)
+            print(f'{name[-31:]:32}{hf.num_parameters():16,}{nats / bits:16.4f}{speed:12,.0f}')
+            samples.append(f'\n{name}: {prompt}{tokenizer.decode(new, skip_special_tokens=True)}')
+    print(*samples, sep='\n')
+
+
+def tokenizer_json(spec: dict) -> str:
+    """A tokenizer.json that gives the same ids as the tokenizer of this spec."""
+    if 'json' in spec:
+        return spec['json']
+    from tokenizers import Regex, Tokenizer, decoders, models, pre_tokenizers
+    if spec['kind'] == 'char':
+        hf = Tokenizer(models.WordLevel({c: i for i, c in enumerate(spec['alphabet'])}))
+        hf.pre_tokenizer = pre_tokenizers.Split(Regex(r'[\s\S]'), 'isolated')
+        hf.decoder = decoders.Fuse()
+    else:                       # gpt2 numbers the bytes, then the merges, of a file that tiktoken has fetched
+        from tiktoken.load import read_file_cached
+        lines = read_file_cached('https://openaipublic.blob.core.windows.net/gpt-2/encodings/main/vocab.bpe')
+        merges = [tuple(line.split()) for line in lines.decode().splitlines()[1:]]
+        tokens = sorted(pre_tokenizers.ByteLevel.alphabet()) + [a + b for a, b in merges]
+        hf = Tokenizer(models.BPE({token: i for i, token in enumerate(tokens)}, merges))
+        hf.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=False)
+        hf.decoder = decoders.ByteLevel()
+    hf.add_special_tokens(['<|endoftext|>'])
+    return hf.to_str()
+
+
+def export_hf(lm: LanguageModel, folder):
+    """Write the config, weights and tokenizer that transformers, vLLM and others load."""
+    from safetensors.torch import save
+    from tokenizers import Tokenizer
+
+    from model import to_hf
+    eot, tokenizer = lm.tokenizer.eot, tokenizer_json(lm.tokenizer.spec)
+    end = Tokenizer.from_str(tokenizer).id_to_token(eot)
+    hf_config, tensors = to_hf(lm.model, eot)
+    tokenizer_config = {'tokenizer_class': 'PreTrainedTokenizerFast', 'bos_token': end, 'eos_token': end,
+                        'clean_up_tokenization_spaces': False, 'model_max_length': lm.model.config.block_size}
+    generation_config = {'bos_token_id': eot, 'eos_token_id': eot, 'pad_token_id': eot}
+    for name, content in (('model.safetensors', save(tensors, {'format': 'pt'})),
+                          ('tokenizer.json', tokenizer.encode()),
+                          ('tokenizer_config.json', json.dumps(tokenizer_config, indent=2).encode()),
+                          ('generation_config.json', json.dumps(generation_config, indent=2).encode()),
+                          ('config.json', json.dumps(hf_config, indent=2).encode())):
+        with atomic(Path(folder, name)) as path:
+            path.write_bytes(content)
+
+
+def export_gguf(lm: LanguageModel, path: str):
+    """Write a file for llama.cpp, in fp32. Error if llama.cpp does not split text as this tokenizer does."""
+    try:
+        from gguf import MODEL_ARCH, GGUFWriter, TokenType, get_tensor_name_map
+    except ImportError as e:
+        raise Error('export to GGUF needs gguf: pip install gguf') from e
+    from model import to_hf
+    c, eot = lm.model.config, lm.tokenizer.eot
+    bpe = json.loads(tokenizer_json(lm.tokenizer.spec))
+    split = bpe['pre_tokenizer'] or {}
+    if not (bpe['model']['type'] == 'BPE' and not bpe['normalizer'] and split.get('type') == 'ByteLevel'
+            and split.get('use_regex', True) and not split.get('add_prefix_space')):
+        raise Error(f'export={path}: llama.cpp can only split text as GPT-2 does, and this '
+                    f'{lm.tokenizer.spec["kind"]} tokenizer does not; exporting to a folder works')
+    vocab = {i: (token, TokenType.NORMAL) for token, i in bpe['model']['vocab'].items()}
+    vocab |= {token['id']: (token['content'], TokenType.CONTROL) for token in bpe['added_tokens']}
+    tokens, kinds = zip(*(vocab.get(i, (f'[PAD{i}]', TokenType.UNUSED)) for i in range(c.vocab_size)))
+    merges = [m if isinstance(m, str) else ' '.join(m) for m in bpe['model']['merges']]
+    names = get_tensor_name_map(MODEL_ARCH[c.arch.upper()], c.n_layer)
+    with atomic(path) as temporary:
+        writer = GGUFWriter(temporary, c.arch)
+        for field, value in dict(
+                name=Path(path).stem, context_length=c.block_size, embedding_length=c.n_embd,
+                block_count=c.n_layer, feed_forward_length=c.n_inner, head_count=c.n_head,
+                head_count_kv=c.n_kv_head, key_length=c.head_dim, value_length=c.head_dim,
+                rope_freq_base=c.rope_theta, layer_norm_eps=c.norm_eps, layer_norm_rms_eps=c.norm_eps,
+                tokenizer_model='gpt2', tokenizer_pre='gpt-2', token_list=tokens, token_types=kinds,
+                token_merges=merges, bos_token_id=eot, eos_token_id=eot,
+                add_bos_token=True).items():            # a prompt begins a document, as it does here
+            getattr(writer, f'add_{field}')(value)
+        for name, tensor in to_hf(lm.model, eot)[1].items():
+            tensor = tensor.t().contiguous() if c.arch == 'gpt2' and '.c_' in name else tensor
+            writer.add_tensor(names.get_name(name, ('.weight', '.bias')), tensor.numpy())
+        writer.write_header_to_file()
+        writer.write_kv_data_to_file()
+        writer.write_tensors_to_file()
+        writer.close()
+
+
+def main():
+    if plot:
+        runs = plot.split(',')
+        plot_losses(runs, Path(runs[0]) / 'loss.png')
+        print(f'drawn: {Path(runs[0]) / "loss.png"}')
+        return
+    if export or evaluate or compare:
+        place, number, autocast = setup(device, dtype, seed)
+        lm = load(out_dir, place, 'float32')
+        if export:
+            (export_gguf if export.endswith('.gguf') else export_hf)(lm, export)
+            print(f'written: {export}')
+        if evaluate:
+            print_loss(lm, autocast)
+        if compare:
+            print_comparison(lm, compare.split(','), read_prompt(start), place, number, autocast)
+        return
+    lm = load(out_dir, device, dtype)
+    names = ('max_new_tokens', 'temperature', 'top_k', 'top_p', 'repetition_penalty', 'seed')
+    knobs = {k: config[k] for k in names}
+    prompt = read_prompt(start)
+    tokens, clock = 0, time.perf_counter()
+    if interactive:
+        print('Write the beginning of a text and press Enter; an empty line ends.')
+        with contextlib.suppress(EOFError):
+            while prompt := input('> '):
+                for piece in lm.stream(prompt, **knobs):
+                    print(piece, end='', flush=True)
+                print()
+        return
+    if num_samples == 1:
+        print(prompt, end='')
+        for piece in lm.stream(prompt, **knobs):
+            print(piece, end='', flush=True)
+            tokens += 1
+        print()
+    else:
+        steps = [ids.tolist() for ids in lm.ids(prompt, num_samples, **knobs)]
+        for row in zip(*steps):
+            row = row[:row.index(lm.tokenizer.eot)] if lm.tokenizer.eot in row else row
+            tokens += len(row)
+            print(prompt + lm.tokenizer.decode(list(row)) + '\n' + '-' * 80)
+    print(f'{tokens / (time.perf_counter() - clock):,.0f} tokens per second', file=sys.stderr)
+
+
+if __name__ == '__main__':
+    main()
