@@ -1,0 +1,15 @@
+# Your own documents: a folder of PDFs (or .txt, .md, .jsonl, .parquet), its own vocabulary, 12.2M parameters.
+#   python prepare.py --input=papers/ --name=papers --vocab_size=4096
+#   python train.py config/papers.py
+# Needs: a few hundred kB of text at least, 2 GB of memory, a GPU for more than some MB. Little text is read many
+# times over, so dropout is on and the validation loss tells when to stop: best.pt is the model to use.
+out_dir = 'out/papers'
+dataset = 'papers'
+n_layer, n_head, n_embd = 6, 6, 384
+block_size = 256
+dropout = 0.2
+batch_size = 16
+max_iters = 2000
+learning_rate = 2e-3
+weight_decay = 0.2
+eval_interval = 250

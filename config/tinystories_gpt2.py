@@ -1,0 +1,27 @@
+# What the well-known notebooks train, done right: GPT-2's tokenizer and architecture, AdamW, cosine.
+#   python prepare.py --dataset=tinystories --tokenizer=gpt2
+#   python train.py config/tinystories_gpt2.py   30.0M parameters
+# Their other sizes:
+#   python train.py config/tinystories_gpt2.py --n_layer=4 --n_head=4 --n_embd=112   6.3M parameters
+#   python train.py config/tinystories_gpt2.py --n_layer=12 --n_head=12 --n_embd=192   15.0M parameters
+#   python train.py config/tinystories_gpt2.py --n_layer=6 --n_head=6 --n_embd=336   25.1M parameters
+#   python train.py config/tinystories_gpt2.py --n_layer=8 --n_head=8 --n_embd=544   55.9M parameters
+#   python train.py config/tinystories_gpt2.py --n_layer=10 --n_head=10 --n_embd=640   81.6M parameters
+# Needs: a GPU; on a T4 (fp16 is chosen by itself) --micro_batch_size=32. Most parameters are the 50,257 rows of
+# the embedding: config/tinystories.py, with its own vocabulary, uses them better. Times are not measured yet.
+out_dir = 'out/tinystories_gpt2'
+dataset = 'tinystories_gpt2'
+arch = 'gpt2'
+n_layer, n_head, n_embd = 6, 6, 384
+block_size = 256
+bias = True
+dropout = 0.1
+batch_size = 128
+optimizer = 'adamw'
+learning_rate = 6e-4
+min_lr = 6e-5                       # below learning_rate: the notebooks' own value was above theirs
+schedule = 'cosine'
+warmup_iters = 500
+max_iters = 20000
+eval_interval = 1000
+eval_tokens = 2_000_000

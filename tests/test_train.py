@@ -1,0 +1,449 @@
+import csv
+import math
+import os
+import re
+import signal
+import subprocess
+import sys
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+from conftest import ROOT, TINY, read_log, same_weights
+
+from config import Error
+from model import GPT, load_checkpoint
+
+COMBINATIONS = [('adamw', 'gpt2'), ('adamw', 'qwen3'), ('muon', 'gpt2'), ('muon', 'qwen3')]
+
+
+def weights(path='out/ckpt.pt'):
+    return load_checkpoint(path)['model']
+
+
+def interrupt_forward(monkeypatch, calls, action):
+    """Call action() in the middle of the training step that does the calls-th forward pass in training mode."""
+    forward, left = GPT.forward, [calls]
+
+    def wrapped(self, *args, **kwargs):
+        left[0] -= self.training
+        if left[0] == 0:
+            action()
+        return forward(self, *args, **kwargs)
+
+    monkeypatch.setattr(GPT, 'forward', wrapped)
+
+
+def crash():
+    raise RuntimeError('as if the power went')
+
+
+def test_a_run_has_exactly_max_iters_updates_and_measures_and_saves_its_last_weights(run, dataset, capsys):
+    done = run('train.py', f'--dataset={dataset}', *TINY, '--max_iters=10')
+    rows = read_log()
+    assert [int(row['step']) for row in rows] == list(range(11))
+    assert [row['step'] for row in rows if row['val_loss']] == ['0', '4', '8', '10']
+    assert all(bool(row['train_loss']) == (row['step'] != '0') for row in rows)
+    assert int(rows[-1]['tokens']) == 10 * 8 * 16
+    last, best = load_checkpoint('out/ckpt.pt'), load_checkpoint('out/best.pt')
+    assert last['step'] == 10 and last['val_loss'] == float(rows[-1]['val_loss'])
+    assert same_weights(last['model'], done['model'].state_dict())
+    assert best['val_loss'] == min(float(row['val_loss']) for row in rows if row['val_loss'])
+    assert 'optimizer' in last and 'optimizer' not in best
+    assert last['optimizer'][0]['state'][0]['step'] == 10
+    assert Path('out/loss.png').read_bytes()[:4] == b'\x89PNG' and 'best' in capsys.readouterr().out
+
+
+def test_it_learns(run, dataset):
+    run(
+        'train.py',
+        f'--dataset={dataset}',
+        *TINY,
+        '--max_iters=150',
+        '--eval_interval=150',
+        '--learning_rate=0.02',
+    )
+    first, last = (float(row['val_loss']) for row in read_log() if row['val_loss'])
+    assert first > 3 and last < 0.6 * first
+
+
+def test_the_loss_that_is_logged_is_that_of_the_steps_batch(run, dataset):
+    done = run(
+        'train.py',
+        f'--dataset={dataset}',
+        *TINY,
+        '--max_iters=1',
+        '--learning_rate=0.0',
+        '--weight_decay=0.0',
+    )
+    x, y = done['batch'](0, 0, 8)
+    assert float(read_log()[-1]['train_loss']) == pytest.approx(done['model'](x, y).item(), rel=1e-6)
+    meta, val = done['meta'], torch.from_numpy(done['val_data'].astype(np.int64))
+    nats = math.log(2) * float(read_log()[-1]['bits_per_byte']) * meta['val']['bytes']
+    assert nats == pytest.approx(float(read_log()[-1]['val_loss']) * len(val), rel=1e-9)
+
+
+@pytest.mark.parametrize('optimizer, arch', COMBINATIONS)
+def test_a_crashed_and_a_stopped_run_resume_to_the_same_log_and_weights(
+    run, dataset, optimizer, arch, monkeypatch
+):
+    args = (
+        'train.py',
+        f'--dataset={dataset}',
+        *TINY,
+        f'--optimizer={optimizer}',
+        f'--arch={arch}',
+        '--dropout=0.2',
+    )
+    run(*args, '--out_dir=whole')
+    with monkeypatch.context() as patch, pytest.raises(RuntimeError, match='power'):
+        interrupt_forward(patch, 7, crash)
+        run(*args, '--out_dir=crashed')
+    with monkeypatch.context() as patch, pytest.raises(SystemExit) as stopped:
+        interrupt_forward(patch, 6, lambda: signal.raise_signal(signal.SIGTERM))
+        run(*args, '--out_dir=stopped')
+    assert stopped.value.code == 143
+    assert load_checkpoint('crashed/ckpt.pt')['step'] == 4 and load_checkpoint('stopped/ckpt.pt')['step'] == 6
+    for out in ('crashed', 'stopped'):
+        run('train.py', f'--out_dir={out}', '--init_from=resume')  # all other knobs come from the checkpoint
+        assert read_log(f'{out}/log.csv') == read_log('whole/log.csv')
+        assert same_weights(weights(f'{out}/ckpt.pt'), weights('whole/ckpt.pt'))
+        assert same_weights(weights(f'{out}/best.pt'), weights('whole/best.pt'))
+
+
+def test_a_torn_log_line_does_not_survive_a_resume(run, dataset, monkeypatch):
+    args = ('train.py', f'--dataset={dataset}', *TINY)
+    run(*args, '--out_dir=whole')
+    with monkeypatch.context() as patch, pytest.raises(RuntimeError):
+        interrupt_forward(patch, 7, crash)
+        run(*args)
+    with open('out/log.csv', 'a') as f:
+        f.write('5,64')
+    run(*args, '--init_from=auto')
+    assert read_log() == read_log('whole/log.csv')
+
+
+CALM = ('--n_embd=32', '--max_iters=50', '--learning_rate=1e-3', '--warmup_iters=10')  # no chaos
+
+
+def losses(path='out/log.csv'):
+    return [float(row['train_loss']) for row in read_log(path) if row['train_loss']]
+
+
+@pytest.mark.parametrize(
+    'optimizer, dtype, tolerance',
+    [('adamw', 'float32', 1e-6), ('muon', 'float32', 1e-5), ('adamw', 'bfloat16', 5e-4)],
+)
+def test_micro_batches_change_nothing(run, dataset, optimizer, dtype, tolerance):
+    seen = []
+    for micro in (0, 2, 1):
+        run(
+            'train.py',
+            f'--dataset={dataset}',
+            *TINY,
+            *CALM,
+            '--eval_interval=0',
+            f'--optimizer={optimizer}',
+            f'--dtype={dtype}',
+            f'--micro_batch_size={micro}',
+            f'--out_dir=m{micro}',
+        )
+        seen.append(losses(f'm{micro}/log.csv'))
+    assert len(seen[0]) == 50 and seen[0][-1] < seen[0][0]
+    for other in seen[1:]:
+        assert other == pytest.approx(seen[0], rel=tolerance)
+
+
+def torchrun(n, *args):
+    command = [
+        sys.executable,
+        '-m',
+        'torch.distributed.run',
+        '--standalone',
+        f'--nproc_per_node={n}',
+        ROOT / 'train.py',
+    ]
+    return subprocess.run(
+        [*command, *args], capture_output=True, text=True, env={**os.environ, 'OMP_NUM_THREADS': '1'}
+    )
+
+
+@pytest.mark.parametrize('optimizer, tolerance', [('adamw', 1e-6), ('muon', 1e-5)])
+def test_two_processes_train_as_one(run, dataset, optimizer, tolerance):
+    args = (f'--dataset={dataset}', *TINY, *CALM, '--eval_interval=25', f'--optimizer={optimizer}')
+    run('train.py', *args)
+    shown = torchrun(2, *args, '--out_dir=two')
+    assert shown.returncode == 0, shown.stderr
+    assert losses('two/log.csv') == pytest.approx(losses(), rel=tolerance)
+    for a, b in zip(read_log(), read_log('two/log.csv')):
+        assert a['step'] == b['step'] and bool(a['val_loss']) == bool(b['val_loss'])
+        if a['val_loss']:
+            assert float(a['val_loss']) == pytest.approx(float(b['val_loss']), rel=tolerance)
+
+
+def test_evaluating_more_often_changes_no_weight(run, dataset):
+    for interval in (1, 5, 0):
+        run(
+            'train.py',
+            f'--dataset={dataset}',
+            *TINY,
+            '--dropout=0.1',
+            f'--eval_interval={interval}',
+            f'--out_dir=e{interval}',
+        )
+    assert same_weights(weights('e1/ckpt.pt'), weights('e5/ckpt.pt')) and same_weights(
+        weights('e1/ckpt.pt'), weights('e0/ckpt.pt')
+    )
+
+
+def test_a_loss_that_is_not_finite_stops_the_run_names_the_step_and_keeps_the_last_checkpoint(
+    run, dataset, monkeypatch
+):
+    forward = GPT.forward
+    calls = [0]
+
+    def poisoned(self, *args, **kwargs):
+        calls[0] += self.training
+        return forward(self, *args, **kwargs) * (math.nan if self.training and calls[0] == 7 else 1)
+
+    monkeypatch.setattr(GPT, 'forward', poisoned)
+    for interval in (1, 10):  # also when steps are read together
+        calls[0] = 0
+        with pytest.raises(Error, match='step 7'):
+            run(
+                'train.py',
+                f'--dataset={dataset}',
+                *TINY,
+                f'--log_interval={interval}',
+                f'--out_dir=l{interval}',
+            )
+        checkpoint = load_checkpoint(f'l{interval}/ckpt.pt')
+        assert checkpoint['step'] == 4 and all(t.isfinite().all() for t in checkpoint['model'].values())
+
+
+def test_batches_deal_out_every_window_once_an_epoch_whatever_the_slices(run, dataset):
+    done = run('train.py', f'--dataset={dataset}', *TINY, '--max_iters=1')
+    data = np.arange(1000)
+    batch = done['batches'](data, 16, 8, 5)
+    n = (1000 - 16) // 16
+    rows = torch.cat([batch(step, 0, 8)[0] for step in range(2 * n)])  # 16 epochs
+    for epoch in rows[: 16 * n].view(16, n, 16):
+        assert len(epoch.unique()) == n * 16  # no token twice
+        assert len(set((epoch[:, 0] % 16).tolist())) == 1  # one phase
+    assert len({int(epoch[0, 0]) % 16 for epoch in rows.view(16, n, 16)}) > 5
+    assert not torch.equal(rows[:n].sort(0)[0], rows[:n])
+    x, y = batch(11, 0, 8)
+    assert torch.equal(y, x + 1)
+    assert torch.equal(torch.cat([batch(11, i, 2)[0] for i in (0, 2, 4, 6)]), x)
+    assert torch.equal(done['batches'](data, 16, 8, 5)(11, 0, 8)[0], x)
+    assert not torch.equal(done['batches'](data, 16, 8, 6)(11, 0, 8)[0], x)
+    few = done['batches'](np.arange(17), 16, 8, 5)(3, 0, 8)  # the least data there can be
+    assert few[0].shape == (8, 16) and few[1].max() == 16
+
+
+@pytest.mark.parametrize('schedule', ['cosine', 'wsd'])
+def test_schedules_warm_up_peak_and_end_where_they_should(run, dataset, schedule):
+    done = run(
+        'train.py',
+        f'--dataset={dataset}',
+        *TINY,
+        '--max_iters=100',
+        '--eval_interval=0',
+        '--warmup_iters=10',
+        f'--schedule={schedule}',
+        '--decay_fraction=0.5',
+        '--learning_rate=1.0',
+        '--min_lr=0.1',
+        '--eval_only=True',
+    )
+    rates = [done['learning_rate_at'](step) for step in range(1, 101)]
+    assert rates[0] == 0.1 and rates[9] == 1.0 == max(rates) and rates[:10] == sorted(rates[:10])
+    assert rates[10:] == sorted(rates[10:], reverse=True) and 0.1 <= rates[-1] < 0.12
+    if schedule == 'wsd':
+        assert rates[50] == pytest.approx(1.0) and rates[75] == pytest.approx(0.55, abs=0.01)
+
+
+def test_weights_of_another_run_start_a_new_one(run, dataset):
+    run('train.py', f'--dataset={dataset}', *TINY)
+    done = run(
+        'train.py',
+        f'--dataset={dataset}',
+        *TINY,
+        '--init_from=out',
+        '--out_dir=tuned',
+        '--max_iters=1',
+        '--n_layer=9',
+        '--block_size=8',
+        '--learning_rate=0.0',
+        '--weight_decay=0.0',
+    )
+    assert same_weights(weights('tuned/ckpt.pt'), weights('out/best.pt')) and done['step'] == 1
+    assert load_checkpoint('tuned/ckpt.pt')['model_config']['n_layer'] == 2
+
+
+def test_a_finished_run_can_go_on_for_longer(run, dataset, capsys):
+    args = ('train.py', f'--dataset={dataset}', *TINY)
+    run(*args)
+    run(*args, '--init_from=resume', '--max_iters=16')
+    assert 'max_iters: 12 -> 16' in capsys.readouterr().out and load_checkpoint('out/ckpt.pt')['step'] == 16
+    assert [int(row['step']) for row in read_log()] == list(range(17))
+
+
+def test_evaluation_alone_trains_and_writes_nothing(run, dataset, capsys):
+    args = ('train.py', f'--dataset={dataset}', *TINY)
+    run(*args)
+    before = {p.name: p.read_bytes() for p in Path('out').iterdir()}
+    capsys.readouterr()
+    run(*args, '--init_from=resume', '--eval_only=True')
+    assert {p.name: p.read_bytes() for p in Path('out').iterdir()} == before
+    shown = float(re.search(r'val (\d+\.\d+)', capsys.readouterr().out)[1])
+    assert shown == pytest.approx(float(read_log()[-1]['val_loss']), abs=1e-4)
+
+
+def test_time_limit_ends_a_run_politely(run, dataset):
+    args = ('train.py', f'--dataset={dataset}', *TINY)
+    run(*args, '--max_minutes=1e-6', '--max_iters=100000')
+    step = load_checkpoint('out/ckpt.pt')['step']
+    assert step < 50
+    run(*args, '--init_from=resume', f'--max_iters={step + 3}')
+    assert load_checkpoint('out/ckpt.pt')['step'] == step + 3
+
+
+def test_fp16_counts_and_shows_the_updates_it_skips(run, dataset, monkeypatch, capsys):
+    """The scaler's logic without a GPU: a real GradScaler made to work on the CPU, gradients made to overflow."""
+    real = torch.amp.GradScaler
+    monkeypatch.setattr(
+        torch.amp, 'GradScaler', lambda kind, enabled: real('cpu', init_scale=2.0**16, growth_interval=2)
+    )
+    monkeypatch.setattr(torch.autograd.graph, 'save_on_cpu', None, raising=False)
+    interrupted = []
+    interrupt_forward(monkeypatch, 3, lambda: interrupted.append(1))
+    unscale = real.unscale_
+
+    def overflow_once(self, optimizer):
+        if interrupted:
+            interrupted.pop()
+            optimizer.param_groups[0]['params'][0].grad[0, 0] = math.inf
+        return unscale(self, optimizer)
+
+    monkeypatch.setattr(real, 'unscale_', overflow_once)
+    run('train.py', f'--dataset={dataset}', *TINY)
+    checkpoint = load_checkpoint('out/ckpt.pt')
+    assert (
+        checkpoint['step'] == 12 and checkpoint['optimizer'][0]['state'][0]['step'] == 11
+    )  # all optimizers skip
+    assert checkpoint['scaler']['scale'] != 2.0**16 and '1 skipped' in capsys.readouterr().out
+
+
+@pytest.mark.parametrize(
+    'args, names',
+    [
+        (['--dataset=nothing'], 'prepare.py'),
+        (['--schedule=linear'], 'wsd'),
+        (['--min_lr=1.0'], 'min_lr'),
+        (['--micro_batch_size=3'], 'micro_batch_size=3'),
+        (['--batch_size=0'], 'batch_size'),
+        (['--max_iters=0'], 'max_iters'),
+        (['--warmup_iters=-1'], 'warmup_iters'),
+        (['--block_size=100000'], 'block_size'),
+        (['--device=tpu'], 'tpu'),
+        (['--dtype=int8'], 'int8'),
+        (['--dtype=float16'], 'float16'),
+        (['--arch=rnn'], 'gpt2'),
+        (['--optimizer=sgd'], 'muon'),
+        (['--init_from=resume'], 'checkpoint'),
+        (['--init_from=nowhere'], 'nowhere'),
+        (['--beta1=1.0'], 'beta1'),
+        (['--compile=maybe'], 'compile'),
+        (['--eval_interval=-5'], 'eval_interval'),
+        (['--decay_fraction=2'], 'decay_fraction'),
+    ],
+)
+def test_bad_knobs_are_errors_and_nothing_is_written(run, dataset, args, names):
+    with pytest.raises(Error, match=names):
+        run('train.py', f'--dataset={dataset}', *TINY, *args)
+    assert not Path('out').exists()
+
+
+def test_a_run_is_not_replaced_by_accident(run, dataset):
+    args = ('train.py', f'--dataset={dataset}', *TINY)
+    run(*args)
+    before = Path('out/ckpt.pt').read_bytes()
+    with pytest.raises(Error, match='overwrite=True'):
+        run(*args)
+    assert Path('out/ckpt.pt').read_bytes() == before
+    run(*args, '--overwrite=True', '--max_iters=4')
+    assert [int(row['step']) for row in read_log()] == [0, 1, 2, 3, 4]
+
+
+@pytest.mark.parametrize(
+    'arg', ['--n_layer=3', '--arch=gpt2', '--seed=7', '--optimizer=adamw', '--block_size=8']
+)
+def test_what_cannot_change_on_resume_is_an_error(run, dataset, arg):
+    args = ('train.py', f'--dataset={dataset}', *TINY)
+    run(*args)
+    before = Path('out/ckpt.pt').read_bytes()
+    with pytest.raises(Error, match='resume'):
+        run(*args, '--init_from=resume', arg)
+    assert Path('out/ckpt.pt').read_bytes() == before
+
+
+def test_other_data_or_another_tokenizer_is_an_error(run, dataset):
+    args = ('train.py', *TINY)
+    run(*args, f'--dataset={dataset}')
+    Path('more.txt').write_text('another text, with other letters: xyz. ' * 60)
+    run('prepare.py', '--input=more.txt', '--name=more', '--tokenizer=char')
+    with pytest.raises(Error, match='more'):
+        run(*args, '--dataset=more', '--init_from=resume')
+    with pytest.raises(Error, match='tokenizer'):
+        run(*args, '--dataset=more', '--init_from=out', '--out_dir=tuned')
+
+
+def test_damaged_checkpoints_stop_a_resume(run, dataset):
+    args = ('train.py', f'--dataset={dataset}', *TINY)
+    run(*args)
+    whole = Path('out/ckpt.pt').read_bytes()
+    for bad in (whole[: len(whole) // 2], whole[:5000] + bytes([whole[5000] ^ 4]) + whole[5001:], b''):
+        Path('out/ckpt.pt').write_bytes(bad)
+        with pytest.raises(Error, match='ckpt.pt'):
+            run(*args, '--init_from=resume')
+        assert Path('out/ckpt.pt').read_bytes() == bad
+
+
+@pytest.mark.slow
+def test_without_a_compiler_the_model_runs_uncompiled(run, dataset):
+    env = {**os.environ, 'CXX': '/nonexistent/g++', 'TORCHINDUCTOR_FORCE_DISABLE_CACHES': '1'}
+    shown = subprocess.run(
+        [sys.executable, ROOT / 'train.py', f'--dataset={dataset}', *TINY, '--max_iters=2', '--compile=True'],
+        capture_output=True,
+        text=True,
+        env=env,
+    )
+    assert shown.returncode == 0, shown.stderr
+    assert load_checkpoint('out/ckpt.pt')['step'] == 2
+
+
+@pytest.mark.slow
+def test_a_compiled_model_learns_the_same_and_its_checkpoint_is_plain(run, dataset):
+    args = ('train.py', f'--dataset={dataset}', *TINY, '--eval_interval=0')
+    run(*args)
+    run(*args, '--compile=True', '--out_dir=compiled')
+    assert losses('compiled/log.csv') == pytest.approx(losses(), rel=1e-5)
+    assert weights('compiled/ckpt.pt').keys() == weights().keys()
+
+
+def test_the_log_is_a_csv_that_others_can_read(run, dataset):
+    run('train.py', f'--dataset={dataset}', *TINY)
+    with open('out/log.csv', newline='') as f:
+        header = next(csv.reader(f))
+    assert header == [
+        'step',
+        'tokens',
+        'train_loss',
+        'val_loss',
+        'bits_per_byte',
+        'lr',
+        'grad_norm',
+        'tokens_per_second',
+    ]
