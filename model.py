@@ -5,8 +5,8 @@ B batch, T time (tokens in a window), C channels (n_embd), H heads, D head size,
 import json
 import math
 import os
-import pickle
 import re
+import zipfile
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -19,6 +19,8 @@ from config import Error, atomic, checksum
 
 LOSS_CHUNK = 2 ** 25        # logits the loss holds at once, 128 MiB in fp32; more are recomputed in pieces
 FORMAT = 1                  # of checkpoints
+KINDS = {'model': dict, 'model_config': dict, 'tokenizer': dict, 'config': dict, 'data': dict, 'scaler': dict,
+         'optimizer': list, 'step': int, 'val_loss': float, 'best_val_loss': float}      # of what they hold
 SEAL = b'slm:'              # with the CRC-32 of what precedes it, a checkpoint's end: torch.load checks none
 
 
@@ -62,6 +64,9 @@ class GPTConfig:
         if self.n_inner == 0:
             self.n_inner = 4 * self.n_embd if self.arch == 'gpt2' else math.ceil(self.n_embd / 12) * 32
         self.norm_eps = self.norm_eps or (1e-5 if self.arch == 'gpt2' else 1e-6)
+        sizes = self.vocab_size, self.block_size, self.n_embd, self.n_head * self.head_dim, self.n_inner
+        if min(*sizes, self.n_kv_head) < 1 or max(sizes) > 1 << 24 or self.n_layer > 1000:
+            raise Error('no size may be negative, none above 16 million, n_layer not above 1,000')
 
 
 class RMSNorm(nn.Module):
@@ -241,6 +246,19 @@ class GPT(nn.Module):
                                          adjust_lr_fn='match_rms_adamw'))
         return made
 
+    @staticmethod
+    def load_optimizers(optimizers: list, saved: list):
+        """Give optimizers the state of saved ones, not their knobs; Error if it does not fit."""
+        try:
+            for o, old in zip(optimizers, saved, strict=True):
+                o.load_state_dict({**o.state_dict(), 'state': old['state']})
+                states = [(p, o.state[p]) for group in o.param_groups for p in group['params']]
+                fits = all(t.shape in (p.shape, ()) for p, state in states for t in state.values())
+                if not fits or len({frozenset(state) for _, state in states}) > 1:
+                    raise ValueError('other shapes')
+        except Exception as e:
+            raise Error(f"the checkpoint's optimizer does not fit its model: {str(e)[:150]}") from e
+
     def context_length(self, n: int) -> int:
         """How many of n tokens the model sees: all; past block_size the last half, growing until full."""
         T = self.config.block_size
@@ -357,24 +375,38 @@ def save_checkpoint(path, checkpoint: dict):
             f.write(seal)
 
 
-def load_checkpoint(path) -> dict:
-    """Read a checkpoint onto the CPU; Error if it is missing, damaged or holds more than plain data."""
+def load_checkpoint(path, *needed: str) -> dict:
+    """Read a checkpoint onto the CPU; Error if it is missing, damaged, without what is needed, or lies."""
     if not os.path.isfile(path):
         raise Error(f'{path}: no such checkpoint; train one with python train.py, or set out_dir')
+
+    def require(good, text):
+        if not good:
+            raise ValueError(text)
+
     try:
-        size = os.path.getsize(path)
-        with open(path, 'rb') as f:
-            f.seek(max(0, size - 12))
-            seal = f.read()
-        if seal[:4] != SEAL or seal[4:].decode(errors='replace') != checksum(path, size - 12):
-            raise Error(f'{path}: damaged or no checkpoint of this project (checksum differs); use another')
-        checkpoint = torch.load(path, map_location='cpu', weights_only=True, mmap=True)
-    except (OSError, RuntimeError, EOFError, ValueError, pickle.UnpicklingError) as e:
-        raise Error(f'{path}: cannot be read as a checkpoint: {str(e)[:80]}') from e
-    if not isinstance(checkpoint, dict) or checkpoint.get('format') != FORMAT:
-        raise Error(f'{path}: not a checkpoint of format {FORMAT}')
-    if missing := {'model', 'model_config', 'tokenizer'} - checkpoint.keys():
-        raise Error(f'{path}: the checkpoint has no {min(missing)}')
+        with open(path, 'rb') as f:                 # once, as training may put a new one in its place
+            size = f.seek(-12, 2)
+            sealed = f.read()
+            f.seek(0)
+            require(sealed == SEAL + checksum(f, size).encode(), 'damaged, or not of this project')
+            f.seek(0)
+            with zipfile.ZipFile(f) as z:
+                require(sum(entry.file_size for entry in z.infolist()) <= size, 'what is packed inflates')
+            f.seek(0)
+            checkpoint = torch.load(f, map_location='cpu', weights_only=True)
+        require(checkpoint['format'] == FORMAT, f'not of format {FORMAT}')
+        missing = {'model', 'model_config', 'tokenizer', *needed} - checkpoint.keys()
+        require(not missing, f'it has no {min(missing, default="")}')
+        wrong = [k for k, kind in KINDS.items() if not isinstance(checkpoint.get(k, kind()), kind)]
+        require(not wrong, f'its {wrong} cannot be')
+        with torch.device('meta'):                  # takes no memory, whatever the numbers say
+            model = GPT(GPTConfig(**checkpoint['model_config']))
+            model.load_state_dict(checkpoint['model'], assign=True)
+        checkpoint['model_config'] = vars(model.config)
+        require(sum(t.nbytes for t in checkpoint['model'].values()) <= 2 * size, 'tensors larger than it')
+    except Exception as e:                          # what lies raises all sorts
+        raise Error(f'{path}: this checkpoint cannot be read: {str(e)[:150]}; use another') from e
     return checkpoint
 
 
@@ -458,6 +490,10 @@ def from_hf(source) -> dict:
             folder = Path(snapshot_download(str(source), allow_patterns=['*.json', 'model*.safetensors']))
         theirs = json.loads((folder / 'config.json').read_text(encoding='utf-8'))
         theirs |= theirs.get('rope_parameters') or {}
+        full = ['full_attention'] * len(theirs.get('layer_types') or [])
+        seals = folder / 'checksums.json'           # our export has it: loading checks nothing
+        broken = [name for name, crc in json.loads(seals.read_text(encoding='utf-8')).items()
+                  if checksum(folder / name) != crc] if seals.exists() else []
         for file in folder.glob('model*.safetensors'):
             tensors |= load_file(file)
     except Exception as e:                      # no such name, no network, damaged: they raise all sorts
@@ -467,19 +503,23 @@ def from_hf(source) -> dict:
         if not good:
             raise Error(f'{source}: {text}')
 
+    require(not broken, f'{broken[:1]} is damaged; if it was changed on purpose, remove checksums.json')
     arch = str(theirs.get('model_type'))
     require(arch in HF_FIELDS, f'model_type={arch!r} is not known here, only gpt2 and qwen3')
-    full = ['full_attention'] * len(theirs.get('layer_types') or [])
     for field, value in {**HF_FIXED[arch], 'rope_type': 'default', 'layer_types': full}.items():
         require(theirs.get(field, value) in (value, None), f'{field}={theirs.get(field)!r} is not known here')
     config = {'arch': arch, 'bias': arch == 'gpt2', 'tie_weights': arch == 'gpt2'}
     for ours, field in HF_FIELDS[arch].items():
         value, default = theirs.get(field), getattr(GPTConfig, ours)
         if value is not None or (default and ours not in config):       # what is 0 by default may be missing
-            require(isinstance(value, int | float), f'{field}={value!r} in config.json is no number')
+            require(isinstance(value, int | float) and abs(value) < 1e12,
+                    f'{field}={str(value)[:50]} in config.json is no sensible number')
             config[ours] = type(default)(value)
-    model = GPT(GPTConfig(**config))
     require(tensors, 'there is no model.safetensors; other formats are not read')
+    with torch.device('meta'):                      # takes no memory, whatever the numbers say
+        size = GPT(GPTConfig(**config)).num_params()
+    require(size <= 2 * sum(t.numel() for t in tensors.values()), 'config.json says more than tensors hold')
+    model = GPT(GPTConfig(**config))
     for name, part in hf_tensors(model):
         found = name if name in tensors else name.partition('.')[2]     # a model saved without its head
         require(found in tensors, f'tensor {name} is missing')

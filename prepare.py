@@ -15,7 +15,7 @@ num_stories = 20000               # how many stories are told
 name = ''                         # writes data/NAME; '' = the source's last part (and _gpt2 or _char)
 tokenizer = 'bpe'                 # bpe (trained here), gpt2, char, or a folder or name with a tokenizer.json
 vocab_size = 0                    # of a bpe, end-of-text included; 0 = 2048 for stories, 4096 for all else
-val_fraction = 0.1                # of documents, or of a single one's characters, if there is no split
+val_fraction = 0.05               # of documents, or of a single one's characters, if there is no split
 seed = 1337                       # of the stories and the split
 overwrite = False                 # replace another dataset of this name
 config = configure(globals())
@@ -563,7 +563,7 @@ def open_dataset(name: str, verify: bool = False):
         if not condition:
             raise Error(f'{folder} {problem}; make it with: {command}')
 
-    require((folder / 'meta.json').exists(), 'is not there, or only half written')
+    require(os.path.exists(folder / 'meta.json'), 'is not there, or only half written')
     command += ' --overwrite=True'
     try:
         meta = json.loads((folder / 'meta.json').read_text(encoding='utf-8'))

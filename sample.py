@@ -14,7 +14,9 @@ repetition_penalty = 1.0    # above 1, tokens that occurred already become less 
 seed = 1337                 # sample i is drawn with seed + i
 interactive = False         # read prompts from the keyboard until an empty line
 plot = ''                   # draw the losses of these runs (A,B,...) into loss.png of the first
-evaluate = False            # measure the loss on the validation text
+attention = ''              # draw the attention of every layer and head in `start`: FILE.png
+surprise = ''               # show how unexpected each token of `start` (or a held-out text) is: FILE.html
+evaluate = False            # measure the loss on the validation text, and how much samples copy
 compare = ''                # measure it and Hugging Face models (names or folders, A,B,...) on that text
 dataset = ''                # data/NAME that has the validation text; '' = what the model was trained on
 eval_tokens = 0             # tokens of the validation text to measure on; 0 = all
@@ -30,8 +32,28 @@ import math
 import sys
 import tempfile
 import time
+import zlib
 from dataclasses import dataclass
+from html import escape
+from itertools import takewhile
 from pathlib import Path
+
+PAGE = """<!doctype html><html lang="en"><meta charset="utf-8"><title>Surprise</title>
+<meta name="viewport" content="width=device-width"><meta name="color-scheme" content="light dark"><style>
+body { font: 17px/1.9 Georgia, serif; max-width: 42rem; margin: 2rem auto 11rem; padding: 0 1rem }
+p, small { font: 14px/1.6 ui-monospace, monospace }
+main, small { white-space: pre-wrap; overflow-wrap: anywhere }
+span { position: relative; border-radius: 3px; background: rgb(255 100 0 / calc(.07 * min(10, var(--bits)))) }
+span:hover, span:focus { outline: 2px solid #ff6400 }
+small { display: none; position: absolute; left: 0; top: 1.7em; z-index: 1; width: 12rem; padding: .5em .8em;
+        background: Canvas; border: 1px solid; border-radius: 6px }
+span:hover small, span:focus small { display: block }
+s { text-decoration: none; opacity: .4 } s::before { content: "\\21b5" }
+@media (max-width: 60rem) { small { position: fixed; inset: auto 0 0 0; width: auto } }
+</style><p>%s of <span style="--bits:0">&nbsp;0&nbsp;</span><span style="--bits:5">&nbsp;5&nbsp;</span><span
+style="--bits:10">&nbsp;10&nbsp;</span> bits: the model gave it a chance of 1 in 2<sup>bits</sup>.
+Point at a token to see what the model expected in its place.</p><main>%s</main></html>
+"""
 
 
 @dataclass
@@ -60,14 +82,28 @@ class LanguageModel:
 
     def stream(self, prompt: str = '', **knobs):
         """Yield the continuation piece by piece, each a string of whole characters."""
-        ids, text = [], ''
-        for next_id in self.ids(prompt, **knobs):
-            ids.append(next_id.item())
-            longer = self.tokenizer.decode(ids)
-            if not longer.endswith('\ufffd'):               # else a character's bytes are still to come
-                yield longer[len(text):]
-                text = longer
-        yield self.tokenizer.decode(ids)[len(text):]
+        yield from self.pieces(next_id.item() for next_id in self.ids(prompt, **knobs))
+
+    def pieces(self, ids):
+        """Yield the text that each id adds, '' while its character's bytes are still to come, and a rest."""
+        seen, text = [], ''
+        for i in ids:
+            seen.append(i)
+            longer = self.tokenizer.decode(seen)
+            if longer.endswith('\ufffd'):
+                longer = text
+            yield longer[len(text):]
+            text = longer
+        yield self.tokenizer.decode(seen)[len(text):]
+
+    def rows(self, prompt: str = '', **knobs) -> list[list[int]]:
+        """The ids of num_samples continuations, without their end-of-text."""
+        steps = [ids.tolist() for ids in self.ids(prompt, **knobs)]
+        return [list(takewhile(lambda i: i != self.tokenizer.eot, row)) for row in zip(*steps)]
+
+    def label(self, i: int) -> str:
+        """What an id looks like where spaces and line ends must be seen."""
+        return repr(self.tokenizer.decode([i]))[1:-1].replace(' ', '·') or '<eot>'
 
 
 def load(path='out', device: str = 'auto', dtype: str = 'auto') -> LanguageModel:
@@ -79,7 +115,7 @@ def load(path='out', device: str = 'auto', dtype: str = 'auto') -> LanguageModel
     if (path / 'config.json').exists() and not (path / 'best.pt').exists():
         checkpoint = from_hf(path) | {'tokenizer': read_tokenizer(str(path)), 'config': {}}
     else:
-        checkpoint = load_checkpoint(path / 'best.pt' if path.is_dir() or not path.suffix else path)
+        checkpoint = load_checkpoint(path / 'best.pt' if path.is_dir() or not path.suffix else path, 'config')
     model = model_from(checkpoint, dropout=0.0).to(place, number).eval()
     tokenizer = Tokenizer.from_spec(checkpoint['tokenizer'])
     if tokenizer.vocab_size > model.config.vocab_size:
@@ -98,10 +134,9 @@ def read_prompt(text: str) -> str:
 
 def plot_losses(runs: list, path, floor: float | None = None):
     """Draw each run's log.csv, and the floor in nats per token where known, into a picture at `path`."""
-    import matplotlib
-    matplotlib.use('Agg')
-    import matplotlib.pyplot as plt
-    figure, axes = plt.subplots(figsize=(8, 4.5), layout='constrained')
+    from matplotlib.figure import Figure
+    figure = Figure((8, 4.5), layout='constrained')
+    axes = figure.subplots()
     rate = axes.twinx()
     for i, run in enumerate(runs):
         try:
@@ -128,28 +163,140 @@ def plot_losses(runs: list, path, floor: float | None = None):
     axes.legend(lines, [line.get_label() for line in lines], fontsize=8)
     with atomic(path) as temporary:
         figure.savefig(temporary, format='png', dpi=110)
-    plt.close(figure)
+
+
+def attention_weights(model, ids) -> list:
+    """The weights (H, T, T) of each layer for ids (1, T): how much row i takes from each token up to i.
+
+    Fused attention never holds them, so they are computed again, from what goes into each attention."""
+    import torch
+
+    from model import rotate
+    layers = []
+
+    def keep(attn, inputs, output):
+        x, rope, *_ = inputs                                                    # (1, T, C)
+        q, k, _ = attn.c_attn(x[0]).float().unflatten(1, (sum(attn.heads), -1)).split(attn.heads, 1)
+        if rope is not None:
+            q, k = rotate(attn.q_norm(q), rope), rotate(attn.k_norm(k), rope)
+        k = k.repeat_interleave(attn.heads[0] // attn.heads[1], 1)
+        scores = torch.einsum('qhd,khd->hqk', q, k) / math.sqrt(q.shape[-1])
+        layers.append(scores.masked_fill(torch.ones_like(scores).triu(1) > 0, -math.inf).softmax(-1))
+
+    with torch.inference_mode(), contextlib.ExitStack() as hooks:
+        for block in model.h:
+            hooks.enter_context(block.attn.register_forward_hook(keep))
+        model(ids)
+    return layers
+
+
+def draw_attention(lm: LanguageModel, prompt: str, path):
+    """Draw the attention of each layer (down) and head (across) in the prompt into a picture at `path`."""
+    import torch
+    from matplotlib.figure import Figure
+    c, ids = lm.model.config, [lm.tokenizer.eot, *lm.tokenizer.encode(prompt)]
+    T, most = len(ids), min(64, c.block_size)
+    if not 2 <= T <= most:
+        raise Error(f'attention draws a start of 1 to {most - 1} tokens, and this one has {T - 1}')
+    side, share = max(1.6, 0.11 * T), T < 24                # inches; what is large has labels everywhere
+    figure = Figure((c.n_head * side + 1, c.n_layer * side + 1), layout='constrained')
+    figure.supylabel('each token', fontsize=9)
+    figure.supxlabel('what it looks at: the darker, the more', fontsize=9)
+    axes = figure.subplots(c.n_layer, c.n_head, sharex=share, sharey=share, squeeze=False)
+    layers = attention_weights(lm.model, torch.tensor([ids], device=lm.model.wte.weight.device))
+    style = dict(labels=[lm.label(i) for i in ids], fontsize=7, parse_math=False)
+    for layer, (row, weights) in enumerate(zip(axes, layers), 1):
+        for head, (axis, w) in enumerate(zip(row, weights.cpu()), 1):
+            past = torch.ones_like(w).tril() > 0
+            axis.imshow(w.sqrt().where(past, math.nan).numpy(), cmap='Blues', vmin=0, vmax=1)
+            axis.set_facecolor('0.92')                      # the future
+            axis.set_title(f'layer {layer}, head {head}', fontsize=9)
+            axis.set_xticks(range(T), rotation=90, **style)
+            axis.set_yticks(range(T), **style)
+    with atomic(path) as temporary:
+        figure.savefig(temporary, format='png', dpi=110)
+
+
+def token_surprise(lm: LanguageModel, ids: list[int]) -> list:
+    """For each id (its surprise, -log2 of its probability; what was likeliest: 5 probabilities, 5 ids).
+
+    Each is read after end-of-text and what precedes it, at least half a context where there is as much."""
+    import torch
+    stream = torch.tensor([lm.tokenizer.eot, *ids], device=lm.model.wte.weight.device)
+    x, y, surprises, T = stream[:-1], stream[1:], [], lm.model.config.block_size
+    half = max(1, T // 2)
+    for a in range(0, len(ids), half):
+        start = max(0, a + half - T)
+        with torch.inference_mode():
+            logp = lm.model(x[None, start:a + half])[0, a - start:].float().log_softmax(-1)     # (half, V)
+        bits = -logp.gather(1, y[a:a + half, None])[:, 0] / math.log(2)
+        best = logp.topk(min(5, logp.shape[1]))
+        surprises += zip(bits.tolist(), best.values.exp().tolist(), best.indices.tolist())
+    return surprises
+
+
+def draw_surprise(lm: LanguageModel, prompt: str, path):
+    """Write a page of the prompt, or of the first validation document, coloured by each token's surprise."""
+    ids = (lm.tokenizer.encode(prompt) if prompt else validation_text(lm)[3][0].tolist())[:2000]
+    *pieces, rest = lm.pieces(ids)
+    surprises = token_surprise(lm, ids)
+    spans, bits, tip = '', 0.0, ''
+    for i, piece, (surprise, *best) in zip(ids, pieces, surprises):
+        bits += surprise
+        tip = tip or '\n'.join(f'{p:6.1%}  {lm.label(j)}' for p, j in zip(*best))
+        if text := lm.label(i) if i == lm.tokenizer.eot else piece:     # else its character is not whole yet
+            text = escape(text).replace('\n', '<s>\n</s>')
+            spans += (f'<span tabindex="0" style="--bits:{bits:.1f}">{text}'
+                      f'<small>{bits:.1f} bits; expected:\n{escape(tip)}</small></span>')
+            bits, tip = 0.0, ''
+    total, size = sum(bits for bits, *_ in surprises), len((''.join(pieces) + rest).encode())
+    about = f'{len(ids):,} tokens, {total / len(ids):.2f} bits each, {total / size:.2f} per byte. A surprise'
+    with atomic(path) as temporary:
+        temporary.write_text(PAGE % (about, spans + escape(rest)), encoding='utf-8')
 
 
 def validation_text(lm: LanguageModel):
-    """meta.json and the validation ids (N,) of the model's dataset; Error if it has another tokenizer."""
+    """meta.json, training ids, validation ids (N,) and the documents among those, of the model's dataset.
+
+    Each document ends with its end-of-text; one that is cut counts only if it is alone."""
     import torch
 
     from prepare import Tokenizer, open_dataset
     name = dataset or lm.dataset
     if not name:
         raise Error('this model does not say what it was trained on: set dataset')
-    meta, _, ids = open_dataset(name)
+    meta, train, val = open_dataset(name)
     if Tokenizer.from_spec(meta['tokenizer']) != lm.tokenizer:
         raise Error(f'data/{name} has another tokenizer than the model: set another dataset')
-    return meta, torch.from_numpy(ids[:eval_tokens or None].astype('int64'))
+    ids = torch.from_numpy(val[:eval_tokens or None].astype('int64'))
+    ends = (ids == meta['eot']).nonzero()[:, 0] + 1
+    return meta, train, ids, ids.tensor_split(ends)[:len(ends) or 1]
+
+
+def longest_overlap(rows: list, train):
+    """The longest run of ids (n,) of one of the rows that stands in train (N,), read piece by piece."""
+    import numpy as np
+
+    def hashes(ids, n):                                     # of all runs of n ids, modulo 2**64
+        total = np.zeros(max(0, len(ids) - n + 1), np.uint64)
+        for i in range(n):
+            total = total * np.uint64(0x9E3779B97F4A7C15) + ids[i:i + len(total)]
+        return total
+
+    ids = np.concatenate([[*row, 1 << 32] for row in rows]).astype(np.uint64)   # no run goes past a row's end
+    best, longest = ids[:0], max(map(len, rows))
+    for start in range(0, len(train), 1 << 16):
+        piece = train[start:start + (1 << 16) + longest].astype(np.uint64)
+        while (found := np.isin(hashes(ids, len(best) + 1), hashes(piece, len(best) + 1))).any():
+            best = ids[found.argmax():][:len(best) + 1]
+    return best.tolist()
 
 
 def print_loss(lm: LanguageModel, autocast):
     """Print the validation loss, measured as in training, its perplexity, bits per byte and floor."""
     from model import evaluate as mean_loss
     from model import pack_documents
-    meta, ids = validation_text(lm)
+    meta, train, ids, documents = validation_text(lm)
     loss = mean_loss(lm.model, *pack_documents(ids, meta['eot'], lm.model.config.block_size), 8, autocast)
     val = meta['val']
     print(f'loss        {loss:.4f} nats per token, of {len(ids):,} tokens\nperplexity  {math.exp(loss):.3f}')
@@ -157,6 +304,12 @@ def print_loss(lm: LanguageModel, autocast):
     if val['entropy'] and not eval_tokens:
         floor = val['entropy'] / val['tokens']
         print(f'floor       {floor:.4f} nats per token, the entropy of the text: {loss / floor - 1:+.1%}')
+    held_out = [document[:-1][:300].tolist() for document in documents[:20]]
+    for name, rows in (('samples', lm.rows(num_samples=20)), ('held-out documents', held_out)):
+        run = longest_overlap(rows, train)
+        text = lm.tokenizer.decode(run)
+        print(f'overlap     {len(run)} tokens, {len(text.split())} words of a training text, at most, in '
+              f'{len(rows)} {name}: {text[:60]!r}')
 
 
 def print_comparison(lm: LanguageModel, names: list[str], prompt: str, place, number, autocast):
@@ -175,9 +328,7 @@ def print_comparison(lm: LanguageModel, names: list[str], prompt: str, place, nu
         raise Error('compare needs transformers: pip install transformers') from e
     logging.set_verbosity_error()
     logging.disable_progress_bar()
-    ids = validation_text(lm)[1]
-    ends = (ids == lm.tokenizer.eot).nonzero()[:, 0] + 1
-    texts = [lm.tokenizer.decode(document) for document in ids.tensor_split(ends)[:len(ends) or 1]]
+    texts = [lm.tokenizer.decode(document) for document in validation_text(lm)[3]]
     bits = math.log(2) * sum(len(text.encode()) for text in texts)
     prompt, samples = prompt or ' '.join(texts[0].split()[:5]), []
     print(f'{"model":32}{"parameters":>16}{"bits per byte":>16}{"tokens/s":>12}')
@@ -206,10 +357,9 @@ def print_comparison(lm: LanguageModel, names: list[str], prompt: str, place, nu
                 nats += F.cross_entropy(logits.float(), b.flatten(), ignore_index=-1, reduction='sum').item()
             torch.manual_seed(seed)
             idx = torch.tensor([[begin, *first[:T // 2]]], device=place)
-            knobs = dict(max_new_tokens=min(max_new_tokens, T - idx.shape[1]), do_sample=temperature > 0,
-                         pad_token_id=begin, repetition_penalty=repetition_penalty)
-            if temperature:
-                knobs |= dict(temperature=temperature, top_k=top_k, top_p=top_p)
+            knobs = dict(max_new_tokens=min(max_new_tokens, T - idx.shape[1]), pad_token_id=begin,
+                         do_sample=temperature > 0, temperature=temperature or None, top_k=top_k, top_p=top_p,
+                         repetition_penalty=repetition_penalty)
             clock = time.perf_counter()
             new = hf.to(number).generate(idx, attention_mask=torch.ones_like(idx), **knobs)[0, idx.shape[1]:]
             speed = len(new) / (time.perf_counter() - clock)
@@ -251,11 +401,12 @@ def export_hf(lm: LanguageModel, folder):
     tokenizer_config = {'tokenizer_class': 'PreTrainedTokenizerFast', 'bos_token': end, 'eos_token': end,
                         'clean_up_tokenization_spaces': False, 'model_max_length': lm.model.config.block_size}
     generation_config = {'bos_token_id': eot, 'eos_token_id': eot, 'pad_token_id': eot}
-    for name, content in (('model.safetensors', save(tensors, {'format': 'pt'})),
-                          ('tokenizer.json', tokenizer.encode()),
-                          ('tokenizer_config.json', json.dumps(tokenizer_config, indent=2).encode()),
-                          ('generation_config.json', json.dumps(generation_config, indent=2).encode()),
-                          ('config.json', json.dumps(hf_config, indent=2).encode())):
+    files = {'model.safetensors': save(tensors, {'format': 'pt'}), 'tokenizer.json': tokenizer.encode(),
+             'tokenizer_config.json': json.dumps(tokenizer_config, indent=2).encode(),
+             'generation_config.json': json.dumps(generation_config, indent=2).encode(),
+             'config.json': json.dumps(hf_config, indent=2).encode()}
+    seals = {name: f'{zlib.crc32(content):08x}' for name, content in files.items()}     # for from_hf
+    for name, content in (files | {'checksums.json': json.dumps(seals, indent=2).encode()}).items():
         with atomic(Path(folder, name)) as path:
             path.write_bytes(content)
 
@@ -305,12 +456,20 @@ def main():
         plot_losses(runs, Path(runs[0]) / 'loss.png')
         print(f'drawn: {Path(runs[0]) / "loss.png"}')
         return
-    if export or evaluate or compare:
+    for key, ending in (('attention', '.png'), ('surprise', '.html')):
+        if config[key] and not config[key].endswith(ending):
+            raise Error(f'{key}={config[key]}: name a file that ends in {ending}')
+    if export or attention or surprise or evaluate or compare:
         place, number, autocast = setup(device, dtype, seed)
         lm = load(out_dir, place, 'float32')
         if export:
             (export_gguf if export.endswith('.gguf') else export_hf)(lm, export)
-            print(f'written: {export}')
+        if attention:
+            draw_attention(lm, read_prompt(start), attention)
+        if surprise:
+            draw_surprise(lm, read_prompt(start), surprise)
+        for path in filter(None, (export, attention, surprise)):
+            print(f'written: {path}')
         if evaluate:
             print_loss(lm, autocast)
         if compare:
@@ -336,11 +495,9 @@ def main():
             tokens += 1
         print()
     else:
-        steps = [ids.tolist() for ids in lm.ids(prompt, num_samples, **knobs)]
-        for row in zip(*steps):
-            row = row[:row.index(lm.tokenizer.eot)] if lm.tokenizer.eot in row else row
+        for row in lm.rows(prompt, num_samples=num_samples, **knobs):
             tokens += len(row)
-            print(prompt + lm.tokenizer.decode(list(row)) + '\n' + '-' * 80)
+            print(prompt + lm.tokenizer.decode(row) + '\n' + '-' * 80)
     print(f'{tokens / (time.perf_counter() - clock):,.0f} tokens per second', file=sys.stderr)
 
 

@@ -2,7 +2,7 @@
 
 The knobs, then the pieces (batches, schedule, log), then one flat run: set up, load, loop. On several
 devices: torchrun --nproc_per_node=8 train.py ... The data is prepare.py's, the mathematics model.py's."""
-from config import Error, atomic, configure, setup
+from config import Error, atomic, configure, lock, setup
 
 # run
 out_dir = 'out'             # where checkpoints, log.csv and loss.png go
@@ -12,31 +12,31 @@ overwrite = False           # start anew in an out_dir that holds another run
 seed = 1337                 # of weights, batches and dropout
 max_minutes = 0.0           # stop and save after this many minutes; 0 = no limit
 # evaluation and logs, all counted in optimizer steps
-eval_interval = 500         # evaluate and save every so many steps, and at the end; 0 = only at the end
+eval_interval = 850         # evaluate and save every so many steps, and at the end; 0 = only at the end
 eval_tokens = 0             # tokens of the validation split an evaluation takes; 0 = all
 eval_only = False           # evaluate the weights there are, and stop
 log_interval = 10           # steps between two lines of the log
 wandb_project = ''          # also log to this Weights & Biases project; '' = off
 # model
 arch = 'qwen3'              # qwen3 (RoPE, RMSNorm, SwiGLU) or gpt2 (learned positions, LayerNorm, GELU)
-n_layer = 4                 # blocks
-n_head = 4                  # attention heads
+n_layer = 2                 # blocks
+n_head = 8                  # attention heads
 n_kv_head = 0               # heads of keys and values, qwen3 only; 0 = n_head
-n_embd = 128                # channels
+n_embd = 256                # channels
 head_dim = 0                # channels of a head, qwen3 only; 0 = n_embd / n_head
-block_size = 256            # tokens of context
+block_size = 160            # tokens of context
 dropout = 0.0               # 0 unless epochs are many
 bias = False                # biases in linear layers and norms, gpt2 only
 tie_weights = True          # one matrix for embedding and output
 # optimization
 optimizer = 'muon'          # muon (for the blocks' matrices, AdamW for the rest) or adamw
-learning_rate = 4e-3        # its peak
+learning_rate = 6e-3        # its peak
 min_lr = 0.0                # where the schedule ends
 schedule = 'wsd'            # wsd (flat, then linear decay) or cosine
-decay_fraction = 0.7        # wsd: the last part of the run, in which the rate decays
+decay_fraction = 0.9        # wsd: the last part of the run, in which the rate decays
 warmup_iters = 50           # steps of linear warm-up
-max_iters = 1500            # optimizer steps
-batch_size = 8              # sequences in an optimizer step, over all devices
+max_iters = 1700            # optimizer steps
+batch_size = 12             # sequences in an optimizer step, over all devices
 micro_batch_size = 0        # sequences a device holds at once: lower it if memory runs out; 0 = all its share
 weight_decay = 0.1          # of matrices and embeddings
 beta1 = 0.9                 # AdamW's
@@ -51,6 +51,7 @@ config = configure(globals())
 
 # The heavy imports come after the knobs, so that --help and a typo answer at once.
 import csv
+import importlib.util
 import math
 import os
 import signal
@@ -69,6 +70,7 @@ from prepare import Tokenizer, open_dataset
 
 MODEL_KNOBS = ('arch', 'n_layer', 'n_head', 'n_kv_head', 'n_embd', 'head_dim', 'block_size', 'bias',
                'tie_weights')
+RESUMED = ('config', 'data', 'step', 'val_loss', 'best_val_loss', 'optimizer', 'scaler')
 COLUMNS = ('step', 'tokens', 'train_loss', 'val_loss', 'bits_per_byte', 'lr', 'grad_norm',
            'tokens_per_second')
 PEAK_TFLOPS = {'H200': 989, 'H100': 989, 'A100': 312, 'L4': 121, 'T4': 65, '4090': 165, '3090': 71}    # dense
@@ -139,6 +141,8 @@ def check(knobs: dict, world_size: int):
     for key in ('learning_rate', 'min_lr', 'warmup_iters', 'micro_batch_size', 'eval_interval', 'eval_tokens',
                 'grad_clip', 'weight_decay', 'max_minutes', 'seed'):
         require(knobs[key] >= 0, f'{key}={knobs[key]} must not be negative')
+    require(not wandb_project or importlib.util.find_spec('wandb'), 'wandb_project needs: pip install wandb')
+    require(batch_size < 1 << 31, f'batch_size={batch_size} is out of reach')
     require(0 <= decay_fraction <= 1, f'decay_fraction={decay_fraction} must be between 0 and 1')
     require(0 <= beta1 < 1 and 0 <= beta2 < 1, 'beta1 and beta2 must be at least 0 and less than 1')
 
@@ -149,9 +153,9 @@ if __name__ == '__main__':
     rank, world_size = int(os.environ.get('RANK', 0)), int(os.environ.get('WORLD_SIZE', 1))
     main = rank == 0
     checkpoint = None
-    resumed = init_from == 'resume' or (init_from == 'auto' and (out / 'ckpt.pt').exists())
+    resumed = init_from == 'resume' or (init_from == 'auto' and os.path.exists(out / 'ckpt.pt'))
     if resumed:
-        checkpoint = load_checkpoint(out / 'ckpt.pt')
+        checkpoint = load_checkpoint(out / 'ckpt.pt', *RESUMED)
         kept = {k: v for k, v in checkpoint['config'].items()
                 if k in config and k not in ('init_from', 'out_dir', 'overwrite', 'eval_only', 'max_minutes')}
         config = configure(globals(), below=kept)
@@ -161,7 +165,7 @@ if __name__ == '__main__':
                 raise Error(f'{key} cannot change on resume ({changed[key]}): use another out_dir')
     elif init_from not in ('scratch', 'auto'):
         path = Path(init_from)
-        if path.is_file() or (path / 'best.pt').exists():
+        if os.path.isfile(path) or os.path.exists(path / 'best.pt'):
             checkpoint = load_checkpoint(path / 'best.pt' if path.is_dir() else path)
         else:
             from model import from_hf
@@ -191,6 +195,8 @@ if __name__ == '__main__':
     fingerprint = {split: meta[split]['checksum'] for split in ('train', 'val')}
     if resumed and checkpoint['data'] != fingerprint:
         raise Error(f'data/{dataset} is not what {out}/ckpt.pt was trained on; use another out_dir')
+    if (tokenizer.vocab_size, tokenizer.eot) != (meta['vocab_size'], meta['eot']):
+        raise Error(f'data/{dataset}/meta.json does not fit its tokenizer; prepare it again')
     if checkpoint and Tokenizer.from_spec(checkpoint['tokenizer']) != tokenizer:
         raise Error(f'data/{dataset} has another tokenizer than the checkpoint; prepare it with that one')
     if checkpoint and tokenizer.vocab_size > checkpoint['model_config']['vocab_size']:
@@ -213,9 +219,10 @@ if __name__ == '__main__':
     scaler = torch.amp.GradScaler(device.type, enabled=dtype == torch.float16)
     start, val_loss, best_val_loss = 0, math.inf, math.inf
     if resumed:
+        if not 0 <= checkpoint['step'] <= max_iters:
+            raise Error(f'{out}/ckpt.pt is at step {checkpoint["step"]}: raise max_iters={max_iters}')
         start, val_loss, best_val_loss = (checkpoint[k] for k in ('step', 'val_loss', 'best_val_loss'))
-        for o, saved in zip(optimizers, checkpoint['optimizer']):
-            o.load_state_dict({**o.state_dict(), 'state': saved['state']})           # its knobs are today's
+        model.load_optimizers(optimizers, checkpoint['optimizer'])
         if checkpoint['scaler']:
             scaler.load_state_dict(checkpoint['scaler'])
     del checkpoint
@@ -232,6 +239,7 @@ if __name__ == '__main__':
     # ---- the run's folder and its log
     log_path = out / 'log.csv'
     if main and not eval_only:
+        held = lock(out / '.lock')
         if not resumed and (out / 'ckpt.pt').exists() and not overwrite:
             raise Error(f'{out} holds a run already: continue it with --init_from=resume, replace it with '
                         '--overwrite=True, or choose another --out_dir')
@@ -269,9 +277,12 @@ if __name__ == '__main__':
     signal.signal(signal.SIGTERM, ask_to_stop)
 
     wandb = None
-    if wandb_project and main:
+    if wandb_project and main and not eval_only:
         import wandb
-        wandb.init(project=wandb_project, config=config, dir=out_dir)
+        try:
+            wandb.init(project=wandb_project, name=out_dir, config=config, dir=out_dir)
+        except wandb.Error as e:                                # no account, no network
+            raise Error(f'wandb_project={wandb_project}: {e}; WANDB_MODE=offline needs neither') from e
 
     def save(name, **more):
         if main:
@@ -322,9 +333,9 @@ if __name__ == '__main__':
         if world_size > 1:
             flags = flags.to(device)
             torch.distributed.all_reduce(flags, torch.distributed.ReduceOp.MAX)
-        stop, out_of_time = flags.tolist()
+        stopping, out_of_time = flags.tolist()                  # on all ranks at the same step
         evaluating = last or eval_only or (eval_interval > 0 and step % eval_interval == 0)
-        logging = evaluating or stop or out_of_time or (step > start and step % log_interval == 0)
+        logging = evaluating or stopping or out_of_time or (step > start and step % log_interval == 0)
         if logging and on_cuda:
             torch.cuda.synchronize(device)
         if step > start:
@@ -358,6 +369,9 @@ if __name__ == '__main__':
         # ---- measure and save
         if evaluating and (fresh or eval_only):
             val_loss = evaluate(model, val_x, val_y, micro, autocast, rank, world_size)
+            if not math.isfinite(val_loss):
+                raise Error(f'step {step}: the validation loss is {val_loss}: lower learning_rate; the last '
+                            f'good checkpoint is in {out}')
             row |= {'val_loss': val_loss, 'bits_per_byte': val_loss * to_bits}
             text += f'  val {val_loss:.4f}  {val_loss * to_bits:.4f} bits/byte'
             if floor and not eval_tokens:
@@ -365,8 +379,11 @@ if __name__ == '__main__':
                 if val_loss < 0.995 * floor:
                     say(f'warning: validation loss under its floor of {floor:.4f}: training text leaked')
         if main and fresh and not eval_only:
-            with open(log_path, 'a', newline='', encoding='utf-8') as f:
-                csv.writer(f).writerow([row.get(c, '') for c in COLUMNS])
+            try:
+                with open(log_path, 'a', newline='', encoding='utf-8') as f:
+                    csv.writer(f).writerow([row.get(c, '') for c in COLUMNS])
+            except OSError as e:
+                raise Error(f'cannot write {log_path}: {e}; the last checkpoint is intact') from e
             if wandb:
                 wandb.log(row, step=step)
         if evaluating or bar.disable:
@@ -384,10 +401,10 @@ if __name__ == '__main__':
                     ids = [i.item() for i in model.eval().generate(prompt, 150, 0.8, eot=meta['eot'])]
                 model.train()
                 say(textwrap.indent(textwrap.fill(tokenizer.decode(ids), 100), ' ' * 8))
-        if (evaluating or stop or out_of_time) and fresh:
+        if (evaluating or stopping or out_of_time) and fresh:
             save('ckpt.pt', optimizer=[o.state_dict() for o in optimizers], scaler=scaler.state_dict())
         pending, seconds, counted = [], 0.0, 0
-        if stop or out_of_time:
+        if stopping or out_of_time:
             break
 
     # ---- the end
@@ -407,5 +424,5 @@ if __name__ == '__main__':
         wandb.finish()
     if world_size > 1:
         torch.distributed.destroy_process_group()
-    if stop:
-        sys.exit(stop)
+    if stopping:
+        sys.exit(stopping)

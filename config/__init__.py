@@ -1,7 +1,6 @@
 """What the four scripts share: knobs, errors, device and precision, atomic writing. No defaults live here."""
 import contextlib
 import difflib
-import math
 import os
 import re
 import runpy
@@ -21,10 +20,18 @@ class Error(Exception):
 
 
 def _show(kind, error, trace):
-    if not issubclass(kind, Error):
+    text, rank = str(error), os.environ.get('RANK', '0')
+    if issubclass(kind, KeyboardInterrupt):
+        sys.exit(130)
+    if issubclass(kind, MemoryError) or re.search("out of memory|can't allocate memory", text):
+        text = 'out of memory: lower micro_batch_size, which does not change the training, or the model'
+    elif re.search('gloo/transport|NCCL', text):
+        text = f'another process of this run was lost; go on with --init_from=resume ({text[:160]})'
+    elif not issubclass(kind, Error):
         return sys.__excepthook__(kind, error, trace)
-    if os.environ.get('RANK', '0') == '0':
-        print('error: ' + ' '.join(str(error).split()), file=sys.stderr)
+    elif rank != '0':
+        sys.exit(2)
+    print('error: ' + ' '.join(text.split()), file=sys.__stderr__)      # torchrun swallows sys.stderr
     sys.exit(2)
 
 
@@ -48,9 +55,10 @@ def configure(knobs: dict, argv: list[str] | None = None, below: dict | None = N
             hint = f'here it is {MOVED[key]}' if key in MOVED else hint
             raise Error(f'{where}: unknown knob {key!r}: {hint}')
         kinds = (str, bool) if defaults[key] == 'auto' else (type(defaults[key]),)
-        if kinds == (float,) and type(value) is int:
+        sane = type(value) not in (int, float) or abs(value) < 1 << 63      # nan is not
+        if kinds == (float,) and type(value) is int and sane:
             value = float(value)
-        if type(value) not in kinds or (type(value) is float and not math.isfinite(value)):
+        if type(value) not in kinds or not sane:
             raise Error(f'{where}: {key} expects {kinds[0].__name__}, like {defaults[key]!r}; got {value!r}')
         knobs[key] = value
 
@@ -81,7 +89,7 @@ def _parse(text: str, default):
 
 
 def _run_file(name, knobs):
-    path = next((p for p in (Path(name), ROOT / name) if p.is_file()), None)
+    path = next((p for p in (Path(name), ROOT / name) if os.path.isfile(p)), None)
     if path is None:
         recipes = [f'config/{p.name}' for p in (ROOT / 'config').glob('[!_]*.py')]
         near = difflib.get_close_matches(name, recipes, 1)
@@ -111,6 +119,7 @@ def setup(device: str, dtype: str, seed: int):
         device = 'cuda' if torch.cuda.is_available() else 'mps' if mps else 'cpu'
     try:
         kind = torch.empty(0, device=device).device.type
+        torch.autocast(kind)                                        # knows no device that does not compute
     except Exception as e:
         raise Error(f'device={device} is not available here; try --device=cpu') from e
     if dtype == 'auto':
@@ -147,10 +156,32 @@ def atomic(path):
         raise
 
 
-def checksum(path, size: int | None = None) -> str:
-    """CRC-32 of a file, or of its first `size` bytes, as 8 hex digits; read in pieces of 16 MiB."""
-    crc, left = 0, os.path.getsize(path) if size is None else size
-    with open(path, 'rb') as f:
+def checksum(source, size: int | None = None) -> str:
+    """CRC-32, as 8 hex digits, of a file (its path, or open) or of its next `size` bytes."""
+    opened = contextlib.nullcontext(source) if hasattr(source, 'read') else open(source, 'rb')
+    with opened as f:
+        crc, left = 0, os.fstat(f.fileno()).st_size if size is None else size
         while piece := f.read(min(left, 1 << 24)):
             crc, left = zlib.crc32(piece, crc), left - len(piece)
     return f'{crc:08x}'
+
+
+def lock(path):
+    """Hold the file `path` until this process ends, however it ends; Error if another process holds it."""
+    try:
+        path.parent.mkdir(parents=True, exist_ok=True)
+        file = open(path, 'a')
+    except OSError as e:
+        raise Error(f'cannot write to {path.parent}: {e.strerror}; choose another') from e
+    try:
+        if os.name == 'nt':
+            import msvcrt
+            msvcrt.locking(file.fileno(), msvcrt.LK_NBLCK, 1)
+        else:
+            import fcntl
+            fcntl.lockf(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+    except (BlockingIOError, PermissionError) as e:
+        raise Error(f'{path.parent} is in use by another run; choose another, or wait for its end') from e
+    except OSError:
+        pass                                                        # a file system that knows no locks
+    return file

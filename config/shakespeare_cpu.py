@@ -9,3 +9,4 @@ block_size = 64
 batch_size = 12
 max_iters = 600
 eval_interval = 200
+learning_rate = 4e-3

@@ -307,7 +307,9 @@ def test_a_pickle_that_runs_code_is_refused_and_does_not_run(tmp_path):
 def test_a_failed_save_leaves_the_checkpoint_before_it(tmp_path, monkeypatch):
     import resource
 
-    save_checkpoint(tmp_path / 'a.pt', {'step': 1, 'model': {}, 'model_config': {}, 'tokenizer': {}})
+    model = make()
+    whole = {'model': model.state_dict(), 'model_config': vars(model.config), 'tokenizer': {}}
+    save_checkpoint(tmp_path / 'a.pt', {'step': 1, **whole})
     soft, hard = resource.getrlimit(resource.RLIMIT_FSIZE)
     resource.setrlimit(resource.RLIMIT_FSIZE, (4000, hard))
     try:

@@ -447,3 +447,25 @@ def test_the_log_is_a_csv_that_others_can_read(run, dataset):
         'grad_norm',
         'tokens_per_second',
     ]
+
+
+def test_weights_and_biases_gets_the_log_without_account_or_network(run, dataset):
+    environment = {key: value for key, value in os.environ.items() if not key.startswith('WANDB')}
+    subprocess.run(
+        [sys.executable, str(ROOT / 'train.py'), f'--dataset={dataset}', *TINY, '--wandb_project=letters'],
+        check=True,
+        capture_output=True,
+        env=environment | {'WANDB_MODE': 'offline'},
+    )
+    (file,) = Path('out').glob('wandb/offline-run-*/run-*.wandb')
+    for row in read_log():
+        assert all(value.encode() in file.read_bytes() for value in row.values())
+
+
+def test_weights_and_biases_is_asked_for_before_anything_is_written(run, dataset, monkeypatch):
+    monkeypatch.setitem(sys.modules, 'wandb', None)
+    run('train.py', f'--dataset={dataset}', *TINY)  # which is not needed otherwise
+    Path('out').rename('before')
+    with pytest.raises(Error, match='pip install wandb'):
+        run('train.py', f'--dataset={dataset}', *TINY, '--wandb_project=letters')
+    assert not Path('out').exists()
