@@ -209,7 +209,7 @@ def cut(text: str):
     yield text[start:]
 
 
-# ---- stories: the grammar of data/stories and the telling -----------------------------------------------------------
+# ---- stories: the grammar of data/stories and the telling ----------------------------------------------
 def read_grammar(path) -> dict:
     """Read a grammar (the header of its file explains the notation) as {rule: [(parts, word), ...]}.
 

@@ -234,7 +234,7 @@ def test_evaluation_is_the_mean_over_documents_each_read_on_its_own_and_leaves_a
     assert model.training and torch.equal(state, torch.get_rng_state())
     assert loss == pytest.approx(evaluate(model, x, y, 5, autocast), rel=1e-6)
     model.eval()
-    # a document that follows another in its window sees it, so compare with a model whose windows hold one each
+    # a document that follows another in its window sees it, so here each window holds one
     single = [pack_documents(torch.tensor(d), 0, 16) for d in documents]
     x, y = torch.cat([x for x, _ in single]), torch.cat([y for _, y in single])
     nats = sum(model(torch.tensor([[0, *d[:-1]]]), torch.tensor([d]), 'sum').item() for d in documents)
@@ -244,7 +244,8 @@ def test_evaluation_is_the_mean_over_documents_each_read_on_its_own_and_leaves_a
 def test_a_checkpoint_comes_back_whole(tmp_path):
     model = make('gpt2')
     save_checkpoint(
-        tmp_path / 'a.pt', {'model': model.state_dict(), 'model_config': vars(model.config), 'tokenizer': {}, 'step': 3}
+        tmp_path / 'a.pt',
+        {'model': model.state_dict(), 'model_config': vars(model.config), 'tokenizer': {}, 'step': 3},
     )
     checkpoint = load_checkpoint(tmp_path / 'a.pt')
     assert checkpoint['step'] == 3 and same_weights(model_from(checkpoint).state_dict(), model.state_dict())

@@ -14,7 +14,8 @@ from model import load_checkpoint, save_checkpoint
 @pytest.fixture
 def trained(run, dataset):
     """A run in out/ and the folder it is in; sample.py is imported from the project."""
-    run('train.py', f'--dataset={dataset}', *TINY, '--max_iters=40', '--learning_rate=0.02', '--eval_interval=20')
+    run('train.py', f'--dataset={dataset}', *TINY, '--max_iters=40', '--learning_rate=0.02',
+        '--eval_interval=20')
     import sample
     return sample.load('out', dtype='float32')
 
@@ -95,9 +96,11 @@ def test_losses_of_several_runs_are_drawn_together(run, dataset, trained):
 
 @pytest.mark.parametrize('args, names', [
     (['--out_dir=nothing'], 'nothing'), (['--start=Ünknown'], 'Ü'), (['--start=FILE:none.txt'], 'none.txt'),
-    (['--temperature=-1'], 'temperature'), (['--top_p=0'], 'top_p'), (['--top_p=1.5'], 'top_p'), (['--top_k=-1'], 'top_k'),
+    (['--temperature=-1'], 'temperature'), (['--top_p=0'], 'top_p'), (['--top_p=1.5'], 'top_p'),
+    (['--top_k=-1'], 'top_k'),
     (['--num_samples=0'], 'num_samples'), (['--max_new_tokens=0'], 'max_new_tokens'), (['--seed=-1'], 'seed'),
-    (['--repetition_penalty=0'], 'repetition_penalty'), (['--plot=nothing'], 'nothing'), (['--device=tpu'], 'tpu'),
+    (['--repetition_penalty=0'], 'repetition_penalty'), (['--plot=nothing'], 'nothing'),
+    (['--device=tpu'], 'tpu'),
     (['--n_layer=3'], 'n_layer')])
 def test_bad_input_is_an_error(run, trained, args, names):
     with pytest.raises(Error, match=names):

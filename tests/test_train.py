@@ -23,7 +23,7 @@ def weights(path='out/ckpt.pt'):
 
 
 def interrupt_forward(monkeypatch, calls, action):
-    """Call action() in the middle of the training step that does the calls-th forward pass in training mode."""
+    """Call action() in the middle of the step that does the calls-th forward pass in training mode."""
     forward, left = GPT.forward, [calls]
 
     def wrapped(self, *args, **kwargs):
@@ -311,7 +311,7 @@ def test_time_limit_ends_a_run_politely(run, dataset):
 
 
 def test_fp16_counts_and_shows_the_updates_it_skips(run, dataset, monkeypatch, capsys):
-    """The scaler's logic without a GPU: a real GradScaler made to work on the CPU, gradients made to overflow."""
+    """The scaler's logic without a GPU: a real GradScaler on the CPU, gradients made to overflow."""
     real = torch.amp.GradScaler
     monkeypatch.setattr(
         torch.amp, 'GradScaler', lambda kind, enabled: real('cpu', init_scale=2.0**16, growth_interval=2)
