@@ -17,7 +17,7 @@ TEXTS = [text for text, _ in STORIES]
 WORDS = {rule: [word[''] for _, word in options] for rule, options in GRAMMAR.items()}
 SWAPPED = {'he': 'she', 'she': 'he', 'him': 'her', 'her': 'his', 'his': 'her',
            'He': 'She', 'She': 'He', 'His': 'Her', 'Her': 'His'}
-OBJECTS = 'toy food clothes treasure breakable vehicle crop award bag lamp'.split()
+OBJECTS = 'toy treat fruit clothes treasure breakable vehicle crop award bag lamp'.split()
 
 
 def small(tmp_path, text):
