@@ -145,13 +145,14 @@ def plot_losses(runs: list, path, floor: float | None = None):
         except OSError as e:
             raise Error(f'{run}/log.csv: {e.strerror}; plot takes the out_dir of runs: A,B,...') from e
         prefix = f'{run}: ' if len(runs) > 1 else ''
-        for column, axis, style in (('train_loss', axes, dict(lw=0.8, alpha=0.45)),
-                                    ('val_loss', axes, dict(marker='o', ms=3)),
-                                    ('lr', rate, dict(lw=0.8, ls=':'))):
+        for column, label, axis, style in (
+                ('train_loss', 'train loss, in windows cut anywhere', axes, dict(lw=0.8, alpha=0.45)),
+                ('val_loss', 'val loss, in whole documents', axes, dict(marker='o', ms=3)),
+                ('lr', 'learning rate', rate, dict(lw=0.8, ls=':'))):
             points = [(int(r['step']), float(r[column])) for r in rows if r[column]]
             if points:
-                axis.plot(*zip(*points), color='grey' if axis is rate else f'C{i}',
-                          label=prefix + column.replace('_', ' '), **style)
+                color = 'grey' if axis is rate else f'C{i}'
+                axis.plot(*zip(*points), color=color, label=prefix + label, **style)
     if floor:
         axes.axhline(floor, color='black', lw=1, ls='--', label='floor: the entropy of the text')
     axes.set(xlabel='step', ylabel='nats per token')

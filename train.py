@@ -12,7 +12,7 @@ overwrite = False           # start anew in an out_dir that holds another run
 seed = 1337                 # of weights, batches and dropout
 max_minutes = 0.0           # stop and save after this many minutes; 0 = no limit
 # evaluation and logs, all counted in optimizer steps
-eval_interval = 750         # evaluate and save every so many steps, and at the end; 0 = only at the end
+eval_interval = 300         # evaluate and save every so many steps, and at the end; 0 = only at the end
 eval_tokens = 0             # tokens of the validation split an evaluation takes; 0 = all
 eval_only = False           # evaluate the weights there are, and stop
 log_interval = 10           # steps between two lines of the log
