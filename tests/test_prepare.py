@@ -296,7 +296,8 @@ def test_a_single_document_is_cut_at_its_tail(run, tmp_path, fraction):
 def test_tinyshakespeare(run):
     text = (DATA / 'tinyshakespeare.txt').read_text()
     for kind in ('char', 'gpt2', 'bpe'):
-        meta, train, val = run(f'--input={DATA}/tinyshakespeare.txt', f'--tokenizer={kind}', '--val_fraction=0.1')
+        knobs = f'--tokenizer={kind}', '--val_fraction=0.1'
+        meta, train, val = run(f'--input={DATA}/tinyshakespeare.txt', *knobs)
         assert documents(meta, train) == [text[:1003854]] and documents(meta, val) == [text[1003854:]]
     tok = Tokenizer.from_spec(meta['tokenizer'])
     assert (meta['vocab_size'], train.dtype) == (4096, np.uint16)
