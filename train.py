@@ -424,5 +424,8 @@ if __name__ == '__main__':
         wandb.finish()
     if world_size > 1:
         torch.distributed.destroy_process_group()
+        sys.stdout.flush()
+        sys.stderr.flush()
+        os._exit(stopping)                                      # gloo's threads can abort an ordinary end
     if stopping:
         sys.exit(stopping)
