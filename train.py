@@ -136,7 +136,7 @@ def check(knobs: dict, world_size: int):
             f'batch_size={batch_size} does not divide among {world_size} processes')
     require((batch_size // world_size) % (micro_batch_size or 1) == 0,
             f'micro_batch_size={micro_batch_size} does not divide a share of {batch_size // world_size}')
-    for key in ('max_iters', 'batch_size', 'log_interval'):
+    for key in ('max_iters', 'batch_size', 'block_size', 'log_interval'):
         require(knobs[key] >= 1, f'{key}={knobs[key]} must be at least 1')
     for key in ('learning_rate', 'min_lr', 'warmup_iters', 'micro_batch_size', 'eval_interval', 'eval_tokens',
                 'grad_clip', 'weight_decay', 'max_minutes', 'seed'):

@@ -345,6 +345,7 @@ def test_fp16_counts_and_shows_the_updates_it_skips(run, dataset, monkeypatch, c
         (['--micro_batch_size=3'], 'micro_batch_size=3'),
         (['--batch_size=0'], 'batch_size'),
         (['--max_iters=0'], 'max_iters'),
+        (['--block_size=-1'], 'block_size'),
         (['--warmup_iters=-1'], 'warmup_iters'),
         (['--block_size=100000'], 'block_size'),
         (['--device=tpu'], 'tpu'),
