@@ -7,6 +7,7 @@ import math
 import os
 import re
 import zipfile
+from bisect import bisect
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -15,12 +16,12 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 from torch.utils.checkpoint import checkpoint as recompute
 
-from config import Error, atomic, checksum
+from config import Error, atomic, checksum, require
 
 LOSS_CHUNK = 2 ** 25        # logits the loss holds at once, 128 MiB in fp32; more are recomputed in pieces
 FORMAT = 1                  # of checkpoints
-KINDS = {'model': dict, 'model_config': dict, 'tokenizer': dict, 'config': dict, 'data': dict, 'scaler': dict,
-         'optimizer': list, 'step': int, 'val_loss': float, 'best_val_loss': float}      # of what they hold
+KINDS = {'tokenizer': dict, 'config': dict, 'data': dict, 'scaler': dict, 'optimizer': list, 'step': int,
+         'val_loss': float, 'best_val_loss': float}     # of what they hold besides the model
 SEAL = b'slm:'              # with the CRC-32 of what precedes it, a checkpoint's end: torch.load checks none
 
 
@@ -42,31 +43,27 @@ class GPTConfig:
     norm_eps: float = 0.0       # 0 = 1e-5 for gpt2, 1e-6 for qwen3
 
     def __post_init__(self):
-        if self.arch not in ('gpt2', 'qwen3'):
-            raise Error(f'arch={self.arch!r} is not known: gpt2 or qwen3')
-        if min(self.vocab_size, self.block_size, self.n_layer, self.n_head, self.n_embd) < 1:
-            raise Error('vocab_size, block_size, n_layer, n_head and n_embd must be at least 1')
-        if self.head_dim == 0 and self.n_embd % self.n_head:
-            raise Error(f'n_embd={self.n_embd} is not a multiple of n_head={self.n_head}; or set head_dim')
+        gpt2 = self.arch == 'gpt2'
+        require(gpt2 or self.arch == 'qwen3', f'arch={self.arch!r} is not known: gpt2 or qwen3')
+        sizes = self.vocab_size, self.block_size, self.n_layer, self.n_head, self.n_embd
+        require(min(sizes) > 0, 'vocab_size, block_size, n_layer, n_head and n_embd must be at least 1')
+        require(self.head_dim or self.n_embd % self.n_head == 0,
+                f'n_embd={self.n_embd} is not a multiple of n_head={self.n_head}; or set head_dim')
         self.head_dim = self.head_dim or self.n_embd // self.n_head
         self.n_kv_head = self.n_kv_head or self.n_head
-        if self.n_head % self.n_kv_head:
-            raise Error(f'n_head={self.n_head} is not a multiple of n_kv_head={self.n_kv_head}')
-        own_heads = self.n_kv_head != self.n_head or self.head_dim * self.n_head != self.n_embd
-        if self.arch == 'gpt2' and own_heads:
-            raise Error('n_kv_head and head_dim belong to qwen3; gpt2 has n_head heads of n_embd / n_head')
-        if self.arch == 'qwen3' and self.head_dim % 2:
-            raise Error('qwen3 rotates pairs of channels, so head_dim must be even')
-        if self.arch == 'qwen3' and self.bias:
-            raise Error('qwen3 has no biases: leave bias=False, or take arch=gpt2')
-        if not 0 <= self.dropout < 1:
-            raise Error(f'dropout={self.dropout} must be at least 0 and less than 1')
-        if self.n_inner == 0:
-            self.n_inner = 4 * self.n_embd if self.arch == 'gpt2' else math.ceil(self.n_embd / 12) * 32
-        self.norm_eps = self.norm_eps or (1e-5 if self.arch == 'gpt2' else 1e-6)
-        sizes = self.vocab_size, self.block_size, self.n_embd, self.n_head * self.head_dim, self.n_inner
-        if min(*sizes, self.n_kv_head) < 1 or max(sizes) > 1 << 24 or self.n_layer > 1000:
-            raise Error('no size may be negative, none above 16 million, n_layer not above 1,000')
+        self.n_inner = self.n_inner or (4 * self.n_embd if gpt2 else math.ceil(self.n_embd / 12) * 32)
+        self.norm_eps = self.norm_eps or (1e-5 if gpt2 else 1e-6)
+        sizes += self.n_kv_head, self.n_inner, self.n_head * self.head_dim
+        require(min(sizes) > 0 and max(sizes) <= 1 << 24 and self.n_layer <= 1000,
+                'no size may be negative, none above 16 million, n_layer not above 1,000')
+        require(self.n_head % self.n_kv_head == 0,
+                f'n_head={self.n_head} is not a multiple of n_kv_head={self.n_kv_head}')
+        require(not gpt2 or (self.n_kv_head, self.n_head * self.head_dim) == (self.n_head, self.n_embd),
+                'n_kv_head and head_dim belong to qwen3; gpt2 has n_head heads of n_embd / n_head')
+        require(gpt2 or self.head_dim % 2 == 0, 'qwen3 rotates pairs of channels: head_dim must be even')
+        require(gpt2 or not self.bias, 'qwen3 has no biases: leave bias=False, or take arch=gpt2')
+        require(0 <= self.dropout < 1, f'dropout={self.dropout} must be at least 0 and less than 1')
+        require(0 < self.rope_theta < 1e12 and 0 < self.norm_eps < 1, 'rope_theta or norm_eps is not sane')
 
 
 class RMSNorm(nn.Module):
@@ -78,7 +75,9 @@ class RMSNorm(nn.Module):
         self.eps = eps
 
     def forward(self, x: Tensor) -> Tensor:
-        return F.rms_norm(x.float(), self.weight.shape, self.weight.float(), self.eps).type_as(x)
+        y = x.float()       # F.rms_norm, whose mean is slow on a CPU, written as a vector's norm
+        mean_square = torch.linalg.vector_norm(y, dim=-1, keepdim=True).square() / x.shape[-1]
+        return (y * (mean_square + self.eps).rsqrt() * self.weight).type_as(x)
 
 
 def make_norm(config: GPTConfig) -> nn.Module:
@@ -119,9 +118,8 @@ class Attention(nn.Module):
         q, k, v = self.c_attn(x).view(B, T, sum(self.heads), -1).split(self.heads, 2)           # (B, T, H, D)
         if rope is not None:
             q, k = rotate(self.q_norm(q.float()), rope), rotate(self.k_norm(k.float()), rope)
-        # The CPU's fused kernel is fast in fp32 and slow in bf16 when it has to run backward.
-        slow = v.dtype == torch.bfloat16 and v.device.type == 'cpu' and torch.is_grad_enabled()
-        dtype = torch.float32 if slow else v.dtype
+        # The CPU's fused kernel is faster in fp32, by far when it runs backward or has one query.
+        dtype = torch.promote_types(v.dtype, torch.float32) if x.device.type == 'cpu' else v.dtype
         q, k, v = (t.transpose(1, 2).to(dtype) for t in (q, k, v))                              # (B, H, T, D)
         if cache is not None:
             cache[0][:, :, start:start + T], cache[1][:, :, start:start + T] = k, v
@@ -252,10 +250,10 @@ class GPT(nn.Module):
         try:
             for o, old in zip(optimizers, saved, strict=True):
                 o.load_state_dict({**o.state_dict(), 'state': old['state']})
-                states = [(p, o.state[p]) for group in o.param_groups for p in group['params']]
-                fits = all(t.shape in (p.shape, ()) for p, state in states for t in state.values())
-                if not fits or len({frozenset(state) for _, state in states}) > 1:
-                    raise ValueError('other shapes')
+                states = [(p.shape, o.state[p]) for group in o.param_groups for p in group['params']]
+                for shape, state in states:
+                    require(state.keys() == states[0][1].keys(), 'parts are missing')
+                    require(all(t.shape in (shape, ()) for t in state.values()), 'other shapes')
         except Exception as e:
             raise Error(f"the checkpoint's optimizer does not fit its model: {str(e)[:150]}") from e
 
@@ -306,6 +304,7 @@ class GPT(nn.Module):
         shape = (B, c.n_kv_head, c.block_size, c.head_dim)
         kind = w.device.type
         dtype = torch.get_autocast_dtype(kind) if torch.is_autocast_enabled(kind) else w.dtype
+        dtype = torch.promote_types(dtype, torch.float32) if kind == 'cpu' else dtype   # as Attention has it
         return [(w.new_zeros(shape, dtype=dtype), w.new_zeros(shape, dtype=dtype)) for _ in self.h]
 
 
@@ -316,8 +315,10 @@ def pick(logits: Tensor, draw: Tensor, temperature: float, top_k: int, top_p: fl
     ids = None
     if 0 < top_k < logits.shape[-1]:
         logits, ids = logits.topk(top_k)                        # sorted, so top_p below need not sort again
-    elif top_p < 1:
-        logits, ids = logits.sort(descending=True)
+    elif top_p < 1:                                             # on a CPU NumPy sorts several times faster
+        on_cpu = logits.device.type == 'cpu'
+        ids = torch.from_numpy((-logits.numpy()).argsort()) if on_cpu else logits.argsort(descending=True)
+        logits = logits.gather(-1, ids)
     p = (logits / temperature).softmax(-1)
     if top_p < 1:
         p = p * (p.cumsum(-1) - p < top_p)                      # the fewest ids whose mass reaches top_p
@@ -331,14 +332,11 @@ def pack_documents(ids: Tensor, eot: int, block_size: int) -> tuple[Tensor, Tens
 
     Documents stay whole unless longer than a window. Every id is a target once; eot and -1 fill up the rest.
     The first input is the token before the first target: for a document's first token an eot."""
-    cuts, begin = [0], 0
-    for end in ((ids == eot).nonzero()[:, 0] + 1).tolist() + [len(ids)]:
-        if end - cuts[-1] > block_size:
-            if begin > cuts[-1]:
-                cuts.append(begin)
-            cuts.extend(range(cuts[-1] + block_size, end, block_size))
-        begin = end
-    cuts.append(len(ids))
+    ends, cuts = [0, *((ids == eot).nonzero()[:, 0] + 1).tolist(), len(ids)], [0]
+    while cuts[-1] < len(ids):
+        most = cuts[-1] + block_size
+        whole = ends[bisect(ends, most) - 1]                # where the last document that fits ends
+        cuts.append(whole if whole > cuts[-1] else most)
     x = torch.full((len(cuts) - 1, block_size), eot)
     y = torch.full_like(x, -1)
     ids = torch.cat((ids.new_tensor([eot]), ids))
@@ -370,36 +368,27 @@ def save_checkpoint(path, checkpoint: dict):
     """Write plain types and tensors atomically, sealed with a checksum; Error if it cannot be written."""
     with atomic(path) as temporary:
         torch.save({'format': FORMAT, **checkpoint}, temporary)
-        seal = SEAL + checksum(temporary).encode()
         with open(temporary, 'ab') as f:
-            f.write(seal)
+            f.write(SEAL + checksum(temporary).encode())
 
 
 def load_checkpoint(path, *needed: str) -> dict:
     """Read a checkpoint onto the CPU; Error if it is missing, damaged, without what is needed, or lies."""
-    if not os.path.isfile(path):
-        raise Error(f'{path}: no such checkpoint; train one with python train.py, or set out_dir')
-
-    def require(good, text):
-        if not good:
-            raise ValueError(text)
-
+    require(os.path.isfile(path),
+            f'{path}: no such checkpoint; train one with python train.py, or set out_dir')
     try:
         with open(path, 'rb') as f:                 # once, as training may put a new one in its place
             size = f.seek(-12, 2)
-            sealed = f.read()
             f.seek(0)
-            require(sealed == SEAL + checksum(f, size).encode(), 'damaged, or not of this project')
-            f.seek(0)
-            with zipfile.ZipFile(f) as z:
-                require(sum(entry.file_size for entry in z.infolist()) <= size, 'what is packed inflates')
+            seal = SEAL + checksum(f, size).encode()
+            require(f.read() == seal, 'damaged, or not of this project')
+            inflated = sum(entry.file_size for entry in zipfile.ZipFile(f).infolist())
+            require(inflated <= size, 'what is packed inflates')
             f.seek(0)
             checkpoint = torch.load(f, map_location='cpu', weights_only=True)
         require(checkpoint['format'] == FORMAT, f'not of format {FORMAT}')
-        missing = {'model', 'model_config', 'tokenizer', *needed} - checkpoint.keys()
-        require(not missing, f'it has no {min(missing, default="")}')
-        wrong = [k for k, kind in KINDS.items() if not isinstance(checkpoint.get(k, kind()), kind)]
-        require(not wrong, f'its {wrong} cannot be')
+        for key in ('tokenizer', *needed):
+            require(isinstance(checkpoint.get(key), KINDS[key]), f'its {key} is missing, or of another kind')
         with torch.device('meta'):                  # takes no memory, whatever the numbers say
             model = GPT(GPTConfig(**checkpoint['model_config']))
             model.load_state_dict(checkpoint['model'], assign=True)
@@ -415,9 +404,9 @@ def model_from(checkpoint: dict, **changes) -> GPT:
     config = GPTConfig(**{**checkpoint['model_config'], **changes})
     state = dict(checkpoint['model'])
     if config.arch == 'gpt2':
-        if config.block_size > len(state['wpe.weight']):
-            raise Error(f'block_size={config.block_size} is more than the {len(state["wpe.weight"])} it has')
-        state['wpe.weight'] = state['wpe.weight'][:config.block_size]
+        held = state['wpe.weight'][:config.block_size]
+        require(len(held) == config.block_size, f'block_size={config.block_size} is above its {len(held)}')
+        state['wpe.weight'] = held
     model = GPT(config)
     model.load_state_dict(state)
     return model
@@ -464,8 +453,7 @@ def to_hf(model: GPT, eot: int) -> tuple[dict, dict[str, Tensor]]:
     c = model.config
     config = {'model_type': c.arch, 'bos_token_id': eot, 'eos_token_id': eot, **HF_FIXED[c.arch],
               **{theirs: getattr(c, ours) for ours, theirs in HF_FIELDS[c.arch].items()}}
-    tensors = {name: part.cpu().clone(memory_format=torch.contiguous_format)
-               for name, part in hf_tensors(model)}
+    tensors = {name: part.cpu().contiguous().clone() for name, part in hf_tensors(model)}
     if c.arch == 'gpt2':    # llama.cpp's converter wants n_ctx
         config |= {'architectures': ['GPT2LMHeadModel'], 'n_ctx': c.block_size,
                    'resid_pdrop': 0.0, 'embd_pdrop': 0.0, 'attn_pdrop': 0.0}
@@ -482,50 +470,46 @@ def from_hf(source) -> dict:
     """model_config and model, as in a checkpoint, of a GPT-2 or Qwen3: a folder or a Hugging Face name.
 
     Raises Error if there is none, or if it has or lacks what GPT cannot do without or with."""
-    folder, tensors = Path(source), {}
     try:
         from safetensors.torch import load_file
+        folder, tensors = Path(source), {}
         if not folder.is_dir():
             from huggingface_hub import snapshot_download
             folder = Path(snapshot_download(str(source), allow_patterns=['*.json', 'model*.safetensors']))
         theirs = json.loads((folder / 'config.json').read_text(encoding='utf-8'))
         theirs |= theirs.get('rope_parameters') or {}
-        full = ['full_attention'] * len(theirs.get('layer_types') or [])
         seals = folder / 'checksums.json'           # our export has it: loading checks nothing
-        broken = [name for name, crc in json.loads(seals.read_text(encoding='utf-8')).items()
-                  if checksum(folder / name) != crc] if seals.exists() else []
+        for name, crc in json.loads(seals.read_text(encoding='utf-8')).items() if seals.exists() else ():
+            require(checksum(folder / name) == crc,
+                    f'{name} is damaged; if it was changed on purpose, remove checksums.json')
         for file in folder.glob('model*.safetensors'):
             tensors |= load_file(file)
-    except Exception as e:                      # no such name, no network, damaged: they raise all sorts
-        raise Error(f'{source}: neither a checkpoint nor a Hugging Face model: {str(e)[:150]}') from e
-
-    def require(good, text):
-        if not good:
-            raise Error(f'{source}: {text}')
-
-    require(not broken, f'{broken[:1]} is damaged; if it was changed on purpose, remove checksums.json')
-    arch = str(theirs.get('model_type'))
-    require(arch in HF_FIELDS, f'model_type={arch!r} is not known here, only gpt2 and qwen3')
-    for field, value in {**HF_FIXED[arch], 'rope_type': 'default', 'layer_types': full}.items():
-        require(theirs.get(field, value) in (value, None), f'{field}={theirs.get(field)!r} is not known here')
-    config = {'arch': arch, 'bias': arch == 'gpt2', 'tie_weights': arch == 'gpt2'}
-    for ours, field in HF_FIELDS[arch].items():
-        value, default = theirs.get(field), getattr(GPTConfig, ours)
-        if value is not None or (default and ours not in config):       # what is 0 by default may be missing
-            require(isinstance(value, int | float) and abs(value) < 1e12,
-                    f'{field}={str(value)[:50]} in config.json is no sensible number')
-            config[ours] = type(default)(value)
-    require(tensors, 'there is no model.safetensors; other formats are not read')
-    with torch.device('meta'):                      # takes no memory, whatever the numbers say
-        size = GPT(GPTConfig(**config)).num_params()
-    require(size <= 2 * sum(t.numel() for t in tensors.values()), 'config.json says more than tensors hold')
-    model = GPT(GPTConfig(**config))
-    for name, part in hf_tensors(model):
-        found = name if name in tensors else name.partition('.')[2]     # a model saved without its head
-        require(found in tensors, f'tensor {name} is missing')
-        shape = tuple(tensors[found].shape)
-        require(shape == part.shape, f'tensor {name} is {shape}, config.json says {tuple(part.shape)}')
-        part.copy_(tensors.pop(found))
-    extra = [name for name in tensors if not re.search(r'attn\.(masked_)?bias$|^lm_head', name)]    # masks
-    require(not extra, f'tensor {extra[:1]} has no place here')
-    return {'model_config': vars(model.config), 'model': model.state_dict()}
+        arch = theirs.get('model_type')
+        require(arch in ('gpt2', 'qwen3'), f'model_type={arch!r} is not known here, only gpt2 and qwen3')
+        full = ['full_attention'] * len(theirs.get('layer_types') or [])
+        for field, value in {**HF_FIXED[arch], 'rope_type': 'default', 'layer_types': full}.items():
+            require(theirs.get(field) in (value, None), f'{field}={theirs.get(field)!r} is not known here')
+        config = {'arch': arch, 'bias': arch == 'gpt2', 'tie_weights': arch == 'gpt2'}
+        for ours, field in HF_FIELDS[arch].items():
+            value, default = theirs.get(field), getattr(GPTConfig, ours)
+            if value is not None or (default and ours not in config):   # what is 0 by default may be missing
+                require(isinstance(value, int | float) and abs(value) < 1e12,
+                        f'{field}={str(value)[:50]} in config.json is no sensible number')
+                config[ours] = type(default)(value)
+        require(tensors, 'there is no model.safetensors; other formats are not read')
+        with torch.device('meta'):                      # takes no memory, whatever the numbers say
+            size = GPT(GPTConfig(**config)).num_params()
+        held = sum(t.numel() for t in tensors.values())
+        require(size <= 2 * held, 'config.json says more than the tensors hold')
+        model = GPT(GPTConfig(**config))
+        for name, part in hf_tensors(model):
+            found = name if name in tensors else name.partition('.')[2]     # a model saved without its head
+            require(found in tensors, f'tensor {name} is missing')
+            shape = tuple(tensors[found].shape)
+            require(shape == part.shape, f'tensor {name} is {shape}, config.json says {tuple(part.shape)}')
+            part.copy_(tensors.pop(found))
+        for name in tensors:                            # only masks, or a head that is tied, may be left
+            require(re.search(r'attn\.(masked_)?bias$|^lm_head', name), f'tensor {name} has no place here')
+        return {'model_config': vars(model.config), 'model': model.state_dict()}
+    except Exception as e:                          # no such name, no network, damaged: they raise all sorts
+        raise Error(f'{source}: no checkpoint, and no Hugging Face model to take: {str(e)[:150]}') from e

@@ -2,7 +2,7 @@
 
 Here live class Tokenizer, the reading and dividing of documents, and open_dataset; batches are train.py's.
 A source is read once, into a temporary file (the spool), then divided and tokenized from there. So memory
-holds a few MB of text and 25 bytes per document, however large the corpus and its largest document are."""
+holds some MB of text and 37 bytes per document, however large the corpus and its largest document are."""
 from config import ROOT, Error, atomic, checksum, configure
 
 # what is read
@@ -20,11 +20,11 @@ seed = 1337                       # of the stories and the split
 overwrite = False                 # replace another dataset of this name
 config = configure(globals())
 
-import codecs
 import contextlib
 import json
 import logging
 import math
+import mmap
 import os
 import random
 import re
@@ -32,80 +32,99 @@ import sys
 import tempfile
 import time
 import zlib
-from array import array
-from collections import Counter
+from collections import Counter, deque
 from concurrent.futures import ThreadPoolExecutor
+from functools import partial
 from hashlib import blake2b
 from itertools import islice
 from pathlib import Path
 
 import numpy as np
+from tqdm import tqdm
 
 FORMAT = 1                        # of the files in data/NAME
 EOT = '<|endoftext|>'
-PIECE = 1 << 15                   # characters that are tokenized in one go, at most
+PIECE = 1 << 12                   # bytes of a document that are tokenized in one go, at most
 SAMPLE = 1 << 26                  # bytes of text that a bpe is trained on, at most
 PDF_WORK = 20_000_000             # operators and characters of a PDF, at most: about a minute of reading
 WORKERS = min(os.cpu_count() or 1, 16)
 GRAMMAR = ROOT / 'data/stories/grammar.txt'
-RULE = re.compile(r'^([a-z_]+)(?: \(([^()\n]*)\))?( =|:)(.*\n(?:[ \t]*\n|[ \t]+.*\n)*)', re.M)
+RULE = re.compile(r'^([a-z_]+)(?: \(([^()\n]*)\))?:(.*\n(?:[ \t]*\n|[ \t]+.*\n)*)', re.M)
 PART = re.compile(r'([^{}]*)(?:{(?:([a-z_]+)=)?([A-Za-z][a-z_]*)(?:\.([a-z_]+))?}|$)')
 # before one space, or after one newline, between visible characters: no token spans such a place
 BORDER = re.compile(r'(?<=\S)(?= \S)|(?<=\S\n)(?=\S)')
+# a document in the spool: its hash, offsets, split ('' where the source has none) and entropy (nan: unknown)
+DOCUMENT = np.dtype([('hash', 'u8'), ('start', 'i8'), ('end', 'i8'), ('split', 'S5'), ('nats', 'f8')])
+
+
+@contextlib.contextmanager
+def blaming(what):
+    """Show what a library raises, and be it a bare Exception, as an Error that says `what`."""
+    try:
+        yield
+    except Error:
+        raise
+    except Exception as e:
+        raise Error(f'{what} ({type(e).__name__}: {e})') from e
 
 
 class Tokenizer:
     """Text to ids and back. Kinds: bpe and gpt2 (run by tiktoken), char, and hf (any other tokenizer.json).
 
     eot ends every document; no text encodes to it, decode shows nothing for it, vocab_size counts it.
-    spec is a dict for JSON with all that from_spec needs. arrays encodes a list of valid, short texts."""
+    spec is a dict for JSON with all that from_spec needs. encode_documents gives the ids of a list of valid
+    texts of at most PIECE bytes in one array, eot after each."""
 
     def __init__(self, spec: dict):
         self.spec, kind = spec, spec['kind']
         if kind == 'char':
-            index = {character: i for i, character in enumerate(spec['alphabet'])}
-            self.arrays = lambda texts: [np.array([index[c] for c in text], np.uint32) for text in texts]
+            index = {character: i for i, character in enumerate([*spec['alphabet'], ''])}   # '' ends a text
+            self.eot, self.vocab_size = index[''], len(index)
+            self.encode_documents = lambda texts: np.array([index[c] for text in texts for c in (*text, '')])
             self._decode = lambda ids: ''.join(spec['alphabet'][i] for i in ids)
-            self.eot, self.vocab_size = len(index), len(index) + 1
         elif kind in ('bpe', 'gpt2'):
             bpe = _encoding(spec)
-            self.arrays = lambda texts: [bpe.encode_to_numpy(text, disallowed_special=()) for text in texts]
-            self._decode = bpe.decode
-            self.eot, self.vocab_size = bpe.eot_token, bpe.n_vocab
+            self.eot, self.vocab_size, self._decode = bpe.eot_token, bpe.n_vocab, bpe.decode
+
+            def encode_documents(texts):
+                if any(EOT in text for text in texts):      # one by one, as there it is no special token
+                    arrays = [bpe.encode_to_numpy(text, disallowed_special=()) for text in texts]
+                    return np.concatenate([np.append(ids, np.uint32(self.eot)) for ids in arrays])
+                joined = EOT.join([*texts, ''])
+                return bpe.encode_to_numpy(joined, allowed_special={EOT}, disallowed_special=())
+
+            self.encode_documents = encode_documents
         elif kind == 'hf':
             import tokenizers
             hf = tokenizers.Tokenizer.from_str(spec['json'])
             hf.no_truncation()
             hf.no_padding()
             hf.encode_special_tokens = True                 # a special token's name in a text is just text
-            self.arrays = lambda texts: [np.array(encoding.ids, np.uint32) for encoding in
-                                         hf.encode_batch_fast(texts, add_special_tokens=False)]
-            self._decode = lambda ids: hf.decode(ids, skip_special_tokens=True)
             self.eot, self.vocab_size = spec['eot'], max(hf.get_vocab().values()) + 1
+            encode_batch = partial(hf.encode_batch_fast, add_special_tokens=False)
+            self.encode_documents = lambda texts: np.array([
+                i for encoding in encode_batch(texts) for i in (*encoding.ids, self.eot)])
+            self._decode = lambda ids: hf.decode(ids, skip_special_tokens=True)
         if not 0 <= self.eot < self.vocab_size:
             raise ValueError(f'end-of-text {self.eot} outside a vocabulary of {self.vocab_size}')
 
     @classmethod
     def from_spec(cls, spec: dict) -> 'Tokenizer':
         """The tokenizer of a spec. Raises Error on a damaged one."""
-        try:
+        with blaming('the tokenizer is damaged'):
             return cls(spec)
-        except Error:
-            raise
-        except Exception as e:                              # tokenizers raises bare Exceptions
-            raise Error(f'the tokenizer is damaged ({type(e).__name__}: {e})') from e
 
     def encode(self, text: str) -> list[int]:
         """Ids of a text of any length. Raises Error on a character outside a char tokenizer's alphabet."""
+        raw = utf8(text)
         try:
-            return np.concatenate(self.arrays(list(cut(valid(text))))).tolist()
+            found = pieces(raw, {'start': [0], 'end': [len(raw)]})
+            return np.concatenate([self.encode_documents([text])[:-1] for text, _ in found]).tolist()
         except KeyError as e:
             raise Error(f'character {e} (U+{ord(e.args[0]):04X}) is not in the alphabet of this model') from e
 
     def encode_batch(self, texts) -> list[list[int]]:
-        """encode of each text, in threads."""
-        with ThreadPoolExecutor(WORKERS) as pool:
-            return list(pool.map(self.encode, texts))
+        return [self.encode(text) for text in texts]
 
     def decode(self, ids) -> str:
         """Text of ids in [0, vocab_size): U+FFFD for bytes that are no character, '' for special tokens."""
@@ -113,24 +132,22 @@ class Tokenizer:
 
     def __eq__(self, other) -> bool:
         """Whether both give the same ids, whatever their kind: GPT-2's may come as a tokenizer.json too."""
-        if (self.vocab_size, self.eot) != (other.vocab_size, other.eot):
-            return False
-        every = self.decode(range(self.vocab_size))
-        return self.spec == other.spec or (every == other.decode(range(self.vocab_size))
-                                           and self.encode(every) == other.encode(every))
+        if self.spec == other.spec:
+            return True
+        texts = [tok.decode(range(tok.vocab_size)) for tok in (self, other)]
+        return (self.vocab_size, self.eot, texts[0]) == (other.vocab_size, other.eot, texts[1]) \
+            and self.encode(texts[0]) == other.encode(texts[1])
 
 
 def _encoding(spec):
     """GPT-2's or a trained byte-level BPE as tiktoken.Encoding, five times as fast as by tokenizers."""
     import tiktoken
     if spec['kind'] == 'gpt2':
-        try:
+        with blaming('cannot fetch the gpt2 vocabulary: go online once, set TIKTOKEN_CACHE_DIR to a folder '
+                     'that has it, or use --tokenizer=bpe'):
             return tiktoken.get_encoding('gpt2')
-        except Exception as e:                              # no network, or something else came from there
-            raise Error(f'cannot fetch the gpt2 vocabulary ({type(e).__name__}): go online once, set '
-                        'TIKTOKEN_CACHE_DIR to a folder that has it, or use --tokenizer=bpe') from e
-    visible = [*range(33, 127), *range(161, 173), *range(174, 256)]     # how GPT-2 writes bytes as characters
-    hidden = [byte for byte in range(256) if byte not in visible]
+    visible = [b for b in range(256) if chr(b).isprintable() and b != 32]   # GPT-2 writes these as they are
+    hidden = [b for b in range(256) if b not in visible]                    # and these as chr(256), chr(257)
     byte = {chr(b): b for b in visible} | {chr(256 + i): b for i, b in enumerate(hidden)}
     vocabulary = json.loads(spec['json'])['model']['vocab']
     ranks = {bytes(byte[c] for c in token): rank for token, rank in vocabulary.items()}
@@ -141,10 +158,7 @@ def _encoding(spec):
 
 
 def train_bpe(texts, size: int) -> dict:
-    """Spec of a byte-level BPE of `size` tokens, or fewer if texts hold too few pairs that occur twice.
-
-    Reads on until it has 4M characters of distinct words, as training takes some 100 bytes for each, and
-    breaks words of more than 200, as each merge goes through the words it changes."""
+    """Spec of a byte-level BPE of `size` tokens, or fewer if texts hold too few pairs that occur twice."""
     from tokenizers import Tokenizer, decoders, models, pre_tokenizers, trainers
     bpe = Tokenizer(models.BPE())
     bpe.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=False)
@@ -153,14 +167,14 @@ def train_bpe(texts, size: int) -> dict:
     trainer = trainers.BpeTrainer(vocab_size=size - 1, min_frequency=2, initial_alphabet=every_byte,
                                   show_progress=False)
 
-    def sample():
-        seen, size = set(), 0
+    def sample():                                           # training takes 100 bytes per character of a word
+        seen, left = set(), 4_000_000
         for text in texts:
             new = set(text.split()) - seen
             seen |= new
-            size += sum(map(len, new))
-            yield re.sub(r'(\S{200})', r'\1\n', text) if max(map(len, new), default=0) > 200 else text
-            if size > 4_000_000:
+            left -= sum(map(len, new))
+            yield re.sub(r'\S{200}', r'\g<0>\n', text)      # each merge goes through the words it changes
+            if left < 0:
                 return
 
     bpe.train_from_iterator(sample(), trainer)
@@ -172,41 +186,39 @@ def read_tokenizer(place: str) -> dict:
     """Spec of the tokenizer.json in a folder or Hugging Face repository; its eos token is end-of-text."""
     from huggingface_hub import snapshot_download
     from tokenizers import Tokenizer
-    files = ['tokenizer_config.json', 'config.json', 'tokenizer.json']
-    try:
+    files = ['tokenizer.json', 'tokenizer_config.json']
+    with blaming(f'--tokenizer={place}: not bpe, gpt2, char or a place with a tokenizer.json'):
         folder = Path(place if Path(place).is_dir() else snapshot_download(place, allow_patterns=files))
-        *configs, text = [(folder / file).read_text(encoding='utf-8') if (folder / file).exists() else '{}'
-                          for file in files]
-        known = Tokenizer.from_str(text)
-        named = [json.loads(text).get(key) for text in configs for key in ('eos_token', 'eos_token_id')]
-    except Exception as e:
-        raise Error(f'--tokenizer={place}: not bpe, gpt2, char or a place with a tokenizer.json ({e})') from e
-    for eos in [*named, EOT, '</s>', '<eos>']:
-        eos = eos[0] if isinstance(eos, list) else eos.get('content') if isinstance(eos, dict) else eos
-        eot = known.token_to_id(eos) if isinstance(eos, str) else eos
-        if eot is not None:
-            return {'kind': 'hf', 'json': text, 'eot': eot}
+        text, config = [path.read_text(encoding='utf-8') if path.exists() else '{}'
+                        for path in (folder / file for file in files)]
+        known, eos = Tokenizer.from_str(text), json.loads(config).get('eos_token')
+        eos = eos['content'] if isinstance(eos, dict) else eos
+    for token in (eos, EOT, '</s>', '<eos>'):
+        if token and known.token_to_id(token) is not None:
+            return {'kind': 'hf', 'json': text, 'eot': known.token_to_id(token)}
     raise Error(f'--tokenizer={place} has no end-of-text: name an eos_token in its tokenizer_config.json')
 
 
-def valid(text: str) -> str:
-    """text as valid Unicode: a pair of surrogates becomes its character, a lone one U+FFFD."""
+def utf8(text: str) -> bytes:
+    """text as UTF-8: a pair of surrogates becomes its character, a lone one U+FFFD."""
     try:
-        text.encode()
-        return text
+        return text.encode()
     except UnicodeEncodeError:
-        return text.encode('utf-16-le', 'surrogatepass').decode('utf-16-le', 'replace')
+        return text.encode('utf-16', 'surrogatepass').decode('utf-16', 'replace').encode()
 
 
-def cut(text: str):
-    """Yield text in pieces of at most PIECE characters, cut where that changes no token if possible."""
-    start = 0
-    while len(text) - start > PIECE:
-        border = BORDER.search(text, start + PIECE // 2, start + PIECE)
-        end = border.start() if border else start + PIECE
-        yield text[start:end]
-        start = end
-    yield text[start:]
+def pieces(raw, documents):
+    """Yield (text, whether it ends its document), at most PIECE of the UTF-8 bytes raw at once.
+
+    A long document is cut where that changes no token if there is such a place."""
+    for start, end in zip(documents['start'], documents['end']):
+        while end - start > PIECE:
+            text = str(raw[start:start + PIECE], 'utf-8', 'ignore')         # half a character is left out
+            border = BORDER.search(text, len(text) // 2)
+            text = text[:border.start()] if border else text
+            start += len(text.encode())
+            yield text, False
+        yield str(raw[start:end], 'utf-8'), True
 
 
 # ---- stories: the grammar of data/stories and the telling ----------------------------------------------
@@ -214,17 +226,15 @@ def read_grammar(path) -> dict:
     """Read a grammar (the header of its file explains the notation) as {rule: [(parts, word), ...]}.
 
     parts: tuples (text, variable, name, attribute), '' for none; word: {'': as written, attribute: value}.
-    Raises Error, naming the rule, on bad notation, on what is empty or there twice, and on unknown names."""
+    Raises Error, naming the rule, on bad notation and on what is empty or there twice."""
     grammar, text = {}, Path(path).read_text(encoding='utf-8') + '\n'
     text = re.sub(r'^[ \t]*#.*\n', '', text, flags=re.M)
     if stray := RULE.sub('', text).strip():
         raise Error(f'{path}: expected `rule:` or an indented line, got {stray.splitlines()[0]!r}')
-    for rule, head, sign, body in RULE.findall(text):
+    for rule, head, body in RULE.findall(text):
         names = [name.strip() for name in head.split(',') if name]
-        try:
-            if sign == ' =':                                            # a sum of lists
-                words = [word for name in body.split('+') for _, word in grammar[name.strip()]]
-            elif body.lstrip().startswith('- '):                        # texts of paragraphs
+        with blaming(f'{path}: rule {rule} has a wrong number of attributes'):
+            if body.lstrip().startswith('- '):                        # texts of paragraphs
                 texts = [re.split(r'\n\s*\n', text) for text in re.split(r'^[ \t]+- ', body, flags=re.M)[1:]]
                 words = [{'': '\n'.join(' '.join(p.split()) for p in text if p.strip())} for text in texts]
             elif names and '=' not in head:                             # a table
@@ -232,20 +242,13 @@ def read_grammar(path) -> dict:
                 words = [dict(zip(['', *names], row, strict=True)) for row in rows]
             else:                                                       # a list
                 words = [dict([('', w.strip()), *(n.split('=') for n in names)]) for w in body.split(',')]
-        except (KeyError, ValueError) as e:
-            raise Error(f'{path}: rule {rule} has an unknown list or a wrong number of attributes') from e
         texts = {word[''] for word in words}
         bad = any(PART.sub('', text) for text in texts) or not all(all(word.values()) for word in words)
         if bad or rule in grammar or len(texts) < len(words):
             raise Error(f'{path}: rule {rule} has broken braces or an empty place, or something stands twice')
         grammar[rule] = [(PART.findall(word['']), word) for word in words]
-    used = [(rule, *part) for rule in grammar for parts, _ in grammar[rule] for part in parts if part[2]]
-    variables, rules = {variable for _, _, variable, _, _ in used if variable}, grammar.keys()
-    lists = rules - {rule for rule, *_ in used}                         # only words are remembered, not texts
-    for rule, _, variable, name, _ in [*used, ('plot', '', '', 'plot', '')]:
-        if variable in rules or name.lower() not in (lists if variable else rules | variables):
-            wanted = 'a new name and a list of words' if variable else 'a rule, a list or a variable'
-            raise Error(f'{path}: rule {rule}: {{{variable or name}}} needs {wanted}')
+    if 'plot' not in grammar:
+        raise Error(f'{path} has no rule plot')
     return grammar
 
 
@@ -253,7 +256,7 @@ def tell_stories(grammar, n, seed):
     """Yield n times (text, nats): a story and -ln of its probability, summed over the draws.
 
     Story i depends on seed and i only, on every machine: Python keeps the sequence of Random.random().
-    Raises Error where a variable is not drawn yet or has no such attribute, or where a list is used up."""
+    Raises Error where a name is unknown or not drawn yet, has no such attribute or cannot be remembered."""
     def tell(rule):
         nonlocal nats
         told = {word[''] for word in memory.values()}
@@ -269,6 +272,8 @@ def tell_stories(grammar, n, seed):
                 value = memory[key][attribute]
             elif key in grammar and not attribute:
                 value, drawn = tell(key)
+                if variable and (variable in grammar or value != drawn['']):
+                    raise Error(f'stories: rule {rule}: {variable}={name} needs a new name and a list')
                 if variable:
                     memory[variable] = drawn
             elif key:
@@ -305,26 +310,25 @@ def read_rows(rows):
     for row in rows:
         if text_column not in row:
             raise ValueError(f'no column {text_column}, but {", ".join(row) or "none"}; set --text_column')
-        if not isinstance(row[text_column], str | None):
-            kind = type(row[text_column]).__name__
-            raise ValueError(f'column {text_column} holds {kind}, not text; set --text_column')
-        yield row[text_column] or '', True
+        text = row[text_column]
+        if not isinstance(text, str | None):
+            raise ValueError(f'column {text_column} holds {type(text).__name__}, not text; set --text_column')
+        yield text or '', True
 
 
 def read_jsonl(path):
     with open(path, 'rb') as f:
-        for number, line in enumerate(iter(lambda: f.readline(1 << 26), b''), 1):
+        while line := f.readline(1 << 26):
             if len(line) == 1 << 26:
-                raise ValueError(f'line {number} is longer than {1 << 26} bytes')
+                raise ValueError(f'a line is longer than {1 << 26} bytes')
             if line.strip():
-                row = json.loads(line.decode('utf-8-sig', 'replace'))
-                yield row if isinstance(row, dict) else {}
+                yield from read_rows([json.loads(line.decode('utf-8-sig', 'replace'))])
 
 
 def read_parquet(path):
     from pyarrow import parquet
     for batch in parquet.ParquetFile(path).iter_batches(1000):
-        yield from batch.to_pylist()
+        yield from read_rows(batch.to_pylist())
 
 
 def read_pdf(path):
@@ -351,22 +355,20 @@ def clean_pdf(pages: list[str]) -> str:
     import ftfy
     table = dict.fromkeys([*range(9), *range(11, 32), *range(127, 160)], ' ')       # control characters
     table |= {0xfb00: 'ff', 0xfb01: 'fi', 0xfb02: 'fl', 0xfb03: 'ffi', 0xfb04: 'ffl'}       # ligatures
-    pages = [[ftfy.fix_encoding(line).translate(table).strip() for line in page.split('\n')]
+    pages = [[ftfy.fix_encoding(line).translate(table).strip() for line in page.strip().split('\n')]
              for page in pages]
 
-    def edges(page):                                        # {index: text, its digits ignored} of outer lines
-        filled = [i for i, line in enumerate(page) if line]
-        return {i: re.sub(r'\d+', '#', page[i]) for i in filled[:2] + filled[-2:]}
-
-    heads = Counter(head for page in pages for head in set(edges(page).values()))
-    often = {head for head, n in heads.items() if n > max(1, len(pages) / 3)}      # left and right may differ
-    kept = [[line for i, line in enumerate(page) if edges(page).get(i) not in often] for page in pages]
-    text = '\n'.join('\n'.join(page).strip() for page in kept)
+    digits = re.compile(r'\d+')                             # in which running heads may differ
+    heads = [{digits.sub('#', line) for line in page[:2] + page[-2:]} for page in pages]
+    counts = Counter(head for outer in heads for head in outer)
+    often = max(1, len(pages) / 3)                          # left and right pages may differ
+    pages = [[line for i, line in enumerate(page)
+              if 2 <= i < len(page) - 2 or counts[digits.sub('#', line)] <= often] for page in pages]
+    text = '\n'.join('\n'.join(page).strip() for page in pages)
     text = re.sub(r'(\w)-\n(\w)', lambda m: m[1] + m[2] if (m[1] + m[2]).islower() else m[0], text)
 
     lines = text.split('\n')
-    widths = sorted(len(line) for line in lines if line) or [0]
-    wide = 0.7 * widths[len(widths) * 3 // 4]
+    wide = 0.7 * np.percentile([len(line) for line in lines if line] or [0], 75)
     text = lines[0]
     for last, line in zip(lines, lines[1:]):                # a short line is a heading, or ends its paragraph
         goes_on = last and line and (len(last) > wide or line[0].islower())
@@ -375,26 +377,22 @@ def clean_pdf(pages: list[str]) -> str:
 
 
 READERS = {'.txt': lambda path: read_text(path, separator), '.md': read_text, '.pdf': read_pdf,
-           '.jsonl': lambda path: read_rows(read_jsonl(path)),
-           '.parquet': lambda path: read_rows(read_parquet(path))}
+           '.jsonl': read_jsonl, '.parquet': read_parquet}
 
 
 def find_files(patterns: str) -> list[Path]:
     """The files with a reader that files, folders and globs name, in a fixed order."""
     found = []
-    for pattern in filter(None, map(str.strip, patterns.split(','))):
+    for pattern in [part.strip() for part in patterns.split(',') if part.strip()] or [patterns]:
         path = Path(pattern)
+        root = Path(path.anchor)
+        paths = [path] if path.exists() else root.glob(str(path.relative_to(root)))
         if path.is_dir():
             paths = path.rglob('*')                         # follows no links to folders, which may circle
-        else:
-            root = Path(path.anchor)
-            paths = [path] if path.exists() else root.glob(str(path.relative_to(root)))
         hits = sorted(path for path in paths if path.suffix.lower() in READERS and path.is_file())
         if not hits:
             raise Error(f'--input={pattern}: no {" ".join(READERS)} file there')
         found += hits
-    if not found:
-        raise Error(f'--input={patterns} names no files')
     return found
 
 
@@ -414,127 +412,105 @@ def read_dataset(place):
     from datasets import load_dataset
 
     def read(table):
-        try:
-            batches = table.with_format('arrow').iter(1000)
-            yield from read_rows(row for batch in batches for row in batch.to_pylist())
-        except Exception as e:
-            raise Error(f'dataset {place} cannot be read: {e}') from e
+        with blaming(f'dataset {place} cannot be read'):
+            for batch in table.with_format('arrow').iter(1000):
+                yield from read_rows(batch.to_pylist())
 
-    try:
+    with blaming(f'dataset {place} cannot be opened'):
         splits = load_dataset(place, streaming=Path(place).exists())
-    except Exception as e:
-        raise Error(f'dataset {place} cannot be opened: {e}') from e
     if 'train' not in splits or splits['train'].info.builder_name == 'text':
         raise Error(f'dataset {place} has no split train, or holds text files, for which there is --input')
+    licence = splits['train'].info.license
     val = next((key for key in ('validation', 'valid', 'val', 'dev', 'test') if key in splits), None)
-    tables = {'val': splits[val], 'train': splits['train']} if val else {'': splits['train']}
-    return {split: read(table) for split, table in tables.items()}, splits['train'].info.license
+    if not val:
+        return {'': read(splits['train'])}, licence
+    return {'val': read(splits[val]), 'train': read(splits['train'])}, licence
 
 
 # ---- dividing and writing ------------------------------------------------------------------------------
 def spool(readers, f, alphabet):
-    """Write the texts of all documents of {split or '': reader} to f, their characters to the set alphabet.
+    """Write the texts of {split or '': reader} to f, their characters to the set alphabet.
 
-    Returns arrays with an entry for each document: hash (of seed and text), end (offset in f), split (0 none,
-    1 train, 2 val), entropy (nats, nan for unknown)."""
-    from tqdm import tqdm
-    hashes, document_ends, splits, entropies = array('Q'), array('q'), bytearray(), array('d')
-    size = start = lost = 0
+    Returns an array of DOCUMENT, whose hash is of seed and text."""
+    documents, start, end, lost = bytearray(), 0, 0, 0
     for split, reader in readers.items():
-        digest = None
         for text, ends, *nats in tqdm(reader, f'reading {split}', disable=None, leave=False):
-            if ends and size == start and not text.strip():
-                continue                                    # an empty document
-            text = valid(text)
-            raw = text.encode()
-            size += f.write(raw)
-            lost += text.count('\ufffd')
-            if tokenizer == 'char':
-                alphabet.update(text)
-            digest = digest or blake2b(digest_size=8, key=str(seed).encode())
+            if start == end:
+                digest = blake2b(digest_size=8, key=str(seed).encode())
+                if ends and not text.strip():
+                    continue                                # an empty document
+            raw = utf8(text)
             digest.update(raw)
+            end += f.write(raw)
+            lost += raw.count('\ufffd'.encode())
+            if tokenizer == 'char':
+                alphabet.update(raw.decode())
             if ends:
-                hashes.append(int.from_bytes(digest.digest(), 'little'))
-                document_ends.append(size)
-                splits.append(['', 'train', 'val'].index(split))
-                entropies.append(*nats or [math.nan])
-                digest, start = None, size
+                number = int.from_bytes(digest.digest(), 'little')
+                documents += np.array((number, start, end, split, *(nats or [math.nan])), DOCUMENT).tobytes()
+                start = end
     if lost:
         warn(f'{lost:,} characters of the text are U+FFFD: invalid UTF-8, or lone surrogates')
-    return [np.array(values) for values in (hashes, document_ends, splits, entropies)]
+    if not end:
+        raise Error('the source is empty')
+    f.flush()
+    return np.frombuffer(documents, DOCUMENT)
 
 
-def divide(f, hashes, ends, splits, nats):
-    """Divide what was spooled: {'train': (spans, nats), 'val': ...}; spans (D, 2) are offsets in f.
+def divide(raw, documents):
+    """{'train': documents, 'val': documents}, the first of equal ones; by hash where the source has no split.
 
-    The first of equal documents stays. A single document of n characters is cut after
-    int(n * (1 - val_fraction)) of them; others are divided by their hash, if they do not come divided."""
-    kept = np.sort(np.unique(hashes, return_index=True)[1])
-    spans = np.stack([np.append(0, ends)[:-1], ends], 1)[kept]
-    hashes, splits, nats = hashes[kept], splits[kept], nats[kept]
-    if splits.any():
-        val = splits == 2
-    elif len(kept) == 1:
-        left = int(sum(len(text) for text, _ in pieces(f, spans)) * (1 - val_fraction))
-        start, end = spans[0].tolist()
-        middle = start
-        for text, _ in pieces(f, spans):
+    A single document of n characters is cut after int(n * (1 - val_fraction)) of them."""
+    kept = documents[np.sort(np.unique(documents['hash'], return_index=True)[1])]
+    if kept['split'][0]:
+        val = kept['split'] == b'val'
+    elif len(kept) > 1:
+        val = kept['hash'] / 2**64 < val_fraction
+        val[kept['hash'].argmin()], val[kept['hash'].argmax()] = True, False    # each side has at least one
+    else:
+        left, middle = int(sum(len(text) for text, _ in pieces(raw, kept)) * (1 - val_fraction)), 0
+        for text, _ in pieces(raw, kept):
             middle += len(text[:left].encode())
             left -= len(text[:left])
-        spans, nats, val = np.array([[start, middle], [middle, end]]), nats.repeat(2), np.array([False, True])
-    else:
-        val = hashes / 2**64 < val_fraction
-        if len(kept):                                       # each side has at least one
-            val[hashes.argmin()], val[hashes.argmax()] = True, False
-    sides = {'train': (spans[~val], nats[~val]), 'val': (spans[val], nats[val])}
-    if not all((spans[:, 1] > spans[:, 0]).any() for spans, _ in sides.values()):
-        raise Error('the source is empty, or too short to be divided into train and val')
+        kept, val = kept.repeat(2), np.array([False, True])
+        kept['end'][0] = kept['start'][1] = middle
+    sides = {'train': kept[~val], 'val': kept[val]}
+    if not all((side['end'] > side['start']).any() for side in sides.values()):
+        raise Error('the source is too short to be divided into train and val')
     return sides
-
-
-def pieces(f, spans):
-    """Yield (text, whether its document ends) for spans of the spool, at most PIECE characters at once."""
-    for start, end in spans:
-        f.seek(int(start))
-        decode, rest, left = codecs.getincrementaldecoder('utf-8')().decode, '', int(end - start)
-        while left:
-            raw = f.read(min(left, 1 << 20))
-            left -= len(raw)
-            *whole, rest = cut(rest + decode(raw))
-            yield from ((text, False) for text in whole)
-        yield rest, True
 
 
 def encode_pieces(tok, texts):
     """Yield arrays of the ids of (text, whether its document ends), in order, encoded in threads."""
-    eot = np.array([tok.eot], np.uint32)
+    def encode(chunk):
+        texts, ends = zip(*chunk)
+        ids = tok.encode_documents(texts)
+        return np.delete(ids, np.flatnonzero(ids == tok.eot)[~np.array(ends)])
 
-    def encode(batch):
-        parts = []
-        for ids, (_, ends) in zip(tok.arrays([text for text, _ in batch]), batch, strict=True):
-            parts += (ids, eot) if ends else (ids,)
-        return np.concatenate(parts)
-
-    batches = iter(lambda: list(islice(texts, 128)), [])
+    waiting = deque()
     with ThreadPoolExecutor(WORKERS) as pool:
-        while group := list(islice(batches, 4 * WORKERS)):
-            yield from pool.map(encode, group)
+        while chunk := list(islice(texts, 1000)):           # few calls, as each has to wait for Python's lock
+            waiting.append(pool.submit(encode, chunk))
+            if len(waiting) > 2 * WORKERS:
+                yield waiting.popleft().result()
+        yield from (future.result() for future in waiting)
 
 
-def write_dataset(folder, meta, tok, f, sides):
+def write_dataset(folder, meta, tok, raw, sides):
     """Write all files beside what is there; when every one is whole they take its place, meta.json last."""
-    from tqdm import tqdm
     dtype = np.dtype(np.uint16 if tok.vocab_size <= 1 << 16 else np.uint32)
     meta |= {'tokenizer': tok.spec, 'vocab_size': tok.vocab_size, 'eot': tok.eot, 'dtype': dtype.name}
     with contextlib.ExitStack() as stack:                   # renames in reverse order
         meta_path = stack.enter_context(atomic(folder / 'meta.json'))
-        for split, (spans, nats) in sides.items():
+        for split, documents in sides.items():
             path = stack.enter_context(atomic(folder / f'{split}.bin'))
-            texts = tqdm(pieces(f, spans), f'tokenizing {split}', len(spans), disable=None, leave=False)
-            with open(path, 'wb') as out:
-                size = sum(out.write(ids.astype(dtype)) for ids in encode_pieces(tok, iter(texts)))
-            meta[split] = {'tokens': size // dtype.itemsize, 'bytes': int((spans[:, 1] - spans[:, 0]).sum()),
-                           'documents': len(spans), 'checksum': checksum(path),
+            with open(path, 'wb') as f:
+                texts = tqdm(pieces(raw, documents), f'tokenizing {split}', disable=None, leave=False)
+                size = sum(f.write(ids.astype(dtype)) for ids in encode_pieces(tok, iter(texts)))
+            nats = documents['nats']
+            meta[split] = {'tokens': size // dtype.itemsize, 'documents': len(documents),
+                           'bytes': int((documents['end'] - documents['start']).sum()),
+                           'checksum': checksum(path),
                            'entropy': None if np.isnan(nats).any() else float(nats.sum())}
         if 'json' in tok.spec:
             path = stack.enter_context(atomic(folder / 'tokenizer.json'))
@@ -553,7 +529,7 @@ def _checksum(meta):
 def open_dataset(name: str, verify: bool = False):
     """(meta, train, val) of data/NAME; train and val are read-only memory maps of ids, shape (tokens,).
 
-    Checksums and ids are verified up to 1 GB, above with verify=True. Raises Error on anything wrong."""
+    Checksums and ids are verified in files up to 1 GB, or with verify=True. Raises Error on any fault."""
     folder, (base, _, kind) = Path('data', name), name.rpartition('_')
     source, kind = (base, f' --tokenizer={kind}') if kind in ('gpt2', 'char') else (name, '')
     known = source in ('stories', 'tinystories')
@@ -571,19 +547,19 @@ def open_dataset(name: str, verify: bool = False):
         require(meta['checksum'] == _checksum(meta), 'has a damaged meta.json')
         command = meta['command'].removesuffix(' --overwrite=True') + ' --overwrite=True'
         V, dtype = meta['vocab_size'], np.dtype({'uint16': np.uint16, 'uint32': np.uint32}[meta['dtype']])
-        counts = [meta[split][key] for split in ('train', 'val') for key in ('tokens', 'bytes', 'documents')]
-        sane = all(type(n) is int and n > 0 for n in [V, meta['eot'] + 1, *counts]) and meta['eot'] < V
-        sane = sane and all(0 <= (meta[split]['entropy'] or 0) < math.inf for split in ('train', 'val'))
-        require(sane and V <= 1 << 8 * dtype.itemsize, 'has numbers in meta.json that cannot be')
         arrays = []
         for split in ('train', 'val'):
-            path = folder / f'{split}.bin'
-            require(path.stat().st_size == meta[split]['tokens'] * dtype.itemsize, f'has a cut {path.name}')
-            arrays.append(np.memmap(path, dtype, 'r'))
-        if verify or sum(ids.nbytes for ids in arrays) <= 10**9:
-            for split, ids in zip(('train', 'val'), arrays, strict=True):
-                require(checksum(ids.filename) == meta[split]['checksum'], f'has a damaged {split}.bin')
-                require(ids.max() < V, f'has ids in {split}.bin that are not below its vocab_size of {V}')
+            side, path = meta[split], folder / f'{split}.bin'
+            numbers = [V, meta['eot'] + 1, *(side[key] for key in ('tokens', 'bytes', 'documents'))]
+            sane = all(type(n) is int and n > 0 for n in numbers) and 0 <= (side['entropy'] or 0) < math.inf
+            sane = sane and meta['eot'] < V <= 1 << 8 * dtype.itemsize
+            require(sane, 'has numbers in meta.json that cannot be')
+            require(path.stat().st_size == side['tokens'] * dtype.itemsize, f'has a cut {path.name}')
+            ids = np.memmap(path, dtype, 'r')
+            if verify or ids.nbytes <= 10**9:
+                require(checksum(path) == side['checksum'], f'has a damaged {path.name}')
+                require(ids.max() < V, f'has ids in {path.name} that are not below its vocab_size of {V}')
+            arrays.append(ids)
     except (OSError, ValueError, RecursionError, AttributeError, KeyError, TypeError) as e:
         require(False, f'is damaged ({type(e).__name__}: {e})')
     return meta, *arrays
@@ -599,25 +575,25 @@ def prepare(folder, meta, readers):
     folder.parent.mkdir(exist_ok=True)
     with tempfile.TemporaryFile(dir=folder.parent) as f:
         documents = spool(readers, f, alphabet)
-        sides = divide(f, *documents)
+        raw = mmap.mmap(f.fileno(), 0, access=mmap.ACCESS_READ)
+        sides = divide(raw, documents)
         if tokenizer == 'bpe':
-            spans = sides['train'][0]
-            step = int((spans[:, 1] - spans[:, 0]).sum()) // SAMPLE + 1
-            sample = (text for text, _ in islice(pieces(f, spans), 0, None, step))
-            spec = train_bpe(sample, vocab_size or (2048 if meta['source'] == 'stories' else 4096))
+            step = int((sides['train']['end'] - sides['train']['start']).sum()) // SAMPLE + 1
+            texts = (text for text, _ in islice(pieces(raw, sides['train']), 0, None, step))
+            spec = train_bpe(texts, vocab_size or (2048 if meta['source'] == 'stories' else 4096))
         elif tokenizer == 'char':
             spec = {'kind': 'char', 'alphabet': ''.join(sorted(alphabet))}
         else:
             spec = {'kind': 'gpt2'} if tokenizer == 'gpt2' else read_tokenizer(tokenizer)
-        write_dataset(folder, meta, Tokenizer.from_spec(spec), f, sides)
-    train, val, entropy = meta['train'], meta['val'], meta['val']['entropy']
-    dropped = len(documents[0]) - len(np.unique(documents[0]))
+        write_dataset(folder, meta, Tokenizer.from_spec(spec), raw, sides)
+    train, val, nats = meta['train'], meta['val'], meta['val']['entropy']
+    dropped = len(documents) - len(np.unique(documents['hash']))
     print(f'documents  {train["documents"]:,} train, {val["documents"]:,} val, {dropped:,} dropped as equal')
     print(f'tokens     {train["tokens"]:,} train, {val["tokens"]:,} val, {val["bytes"] / val["tokens"]:.2f} '
           f'bytes per token, vocabulary {meta["vocab_size"]:,}')
-    if entropy:
-        print(f'floor      {entropy / val["documents"]:.2f} nats per story, {entropy / val["tokens"]:.4f} '
-              f'per token, {entropy / val["bytes"] / math.log(2):.4f} bits per byte')
+    if nats:
+        print(f'floor      {nats / val["documents"]:.2f} nats per story, {nats / val["tokens"]:.4f} '
+              f'per token, {nats / val["bytes"] / math.log(2):.4f} bits per byte')
     print(f'{folder} made in {time.time() - start:.1f} s')
     if val['tokens'] < 1000:
         warn(f'only {val["tokens"]} tokens for validation: their loss will say little')
@@ -630,21 +606,21 @@ def main():
     if vocab_size and not 257 <= vocab_size <= 1 << 24:
         raise Error(f'vocab_size={vocab_size}: a bpe has 257 tokens (all bytes and end-of-text) or more')
     place = 'roneneldan/TinyStories' if dataset == 'tinystories' else dataset
-    first = re.split(r'/?[^/]*[*?[]', (input or dataset).split(',')[0].strip())[0]          # up to a glob
-    target = Path(first).resolve().stem if input else Path(first).resolve().name
+    first = Path(re.split(r'/?[^/]*[*?[]', (input or dataset).split(',')[0].strip())[0])    # up to a glob
+    target = first.resolve().stem if input else first.resolve().name
     target = name or target + f'_{tokenizer}' * (tokenizer in ('gpt2', 'char'))
     if target != Path(target).name or target in ('', '..'):
         raise Error(f'name={target} is not the name of a folder in data/')
     folder = Path('data', target)
     try:
         files = find_files(input) if input else [GRAMMAR] if place == 'stories' else Path(place).rglob('*')
-        files = [path for path in [*sorted(files), *sorted(Path(tokenizer).glob('*.json'))] if path.is_file()]
-        marks = [(path.name, checksum(path)) for path in files]
-        same = {'knobs': {key: value for key, value in config.items() if key not in ('name', 'overwrite')},
-                'fingerprint': blake2b(repr(marks).encode(), digest_size=8).hexdigest()}
+        files = [path for path in sorted([*files, *Path(tokenizer).glob('*.json')]) if path.is_file()]
+        knobs = {key: value for key, value in config.items() if key not in ('name', 'overwrite')}
+        inputs = repr([knobs, [(path.name, checksum(path)) for path in files]])
+        fingerprint = blake2b(inputs.encode(), digest_size=8).hexdigest()
         if (folder / 'meta.json').exists() and not overwrite:
             meta, *_ = open_dataset(target)
-            if any(meta.get(key) != value for key, value in same.items()):
+            if meta.get('fingerprint') != fingerprint:
                 raise Error(f'{folder} holds something else ({meta["command"]}); use another --name, '
                             'or --overwrite=True')
             print(f'{folder} is there already, of the same text and knobs: nothing to do')
@@ -656,9 +632,8 @@ def main():
                 readers, licence = {'': ((text, True, nats) for text, nats in stories)}, 'MIT'
             else:
                 readers, licence = read_dataset(place)
-            meta = {'format': FORMAT, 'source': input or place, 'licence': licence or None,
-                    'command': ' '.join(['python', *sys.argv])}
-            prepare(folder, meta | same, readers)
+            prepare(folder, {'format': FORMAT, 'source': input or place, 'licence': licence or None,
+                             'command': ' '.join(['python', *sys.argv]), 'fingerprint': fingerprint}, readers)
     except OSError as e:
         raise Error(f'{e.filename or folder}: {e.strerror or e}; what was there before is intact') from e
     print(f'next: python train.py --dataset={target}')

@@ -29,6 +29,7 @@ import contextlib
 import csv
 import json
 import math
+import os
 import sys
 import tempfile
 import time
@@ -37,6 +38,7 @@ from dataclasses import dataclass
 from html import escape
 from itertools import takewhile
 from pathlib import Path
+from unittest import mock
 
 PAGE = """<!doctype html><html lang="en"><meta charset="utf-8"><title>Surprise</title>
 <meta name="viewport" content="width=device-width"><meta name="color-scheme" content="light dark"><style>
@@ -106,21 +108,33 @@ class LanguageModel:
         return repr(self.tokenizer.decode([i]))[1:-1].replace(' ', '·') or '<eot>'
 
 
-def load(path='out', device: str = 'auto', dtype: str = 'auto') -> LanguageModel:
-    """The best model of a run's folder, of a checkpoint or a Hugging Face folder; Error if there is none."""
-    from model import from_hf, load_checkpoint, model_from
+def read_weights(place, *needed: str, hub: bool = False) -> dict:
+    """What load_checkpoint reads, from a file, the best or else last model of a run's folder, or a model of
+    Hugging Face: a folder or, with hub, a name. Error if there is none, or if its tokenizer does not fit."""
+    from model import from_hf, load_checkpoint
     from prepare import Tokenizer, read_tokenizer
-    place, number, _ = setup(device, dtype, 0)
-    path = Path(path)
-    if (path / 'config.json').exists() and not (path / 'best.pt').exists():
-        checkpoint = from_hf(path) | {'tokenizer': read_tokenizer(str(path)), 'config': {}}
+    files = (place, os.path.join(place, 'best.pt'), os.path.join(place, 'ckpt.pt'))
+    found = next(filter(os.path.isfile, files), None)
+    if not found and (hub or os.path.isfile(os.path.join(place, 'config.json'))):
+        checkpoint = from_hf(place) | {'tokenizer': read_tokenizer(str(place)), 'config': {}}
     else:
-        checkpoint = load_checkpoint(path / 'best.pt' if path.is_dir() or not path.suffix else path, 'config')
+        checkpoint = load_checkpoint(found or place, *needed)
+    tokens = Tokenizer.from_spec(checkpoint['tokenizer']).vocab_size
+    rows = checkpoint['model_config']['vocab_size']
+    if tokens > rows:
+        raise Error(f'{place}: {tokens} tokens do not fit vocab_size={rows}')
+    return checkpoint
+
+
+def load(path='out', device: str = 'auto', dtype: str = 'auto') -> LanguageModel:
+    """The model that read_weights finds at path, ready to generate."""
+    from model import model_from
+    from prepare import Tokenizer
+    place, number, _ = setup(device, dtype, 0)
+    checkpoint = read_weights(path, 'config')
     model = model_from(checkpoint, dropout=0.0).to(place, number).eval()
-    tokenizer = Tokenizer.from_spec(checkpoint['tokenizer'])
-    if tokenizer.vocab_size > model.config.vocab_size:
-        raise Error(f'{path}: {tokenizer.vocab_size} tokens do not fit vocab_size={model.config.vocab_size}')
-    return LanguageModel(model, tokenizer, checkpoint['config'].get('dataset', ''))
+    return LanguageModel(model, Tokenizer.from_spec(checkpoint['tokenizer']),
+                         checkpoint['config'].get('dataset', ''))
 
 
 def read_prompt(text: str) -> str:
@@ -144,24 +158,19 @@ def plot_losses(runs: list, path, floor: float | None = None):
                 rows = list(csv.DictReader(f))
         except OSError as e:
             raise Error(f'{run}/log.csv: {e.strerror}; plot takes the out_dir of runs: A,B,...') from e
-        prefix = f'{run}: ' if len(runs) > 1 else ''
         for column, label, axis, style in (
                 ('train_loss', 'train loss, in windows cut anywhere', axes, dict(lw=0.8, alpha=0.45)),
                 ('val_loss', 'val loss, in whole documents', axes, dict(marker='o', ms=3)),
-                ('lr', 'learning rate', rate, dict(lw=0.8, ls=':'))):
-            points = [(int(r['step']), float(r[column])) for r in rows if r[column]]
-            if points:
-                color = 'grey' if axis is rate else f'C{i}'
-                axis.plot(*zip(*points), color=color, label=prefix + label, **style)
+                ('lr', None, rate, dict(lw=0.8, ls=':'))):
+            points = [(int(row['step']), float(row[column])) for row in rows if row[column]]
+            axis.plot(*zip(*points), color=f'C{i}', label=label and f'{run}: {label}', **style)
+    ends = [line.get_ydata()[-1] for line in axes.lines]
     if floor:
         axes.axhline(floor, color='black', lw=1, ls='--', label='floor: the entropy of the text')
     axes.set(xlabel='step', ylabel='nats per token')
-    ends = [line.get_ydata()[-1] for line in axes.lines]
-    axes.set_ylim(top=min(axes.get_ylim()[1], 3 * max(ends, default=1)))    # the first steps are no news
-    rate.set_ylabel('learning rate')
-    rate.set_ylim(bottom=0)
-    lines = [line for axis in (axes, rate) for line in axis.get_lines()]
-    axes.legend(lines, [line.get_label() for line in lines], fontsize=8)
+    axes.set_ylim(0, min(axes.get_ylim()[1], 3 * max(ends, default=1)))     # the first steps are no news
+    rate.set_ylabel('learning rate, dotted')
+    axes.legend(fontsize=8)
     with atomic(path) as temporary:
         figure.savefig(temporary, format='png', dpi=110)
 
@@ -169,24 +178,17 @@ def plot_losses(runs: list, path, floor: float | None = None):
 def attention_weights(model, ids) -> list:
     """The weights (H, T, T) of each layer for ids (1, T): how much row i takes from each token up to i.
 
-    Fused attention never holds them, so they are computed again, from what goes into each attention."""
+    Fused attention never holds them, but it returns them where the values are an identity matrix."""
     import torch
+    import torch.nn.functional as F
+    layers, attend = [], F.scaled_dot_product_attention
 
-    from model import rotate
-    layers = []
+    def keep(q, k, v, **options):
+        identity = torch.eye(ids.shape[1], dtype=v.dtype, device=v.device).expand(*v.shape[:2], -1, -1)
+        layers.append(attend(q, k, identity, **options)[0])
+        return attend(q, k, v, **options)
 
-    def keep(attn, inputs, output):
-        x, rope, *_ = inputs                                                    # (1, T, C)
-        q, k, _ = attn.c_attn(x[0]).float().unflatten(1, (sum(attn.heads), -1)).split(attn.heads, 1)
-        if rope is not None:
-            q, k = rotate(attn.q_norm(q), rope), rotate(attn.k_norm(k), rope)
-        k = k.repeat_interleave(attn.heads[0] // attn.heads[1], 1)
-        scores = torch.einsum('qhd,khd->hqk', q, k) / math.sqrt(q.shape[-1])
-        layers.append(scores.masked_fill(torch.ones_like(scores).triu(1) > 0, -math.inf).softmax(-1))
-
-    with torch.inference_mode(), contextlib.ExitStack() as hooks:
-        for block in model.h:
-            hooks.enter_context(block.attn.register_forward_hook(keep))
+    with torch.inference_mode(), mock.patch.object(F, 'scaled_dot_product_attention', keep):
         model(ids)
     return layers
 
@@ -199,11 +201,11 @@ def draw_attention(lm: LanguageModel, prompt: str, path):
     T, most = len(ids), min(64, c.block_size)
     if not 2 <= T <= most:
         raise Error(f'attention draws a start of 1 to {most - 1} tokens, and this one has {T - 1}')
-    side, share = max(1.6, 0.11 * T), T < 24                # inches; what is large has labels everywhere
+    side = max(1.6, 0.11 * T)                               # inches
     figure = Figure((c.n_head * side + 1, c.n_layer * side + 1), layout='constrained')
     figure.supylabel('each token', fontsize=9)
     figure.supxlabel('what it looks at: the darker, the more', fontsize=9)
-    axes = figure.subplots(c.n_layer, c.n_head, sharex=share, sharey=share, squeeze=False)
+    axes = figure.subplots(c.n_layer, c.n_head, sharex=True, sharey=True, squeeze=False)
     layers = attention_weights(lm.model, torch.tensor([ids], device=lm.model.wte.weight.device))
     style = dict(labels=[lm.label(i) for i in ids], fontsize=7, parse_math=False)
     for layer, (row, weights) in enumerate(zip(axes, layers), 1):
@@ -313,7 +315,7 @@ def print_loss(lm: LanguageModel, autocast):
               f'{len(rows)} {name}: {text[:60]!r}')
 
 
-def print_comparison(lm: LanguageModel, names: list[str], prompt: str, place, number, autocast):
+def print_comparison(lm: LanguageModel, names: list[str], prompt: str, place, autocast):
     """Print a table of this and other Hugging Face models, all run by transformers in the same way.
 
     Each reads the validation documents in its own tokens, whole where they fit into its context (1,024 tokens
@@ -331,9 +333,9 @@ def print_comparison(lm: LanguageModel, names: list[str], prompt: str, place, nu
     logging.disable_progress_bar()
     texts = [lm.tokenizer.decode(document) for document in validation_text(lm)[3]]
     bits = math.log(2) * sum(len(text.encode()) for text in texts)
-    prompt, samples = prompt or ' '.join(texts[0].split()[:5]), []
-    print(f'{"model":32}{"parameters":>16}{"bits per byte":>16}{"tokens/s":>12}')
-    with tempfile.TemporaryDirectory() as ours, torch.inference_mode():
+    prompt, samples = prompt or ' '.join(texts[0].split()[:5]), ''
+    print(f'{"model":32}{"parameters":>16}{"bits per byte":>16}')
+    with tempfile.TemporaryDirectory() as ours, torch.inference_mode(), autocast():
         export_hf(lm, ours)
         for name, source in [*zip(names, names), (out_dir, ours)]:
             try:
@@ -353,20 +355,17 @@ def print_comparison(lm: LanguageModel, names: list[str], prompt: str, place, nu
             y[y == begin] = -1
             nats, step = 0.0, max(1, 2048 // T)
             for a, b in zip(x.to(place).split(step), y.to(place).split(step)):
-                with autocast():
-                    logits = hf(a, use_cache=False).logits.flatten(0, 1)
-                nats += F.cross_entropy(logits.float(), b.flatten(), ignore_index=-1, reduction='sum').item()
+                logits = hf(a, use_cache=False).logits.float().flatten(0, 1)
+                nats += F.cross_entropy(logits, b.flatten(), ignore_index=-1, reduction='sum').item()
+            print(f'{name[-31:]:32}{hf.num_parameters():16,}{nats / bits:16.4f}')
             torch.manual_seed(seed)
             idx = torch.tensor([[begin, *first[:T // 2]]], device=place)
-            knobs = dict(max_new_tokens=min(max_new_tokens, T - idx.shape[1]), pad_token_id=begin,
-                         do_sample=temperature > 0, temperature=temperature or None, top_k=top_k, top_p=top_p,
-                         repetition_penalty=repetition_penalty)
-            clock = time.perf_counter()
-            new = hf.to(number).generate(idx, attention_mask=torch.ones_like(idx), **knobs)[0, idx.shape[1]:]
-            speed = len(new) / (time.perf_counter() - clock)
-            print(f'{name[-31:]:32}{hf.num_parameters():16,}{nats / bits:16.4f}{speed:12,.0f}')
-            samples.append(f'\n{name}: {prompt}{tokenizer.decode(new, skip_special_tokens=True)}')
-    print(*samples, sep='\n')
+            ids = hf.generate(idx, attention_mask=torch.ones_like(idx), pad_token_id=begin,
+                              max_new_tokens=min(max_new_tokens, T - idx.shape[1]), do_sample=temperature > 0,
+                              temperature=temperature or None, top_k=top_k, top_p=top_p,
+                              repetition_penalty=repetition_penalty)[0, idx.shape[1]:]
+            samples += f'\n{name}: {prompt}{tokenizer.decode(ids, skip_special_tokens=True)}\n'
+    print(samples, end='')
 
 
 def tokenizer_json(spec: dict) -> str:
@@ -399,13 +398,13 @@ def export_hf(lm: LanguageModel, folder):
     eot, tokenizer = lm.tokenizer.eot, tokenizer_json(lm.tokenizer.spec)
     end = Tokenizer.from_str(tokenizer).id_to_token(eot)
     hf_config, tensors = to_hf(lm.model, eot)
-    tokenizer_config = {'tokenizer_class': 'PreTrainedTokenizerFast', 'bos_token': end, 'eos_token': end,
-                        'clean_up_tokenization_spaces': False, 'model_max_length': lm.model.config.block_size}
-    generation_config = {'bos_token_id': eot, 'eos_token_id': eot, 'pad_token_id': eot}
-    files = {'model.safetensors': save(tensors, {'format': 'pt'}), 'tokenizer.json': tokenizer.encode(),
-             'tokenizer_config.json': json.dumps(tokenizer_config, indent=2).encode(),
-             'generation_config.json': json.dumps(generation_config, indent=2).encode(),
-             'config.json': json.dumps(hf_config, indent=2).encode()}
+    settings = {'config.json': hf_config,
+                'generation_config.json': {'bos_token_id': eot, 'eos_token_id': eot, 'pad_token_id': eot},
+                'tokenizer_config.json': {
+                    'tokenizer_class': 'PreTrainedTokenizerFast', 'bos_token': end, 'eos_token': end,
+                    'clean_up_tokenization_spaces': False, 'model_max_length': lm.model.config.block_size}}
+    files = {name: json.dumps(content, indent=2).encode() for name, content in settings.items()}
+    files |= {'model.safetensors': save(tensors, {'format': 'pt'}), 'tokenizer.json': tokenizer.encode()}
     seals = {name: f'{zlib.crc32(content):08x}' for name, content in files.items()}     # for from_hf
     for name, content in (files | {'checksums.json': json.dumps(seals, indent=2).encode()}).items():
         with atomic(Path(folder, name)) as path:
@@ -455,51 +454,49 @@ def main():
     if plot:
         runs = plot.split(',')
         plot_losses(runs, Path(runs[0]) / 'loss.png')
-        print(f'drawn: {Path(runs[0]) / "loss.png"}')
+        print(f'written: {Path(runs[0]) / "loss.png"}')
         return
     for key, ending in (('attention', '.png'), ('surprise', '.html')):
         if config[key] and not config[key].endswith(ending):
             raise Error(f'{key}={config[key]}: name a file that ends in {ending}')
-    if export or attention or surprise or evaluate or compare:
-        place, number, autocast = setup(device, dtype, seed)
-        lm = load(out_dir, place, 'float32')
-        if export:
-            (export_gguf if export.endswith('.gguf') else export_hf)(lm, export)
-        if attention:
-            draw_attention(lm, read_prompt(start), attention)
-        if surprise:
-            draw_surprise(lm, read_prompt(start), surprise)
-        for path in filter(None, (export, attention, surprise)):
-            print(f'written: {path}')
-        if evaluate:
-            print_loss(lm, autocast)
-        if compare:
-            print_comparison(lm, compare.split(','), read_prompt(start), place, number, autocast)
+    prompt = read_prompt(start)
+    exact = export or attention or surprise or evaluate or compare      # not sampled, but measured or shown
+    lm = load(out_dir, device, 'float32' if exact else dtype)
+    place, _, autocast = setup(device, dtype, seed)
+    if export:
+        (export_gguf if export.endswith('.gguf') else export_hf)(lm, export)
+    if attention:
+        draw_attention(lm, prompt, attention)
+    if surprise:
+        draw_surprise(lm, prompt, surprise)
+    for path in filter(None, (export, attention, surprise)):
+        print(f'written: {path}')
+    if evaluate:
+        print_loss(lm, autocast)
+    if compare:
+        print_comparison(lm, compare.split(','), prompt, place, autocast)
+    if exact:
         return
-    lm = load(out_dir, device, dtype)
+
     names = ('max_new_tokens', 'temperature', 'top_k', 'top_p', 'repetition_penalty', 'seed')
     knobs = {k: config[k] for k in names}
-    prompt = read_prompt(start)
     tokens, clock = 0, time.perf_counter()
-    if interactive:
-        print('Write the beginning of a text and press Enter; an empty line ends.')
-        with contextlib.suppress(EOFError):
-            while prompt := input('> '):
-                for piece in lm.stream(prompt, **knobs):
-                    print(piece, end='', flush=True)
-                print()
-        return
-    if num_samples == 1:
-        print(prompt, end='')
-        for piece in lm.stream(prompt, **knobs):
-            print(piece, end='', flush=True)
-            tokens += 1
-        print()
-    else:
+    if num_samples != 1 and not interactive:
         for row in lm.rows(prompt, num_samples=num_samples, **knobs):
             tokens += len(row)
             print(prompt + lm.tokenizer.decode(row) + '\n' + '-' * 80)
-    print(f'{tokens / (time.perf_counter() - clock):,.0f} tokens per second', file=sys.stderr)
+    else:
+        if interactive:
+            print('Write the beginning of a text and press Enter; an empty line ends.')
+        with contextlib.suppress(EOFError):
+            for text in iter(lambda: input('> '), '') if interactive else [prompt]:
+                print('' if interactive else text, end='')
+                for piece in lm.stream(text, **knobs):
+                    tokens += 1
+                    print(piece, end='', flush=True)
+                print()
+    if not interactive:
+        print(f'{tokens / (time.perf_counter() - clock):,.0f} tokens per second', file=sys.stderr)
 
 
 if __name__ == '__main__':

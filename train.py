@@ -65,14 +65,14 @@ import numpy as np
 import torch
 from tqdm import tqdm
 
-from model import GPT, GPTConfig, evaluate, load_checkpoint, model_from, pack_documents, save_checkpoint
+from model import GPT, GPTConfig, evaluate, model_from, pack_documents, save_checkpoint
 from prepare import Tokenizer, open_dataset
+from sample import LanguageModel, plot_losses, read_weights
 
-MODEL_KNOBS = ('arch', 'n_layer', 'n_head', 'n_kv_head', 'n_embd', 'head_dim', 'block_size', 'bias',
-               'tie_weights')
+MODEL_KNOBS = 'arch n_layer n_head n_kv_head n_embd head_dim block_size bias tie_weights'.split()
 RESUMED = ('config', 'data', 'step', 'val_loss', 'best_val_loss', 'optimizer', 'scaler')
-COLUMNS = ('step', 'tokens', 'train_loss', 'val_loss', 'bits_per_byte', 'lr', 'grad_norm',
-           'tokens_per_second')
+COLUMNS = 'step tokens train_loss val_loss bits_per_byte lr grad_norm tokens_per_second'.split()
+FILES = ('best.pt', 'ckpt.pt', 'log.csv', 'loss.png')
 PEAK_TFLOPS = {'H200': 989, 'H100': 989, 'A100': 312, 'L4': 121, 'T4': 65, '4090': 165, '3090': 71}    # dense
 
 
@@ -110,25 +110,23 @@ def learning_rate_at(step: int) -> float:
     return min_lr + (learning_rate - min_lr) * min(1, left)
 
 
-def read_log(path, last_step: int) -> list[list[str]]:
-    """The rows of log.csv up to last_step; what a crash wrote past its checkpoint is dropped."""
-    if not os.path.exists(path):
-        return []
-    with open(path, newline='', encoding='utf-8') as f:
-        rows = [row for row in csv.reader(f) if len(row) == len(COLUMNS) and row[0].isdigit()]
-    return [row for row in rows if int(row[0]) <= last_step]
-
-
-def write_log(path, rows):
+def begin_log(path, last_step: int):
+    """Write log.csv anew: what there is of it up to last_step, without what a crash wrote past it."""
+    rows = []
+    if os.path.exists(path):
+        with open(path, newline='', encoding='utf-8') as f:
+            rows = [row for row in csv.reader(f) if len(row) == len(COLUMNS) and row[0].isdigit()]
     with atomic(path) as temporary, open(temporary, 'w', newline='', encoding='utf-8') as f:
-        csv.writer(f).writerows([COLUMNS, *rows])
+        csv.writer(f).writerows([COLUMNS, *(row for row in rows if int(row[0]) <= last_step)])
+
+
+def require(good, text: str):
+    if not good:
+        raise Error(text)
 
 
 def check(knobs: dict, world_size: int):
     """Raise Error on knobs that contradict each other."""
-    def require(good, text):
-        if not good:
-            raise Error(text)
     require(compile in ('auto', True, False), f'compile={compile!r} is not known: auto, True or False')
     require(schedule in ('wsd', 'cosine'), f'schedule={schedule!r} is not known: wsd or cosine')
     require(min_lr <= learning_rate, f'min_lr={min_lr} is above learning_rate={learning_rate}; lower it')
@@ -138,9 +136,8 @@ def check(knobs: dict, world_size: int):
             f'micro_batch_size={micro_batch_size} does not divide a share of {batch_size // world_size}')
     for key in ('max_iters', 'batch_size', 'block_size', 'log_interval'):
         require(knobs[key] >= 1, f'{key}={knobs[key]} must be at least 1')
-    for key in ('learning_rate', 'min_lr', 'warmup_iters', 'micro_batch_size', 'eval_interval', 'eval_tokens',
-                'grad_clip', 'weight_decay', 'max_minutes', 'seed'):
-        require(knobs[key] >= 0, f'{key}={knobs[key]} must not be negative')
+    for key, value in knobs.items():
+        require(type(value) not in (int, float) or value >= 0, f'{key}={value} must not be negative')
     require(not wandb_project or importlib.util.find_spec('wandb'), 'wandb_project needs: pip install wandb')
     require(batch_size < 1 << 31, f'batch_size={batch_size} is out of reach')
     require(0 <= decay_fraction <= 1, f'decay_fraction={decay_fraction} must be between 0 and 1')
@@ -155,22 +152,15 @@ if __name__ == '__main__':
     checkpoint = None
     resumed = init_from == 'resume' or (init_from == 'auto' and os.path.exists(out / 'ckpt.pt'))
     if resumed:
-        checkpoint = load_checkpoint(out / 'ckpt.pt', *RESUMED)
+        checkpoint = read_weights(out / 'ckpt.pt', *RESUMED)
         kept = {k: v for k, v in checkpoint['config'].items()
                 if k in config and k not in ('init_from', 'out_dir', 'overwrite', 'eval_only', 'max_minutes')}
         config = configure(globals(), below=kept)
         changed = {k: f'{v} -> {config[k]}' for k, v in kept.items() if config[k] != v}
-        for key in (*MODEL_KNOBS, 'seed', 'optimizer'):
-            if key in changed:
-                raise Error(f'{key} cannot change on resume ({changed[key]}): use another out_dir')
+        fixed = changed.keys() & {*MODEL_KNOBS, 'seed', 'optimizer'}
+        require(not fixed, f'{", ".join(sorted(fixed))} cannot change on resume: use another out_dir')
     elif init_from not in ('scratch', 'auto'):
-        path = Path(init_from)
-        if os.path.isfile(path) or os.path.exists(path / 'best.pt'):
-            checkpoint = load_checkpoint(path / 'best.pt' if path.is_dir() else path)
-        else:
-            from model import from_hf
-            from prepare import read_tokenizer
-            checkpoint = from_hf(init_from) | {'tokenizer': read_tokenizer(init_from)}
+        checkpoint = read_weights(init_from, hub=True)
         shape = {k: checkpoint['model_config'][k] for k in MODEL_KNOBS if k != 'block_size'}
         config.update(shape)
         globals().update(shape)
@@ -178,9 +168,8 @@ if __name__ == '__main__':
 
     # ---- device, precision, processes
     if world_size > 1:
-        local = int(os.environ['LOCAL_RANK'])
         if device == 'cuda' or (device == 'auto' and torch.cuda.is_available()):
-            device = f'cuda:{local}'
+            device = f'cuda:{os.environ["LOCAL_RANK"]}'
             torch.cuda.set_device(device)
         torch.distributed.init_process_group('nccl' if device.startswith('cuda') else 'gloo')
     device, dtype, autocast = setup(device, dtype, seed)
@@ -193,34 +182,32 @@ if __name__ == '__main__':
     meta, train_data, val_data = open_dataset(dataset, verify)
     tokenizer = Tokenizer.from_spec(meta['tokenizer'])
     fingerprint = {split: meta[split]['checksum'] for split in ('train', 'val')}
-    if resumed and checkpoint['data'] != fingerprint:
-        raise Error(f'data/{dataset} is not what {out}/ckpt.pt was trained on; use another out_dir')
-    if (tokenizer.vocab_size, tokenizer.eot) != (meta['vocab_size'], meta['eot']):
-        raise Error(f'data/{dataset}/meta.json does not fit its tokenizer; prepare it again')
-    if checkpoint and Tokenizer.from_spec(checkpoint['tokenizer']) != tokenizer:
-        raise Error(f'data/{dataset} has another tokenizer than the checkpoint; prepare it with that one')
-    if checkpoint and tokenizer.vocab_size > checkpoint['model_config']['vocab_size']:
-        raise Error(f'{init_from}: {tokenizer.vocab_size} tokens do not fit '
-                    f'vocab_size={checkpoint["model_config"]["vocab_size"]}')
+    require(not resumed or checkpoint['data'] == fingerprint,
+            f'data/{dataset} is not what {out}/ckpt.pt was trained on; use another out_dir')
+    require((tokenizer.vocab_size, tokenizer.eot) == (meta['vocab_size'], meta['eot']),
+            f'data/{dataset}/meta.json does not fit its tokenizer; prepare it again')
+    require(not checkpoint or Tokenizer.from_spec(checkpoint['tokenizer']) == tokenizer,
+            f'data/{dataset} has another tokenizer than the checkpoint; prepare it with that one')
     batch = batches(train_data, block_size, batch_size, seed)
     val_ids = torch.from_numpy(val_data[:eval_tokens or None].astype(np.int64))
     val_x, val_y = pack_documents(val_ids, meta['eot'], block_size)
-    to_bits = meta['val']['tokens'] / meta['val']['bytes'] / math.log(2)         # nats per token to bits/byte
-    floor = meta['val']['entropy'] / meta['val']['tokens'] if meta['val']['entropy'] else None
+    to_bits = {k: meta[k]['tokens'] / meta[k]['bytes'] / math.log(2) for k in ('train', 'val')}  # bits/byte
+    entropy = None if eval_tokens else meta['val']['entropy']   # it is known of the whole text only
+    floor = entropy / meta['val']['tokens'] if entropy else None
 
     # ---- model and optimizers
     if checkpoint:
         model = model_from(checkpoint, dropout=dropout, block_size=block_size)
     else:
-        shape = {k: config[k] for k in MODEL_KNOBS}
-        model = GPT(GPTConfig(vocab_size=meta['vocab_size'], dropout=dropout, **shape))
+        shape = {k: config[k] for k in (*MODEL_KNOBS, 'dropout')}
+        model = GPT(GPTConfig(vocab_size=meta['vocab_size'], **shape))
     model.to(device)
     optimizers = model.make_optimizers(optimizer, learning_rate, weight_decay, (beta1, beta2))
     scaler = torch.amp.GradScaler(device.type, enabled=dtype == torch.float16)
     start, val_loss, best_val_loss = 0, math.inf, math.inf
     if resumed:
-        if not 0 <= checkpoint['step'] <= max_iters:
-            raise Error(f'{out}/ckpt.pt is at step {checkpoint["step"]}: raise max_iters={max_iters}')
+        require(0 <= checkpoint['step'] <= max_iters,
+                f'{out}/ckpt.pt is at step {checkpoint["step"]}: raise max_iters={max_iters}')
         start, val_loss, best_val_loss = (checkpoint[k] for k in ('step', 'val_loss', 'best_val_loss'))
         model.load_optimizers(optimizers, checkpoint['optimizer'])
         if checkpoint['scaler']:
@@ -230,11 +217,10 @@ if __name__ == '__main__':
         torch._dynamo.config.suppress_errors = True             # no compiler here: warn and run uncompiled
         model.compile()
     ddp = torch.nn.parallel.DistributedDataParallel(model) if world_size > 1 else model
-    parameters = list(model.parameters())
-    flops_per_token = 6 * (model.num_params() - (model.wpe.weight.numel() if arch == 'gpt2' else 0)) \
-        + 12 * n_layer * n_head * model.config.head_dim * block_size
-    name = torch.cuda.get_device_name(device) if on_cuda else ''
-    peak = next((tera * 1e12 for key, tera in PEAK_TFLOPS.items() if key in name), None)
+    groups = [group for o in optimizers for group in o.param_groups]
+    flops_per_token = 6 * model.num_params() + 12 * n_layer * n_head * model.config.head_dim * block_size
+    chip = torch.cuda.get_device_name(device) if on_cuda else ''
+    peak = next((tera * 1e12 for name, tera in PEAK_TFLOPS.items() if name in chip), None)
 
     # ---- the run's folder and its log
     log_path = out / 'log.csv'
@@ -244,9 +230,9 @@ if __name__ == '__main__':
             raise Error(f'{out} holds a run already: continue it with --init_from=resume, replace it with '
                         '--overwrite=True, or choose another --out_dir')
         if not resumed:
-            for name in ('ckpt.pt', 'best.pt', 'log.csv', 'loss.png'):
+            for name in FILES:
                 (out / name).unlink(missing_ok=True)
-        write_log(log_path, read_log(log_path, start))
+        begin_log(log_path, start)
 
     def say(text=''):
         if main:
@@ -268,10 +254,10 @@ if __name__ == '__main__':
 
     def ask_to_stop(number, frame):
         global stop, stop_time
-        if stop and time.monotonic() - stop_time > 2:
-            os._exit(128 + number)
         if not stop:
             stop, stop_time = 128 + number, time.monotonic()
+        elif time.monotonic() - stop_time > 2:
+            os._exit(128 + number)
 
     signal.signal(signal.SIGINT, ask_to_stop)
     signal.signal(signal.SIGTERM, ask_to_stop)
@@ -286,25 +272,27 @@ if __name__ == '__main__':
 
     def save(name, **more):
         if main:
-            versions = {'torch': str(torch.__version__), 'python': sys.version.split()[0]}
             save_checkpoint(out / name, dict(
                 model=model.state_dict(), model_config=vars(model.config), tokenizer=meta['tokenizer'],
                 step=step, val_loss=val_loss, best_val_loss=best_val_loss, config=config, data=fingerprint,
-                versions=versions, **more))
+                versions={'torch': str(torch.__version__), 'python': sys.version.split()[0]}, **more))
 
     # ---- the loop: after `step` updates evaluate, log and save; the last weights are measured and saved too
     pending = []                    # (step, loss, gradient norm) on the device: no step waits for them
+    seconds = 0.0                   # spent in these updates
     skipped = 0                     # updates fp16 had to skip because the gradient overflowed
-    began = time.monotonic()
-    seconds, counted = 0.0, 0       # spent in updates since the last log line, and how many
-    bar = tqdm(total=max_iters, initial=start, unit='step', disable=None if main else True)
-    for step in range(start, max_iters + 1):
+    advice = f': lower learning_rate; the last good checkpoint is in {out}'
+    lm = LanguageModel(model, tokenizer)
+    step, stopping, began = start, 0, time.monotonic()
+    first = start + 1 if resumed and not eval_only else start   # a resumed run has logged its start already
+    bar = tqdm(total=max_iters, initial=start, disable=None if main else True,
+               bar_format='{l_bar}{bar}| {n_fmt}/{total_fmt} steps, {remaining} left{postfix}')
+    for step in range(first, max_iters + 1):
         if step > start:
             clock = time.perf_counter()
             lr = learning_rate_at(step)
-            for o in optimizers:
-                for group in o.param_groups:
-                    group['lr'] = lr
+            for group in groups:
+                group['lr'] = lr
             train_loss = 0.0
             for m in range(share // micro):
                 x, y = (t.to(device) for t in batch(step - 1, rank * share + m * micro, micro))
@@ -317,29 +305,28 @@ if __name__ == '__main__':
                 train_loss += loss.detach()
             for o in optimizers:
                 scaler.unscale_(o)
-            norm = torch.nn.utils.clip_grad_norm_(parameters, grad_clip or math.inf)
+            norm = torch.nn.utils.clip_grad_norm_(model.parameters(), grad_clip or math.inf)
             if scaler.is_enabled() and not norm.isfinite():
                 skipped += 1
             else:
                 for o in optimizers:
                     o.step()
             scaler.update()
-            for o in optimizers:
-                o.zero_grad(set_to_none=True)
+            model.zero_grad()
             pending.append((step, train_loss, norm))
 
-        last = step == max_iters
         flags = torch.tensor([stop, int(max_minutes and time.monotonic() - began > 60 * max_minutes)])
         if world_size > 1:
             flags = flags.to(device)
             torch.distributed.all_reduce(flags, torch.distributed.ReduceOp.MAX)
         stopping, out_of_time = flags.tolist()                  # on all ranks at the same step
-        evaluating = last or eval_only or (eval_interval > 0 and step % eval_interval == 0)
-        logging = evaluating or stopping or out_of_time or (step > start and step % log_interval == 0)
+        last = step == max_iters or out_of_time or eval_only
+        evaluating = last or (eval_interval > 0 and step % eval_interval == 0)
+        logging = evaluating or stopping or (pending and step % log_interval == 0)
         if logging and on_cuda:
             torch.cuda.synchronize(device)
-        if step > start:
-            seconds, counted = seconds + time.perf_counter() - clock, counted + 1
+        if pending:
+            seconds += time.perf_counter() - clock
         if not logging:
             continue
 
@@ -348,76 +335,68 @@ if __name__ == '__main__':
             if world_size > 1:
                 torch.distributed.all_reduce(loss)
                 loss /= world_size
-            if not math.isfinite(loss) or not (math.isfinite(norm) or scaler.is_enabled()):
-                raise Error(f'step {at}: the loss is {float(loss)}, the gradient norm {float(norm)}: lower '
-                            f'learning_rate; the last good checkpoint is in {out}')
-        train_loss, norm = (float(v) for v in pending[-1][1:]) if pending else (math.nan, math.nan)
-        speed = counted * tokens_per_step / seconds if counted else math.nan
+            require(math.isfinite(loss) and (math.isfinite(norm) or scaler.is_enabled()),
+                    f'step {at}: the loss is {float(loss)}, the gradient norm {float(norm)}{advice}')
         row = {'step': step, 'tokens': step * tokens_per_step}
-        if pending:
-            row |= {'train_loss': train_loss, 'lr': lr, 'grad_norm': norm, 'tokens_per_second': round(speed)}
-        bar.update(step - bar.n)
-        fresh = step > start or not resumed                     # a resumed run has logged this step already
         text = f'step {step:>6}'
         if pending:
+            train_loss, norm, speed = float(loss), float(norm), len(pending) * tokens_per_step / seconds
+            row |= {'train_loss': train_loss, 'lr': lr, 'grad_norm': norm, 'tokens_per_second': round(speed)}
             text += f'  loss {train_loss:.4f}  lr {lr:.2e}  norm {norm:.2f}  {speed:>9,.0f} tokens/s'
-        if peak and counted:
-            text += f'  MFU {speed / world_size * flops_per_token / peak:.1%}'
-        if skipped:
-            text += f'  {skipped} skipped'
+            text += f'  MFU {speed / world_size * flops_per_token / peak:.1%}' if peak else ''
+            bar.set_postfix_str(f'train loss {train_loss:.3f} = {train_loss * to_bits["train"]:.3f} '
+                                f'bits/byte, {speed:,.0f} tokens/s', refresh=False)
+        text += f'  {skipped} skipped' if skipped else ''
+        bar.update(step - bar.n)
+        pending, seconds = [], 0.0
 
         # ---- measure and save
-        if evaluating and (fresh or eval_only):
+        if evaluating:
             val_loss = evaluate(model, val_x, val_y, micro, autocast, rank, world_size)
-            if not math.isfinite(val_loss):
-                raise Error(f'step {step}: the validation loss is {val_loss}: lower learning_rate; the last '
-                            f'good checkpoint is in {out}')
-            row |= {'val_loss': val_loss, 'bits_per_byte': val_loss * to_bits}
-            text += f'  val {val_loss:.4f}  {val_loss * to_bits:.4f} bits/byte'
-            if floor and not eval_tokens:
+            require(math.isfinite(val_loss), f'step {step}: the validation loss is {val_loss}{advice}')
+            row |= {'val_loss': val_loss, 'bits_per_byte': val_loss * to_bits['val']}
+            text += f'  val {val_loss:.4f}  {val_loss * to_bits["val"]:.4f} bits/byte'
+            if floor:
                 text += f'  {val_loss / floor - 1:+.1%} of the floor'
                 if val_loss < 0.995 * floor:
                     say(f'warning: validation loss under its floor of {floor:.4f}: training text leaked')
-        if main and fresh and not eval_only:
+        if evaluating or bar.disable:
+            say(text)
+        if eval_only:
+            break
+        if main:
             try:
                 with open(log_path, 'a', newline='', encoding='utf-8') as f:
                     csv.writer(f).writerow([row.get(c, '') for c in COLUMNS])
             except OSError as e:
                 raise Error(f'cannot write {log_path}: {e}; the last checkpoint is intact') from e
-            if wandb:
-                wandb.log(row, step=step)
-        if evaluating or bar.disable:
-            say(text)
-        bar.set_postfix_str(f'loss {train_loss:.3f}, {speed:,.0f} tokens/s', refresh=False)
-        if eval_only:
-            break
-        if evaluating and fresh:
-            if val_loss < best_val_loss:
-                best_val_loss = val_loss
-                save('best.pt')
-            if main:
-                prompt = torch.tensor([[meta['eot']]], device=device)
-                with autocast():
-                    ids = [i.item() for i in model.eval().generate(prompt, 150, 0.8, eot=meta['eot'])]
-                model.train()
-                say(textwrap.indent(textwrap.fill(tokenizer.decode(ids), 100), ' ' * 8))
-        if (evaluating or stopping or out_of_time) and fresh:
+        if wandb:
+            wandb.log(row, step=step)
+        if evaluating and step and val_loss < best_val_loss:    # what has learned nothing is never the best
+            best_val_loss = val_loss
+            save('best.pt')
+        if evaluating and main:
+            model.eval()
+            with autocast():
+                say(textwrap.indent(textwrap.fill(lm.generate(max_new_tokens=150), 100), ' ' * 8))
+            model.train()
+        if evaluating or stopping:
             save('ckpt.pt', optimizer=[o.state_dict() for o in optimizers], scaler=scaler.state_dict())
-        pending, seconds, counted = [], 0.0, 0
         if stopping or out_of_time:
             break
 
     # ---- the end
     bar.close()
     if main and not eval_only:
-        from sample import plot_losses
         plot_losses([out_dir], out / 'loss.png', floor)
-        minutes = (time.monotonic() - began) / 60
-        say(f'\nbest    val loss {best_val_loss:.4f}, {best_val_loss * to_bits:.4f} bits per byte'
-            + (f', {best_val_loss / floor - 1:+.1%} of the floor' if floor and not eval_tokens else ''))
-        say(f'spent   {minutes:.1f} minutes, {(step - start) * tokens_per_step:,} tokens'
+        say()
+        if best_val_loss < math.inf:
+            say(f'best    val loss {best_val_loss:.4f}, {best_val_loss * to_bits["val"]:.4f} bits per byte'
+                + (f', {best_val_loss / floor - 1:+.1%} of the floor' if floor else ''))
+        say(f'spent   {(time.monotonic() - began) / 60:.1f} minutes, '
+            f'{(step - start) * tokens_per_step:,} tokens'
             + (f', {torch.cuda.max_memory_allocated(device) / 2**30:.1f} GiB at most' if on_cuda else ''))
-        say(f'saved   {out}/best.pt, {out}/ckpt.pt, {out}/log.csv, {out}/loss.png')
+        say('saved   ' + ', '.join(f'{out}/{name}' for name in FILES if (out / name).exists()))
         flag = '' if out_dir == 'out' else f' --out_dir={out_dir}'
         say('next    python ' + ('sample.py' if step == max_iters else 'train.py --init_from=resume') + flag)
     if wandb:

@@ -19,6 +19,12 @@ class Error(Exception):
     """What the user can mend: shown as one line that says what is wrong and what to do, exit status 2."""
 
 
+def require(good, text: str):
+    """Raise Error with this text unless what it says is good."""
+    if not good:
+        raise Error(text)
+
+
 def _show(kind, error, trace):
     text, rank = str(error), os.environ.get('RANK', '0')
     if issubclass(kind, KeyboardInterrupt):
@@ -45,26 +51,24 @@ def configure(knobs: dict, argv: list[str] | None = None, below: dict | None = N
                                               and type(v) in (bool, int, float, str)})
     if knobs['__name__'] == '__main__':
         sys.excepthook = _show
-    if argv is None:
-        argv = sys.argv[1:] if knobs['__name__'] == '__main__' else []
+        argv = sys.argv[1:] if argv is None else argv
 
     def override(key, value, where):
         if key not in defaults:
-            near = difflib.get_close_matches(key, defaults, 1)
+            near = difflib.get_close_matches(MOVED.get(key, key), defaults, 1)
             hint = f'did you mean {near[0]}?' if near else '--help lists them'
-            hint = f'here it is {MOVED[key]}' if key in MOVED else hint
             raise Error(f'{where}: unknown knob {key!r}: {hint}')
         kinds = (str, bool) if defaults[key] == 'auto' else (type(defaults[key]),)
         sane = type(value) not in (int, float) or abs(value) < 1 << 63      # nan is not
         if kinds == (float,) and type(value) is int and sane:
             value = float(value)
-        if type(value) not in kinds or not sane:
-            raise Error(f'{where}: {key} expects {kinds[0].__name__}, like {defaults[key]!r}; got {value!r}')
+        require(type(value) in kinds and sane,
+                f'{where}: {key} expects {kinds[0].__name__}, like {defaults[key]!r}; got {value!r}')
         knobs[key] = value
 
     for key, value in {**defaults, **(below or {})}.items():
         override(key, value, 'checkpoint')
-    for arg in argv:
+    for arg in argv or []:
         if arg in ('-h', '--help'):
             _help(knobs, defaults)
         elif not arg.startswith('-'):
@@ -72,20 +76,16 @@ def configure(knobs: dict, argv: list[str] | None = None, below: dict | None = N
                 if not (key.startswith('_') or callable(value) or isinstance(value, types.ModuleType)):
                     override(key, value, arg)
         else:
-            key, equals, text = arg.removeprefix('--').partition('=')
-            if not equals or not arg.startswith('--'):
-                raise Error(f'{arg}: expected --key=value or a config file')
-            override(key, _parse(text, defaults.get(key)), arg)
+            key, equals, value = arg.removeprefix('--').partition('=')
+            require(equals and arg.startswith('--'), f'{arg}: expected --key=value or a config file')
+            kind = type(defaults.get(key))
+            if kind is bool or defaults.get(key) == 'auto':
+                value = {'True': True, 'False': False}.get(value, value)
+            elif kind in (int, float):
+                with contextlib.suppress(ValueError):                   # override says what it should be
+                    value = kind(value)
+            override(key, value, arg)
     return {k: knobs[k] for k in defaults}
-
-
-def _parse(text: str, default):
-    """Text as a value of the default's type, or as it is where that fails."""
-    if type(default) is bool or default == 'auto':
-        return {'True': True, 'False': False}.get(text, text)
-    with contextlib.suppress(ValueError):
-        return type(default)(text) if type(default) in (int, float) else text
-    return text
 
 
 def _run_file(name, knobs):
@@ -128,8 +128,8 @@ def setup(device: str, dtype: str, seed: int):
             dtype = 'bfloat16' if torch.cuda.get_device_capability(device)[0] >= 8 else 'float16'
         elif kind == 'cpu' and (torch.cpu._is_avx512_bf16_supported() or torch.cpu._is_amx_tile_supported()):
             dtype = 'bfloat16'
-    if dtype not in ('float32', 'bfloat16') and (dtype, kind) != ('float16', 'cuda'):
-        raise Error(f'dtype={dtype} does not work on {kind}: auto, float32, bfloat16; float16 on cuda')
+    require(dtype in ('float32', 'bfloat16') or (dtype, kind) == ('float16', 'cuda'),
+            f'dtype={dtype} does not work on {kind}: auto, float32, bfloat16; float16 on cuda')
     if kind == 'cuda':
         torch.set_float32_matmul_precision('high')                  # TF32 for what stays in fp32
     torch.manual_seed(seed)
@@ -148,6 +148,10 @@ def atomic(path):
         with open(temporary, 'rb+') as f:
             os.fsync(f.fileno())
         os.replace(temporary, path)
+        with contextlib.suppress(OSError):                              # the rename, too; Windows cannot
+            folder = os.open(path.parent, os.O_RDONLY)
+            os.fsync(folder)
+            os.close(folder)
     except BaseException as e:
         with contextlib.suppress(OSError):
             temporary.unlink(missing_ok=True)
@@ -156,32 +160,28 @@ def atomic(path):
         raise
 
 
-def checksum(source, size: int | None = None) -> str:
+def checksum(source, size: int = sys.maxsize) -> str:
     """CRC-32, as 8 hex digits, of a file (its path, or open) or of its next `size` bytes."""
-    opened = contextlib.nullcontext(source) if hasattr(source, 'read') else open(source, 'rb')
-    with opened as f:
-        crc, left = 0, os.fstat(f.fileno()).st_size if size is None else size
-        while piece := f.read(min(left, 1 << 24)):
-            crc, left = zlib.crc32(piece, crc), left - len(piece)
+    crc = 0
+    with contextlib.nullcontext(source) if hasattr(source, 'read') else open(source, 'rb') as f:
+        while piece := f.read(min(size, 1 << 24)):
+            crc, size = zlib.crc32(piece, crc), size - len(piece)
     return f'{crc:08x}'
 
 
 def lock(path):
     """Hold the file `path` until this process ends, however it ends; Error if another process holds it."""
+    from filelock import FileLock, Timeout
     try:
         path.parent.mkdir(parents=True, exist_ok=True)
-        file = open(path, 'a')
+        path.touch()
     except OSError as e:
         raise Error(f'cannot write to {path.parent}: {e.strerror}; choose another') from e
+    held = FileLock(path, is_singleton=True)                            # which this process may take again
     try:
-        if os.name == 'nt':
-            import msvcrt
-            msvcrt.locking(file.fileno(), msvcrt.LK_NBLCK, 1)
-        else:
-            import fcntl
-            fcntl.lockf(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
-    except (BlockingIOError, PermissionError) as e:
+        held.acquire(timeout=0)
+    except Timeout as e:
         raise Error(f'{path.parent} is in use by another run; choose another, or wait for its end') from e
     except OSError:
-        pass                                                        # a file system that knows no locks
-    return file
+        pass                                                            # a file system that knows no locks
+    return held

@@ -1,11 +1,13 @@
 import subprocess
 import sys
 import time
+from types import SimpleNamespace
 
 import pytest
+import torch
 from conftest import ROOT
 
-from config import Error, atomic, configure
+from config import Error, atomic, configure, lock, setup
 
 
 def knobs(*argv, file=None, **more):
@@ -133,3 +135,101 @@ def test_atomic_writing_leaves_the_old_file_or_the_new_one(tmp_path):
         temporary.write_text('half')
         raise OSError(28, 'No space left on device')
     assert path.read_text() == 'old' and list(path.parent.iterdir()) == [path]
+
+
+@pytest.fixture
+def machine(monkeypatch):
+    """machine(cuda=..., ...): torch's probes answer as on such a machine."""
+
+    def answer(cuda=False, mps=False, capability=8, avx512_bf16=False, amx=False):
+        monkeypatch.setattr(torch.cuda, 'is_available', lambda: cuda)
+        monkeypatch.setattr(torch.cuda, 'get_device_capability', lambda device=None: (capability, 0))
+        monkeypatch.setattr(torch.cuda, 'is_bf16_supported', lambda *a, **k: True)  # if only emulated
+        monkeypatch.setattr(torch.backends.mps, 'is_available', lambda: mps)
+        monkeypatch.setattr(torch.cpu, '_is_avx512_bf16_supported', lambda: avx512_bf16)
+        monkeypatch.setattr(torch.cpu, '_is_amx_tile_supported', lambda: amx)
+        monkeypatch.setattr(  # setup() asks for an empty tensor to learn whether a device is there
+            torch, 'empty', lambda size, device: SimpleNamespace(device=torch.device(device))
+        )
+
+    precision = torch.get_float32_matmul_precision()
+    yield answer
+    torch.set_float32_matmul_precision(precision)
+
+
+@pytest.mark.parametrize(
+    'there, device, dtype',
+    [
+        (dict(cuda=True, mps=True), 'cuda', torch.bfloat16),
+        (dict(cuda=True, capability=9), 'cuda', torch.bfloat16),
+        (dict(cuda=True, capability=7), 'cuda', torch.float16),
+        (dict(cuda=True, capability=6, amx=True), 'cuda', torch.float16),
+        (dict(mps=True, amx=True), 'mps', torch.float32),
+        (dict(), 'cpu', torch.float32),
+        (dict(avx512_bf16=True), 'cpu', torch.bfloat16),
+        (dict(amx=True), 'cpu', torch.bfloat16),
+    ],
+)
+def test_auto_takes_the_best_device_and_its_native_precision(machine, there, device, dtype):
+    machine(**there)
+    torch.set_float32_matmul_precision('highest')
+    found = setup('auto', 'auto', 0)
+    assert (found[0].type, found[1]) == (device, dtype)
+    assert torch.get_float32_matmul_precision() == ('high' if device == 'cuda' else 'highest')
+
+
+def test_what_is_asked_for_wins_over_auto_and_what_cannot_be_is_an_error(machine):
+    machine(cuda=True, amx=True)
+    assert setup('cpu', 'auto', 0)[:2] == (torch.device('cpu'), torch.bfloat16)
+    assert setup('cuda:1', 'float32', 0)[:2] == (torch.device('cuda:1'), torch.float32)
+    assert setup('cuda', 'float16', 0)[1] == torch.float16
+    for device, dtype in (('cpu', 'float16'), ('cpu', 'float64'), ('cuda', 'int8'), ('cpu', '')):
+        with pytest.raises(Error, match=f'dtype={dtype} does not work on {device}'):
+            setup(device, dtype, 0)
+    for device in ('', 'gpu', 'meta', 'cpu:x'):
+        with pytest.raises(Error, match='try --device=cpu'):
+            setup(device, 'auto', 0)
+
+
+def test_autocast_computes_in_the_precision_and_the_seed_is_set():
+    ones = torch.ones(2, 2)
+    for dtype in (torch.float32, torch.bfloat16):
+        _, number, autocast = setup('cpu', str(dtype).removeprefix('torch.'), 5)
+        drawn = torch.rand(1)
+        with autocast():
+            assert (ones @ ones).dtype == number == dtype
+        torch.manual_seed(5)
+        assert torch.equal(drawn, torch.rand(1))
+
+
+HOLD = """
+import pathlib, sys, config
+held = config.lock(pathlib.Path(sys.argv[1]))
+print('held', flush=True)
+input()
+"""
+
+
+def test_a_lock_is_held_against_other_processes_until_its_own_ends_however_it_does(tmp_path):
+    path = tmp_path / 'out' / '.lock'
+    command = [sys.executable, '-c', HOLD, path]
+    pipes = dict(stdin=subprocess.PIPE, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True, cwd=ROOT)
+    for end in ('kill', 'terminate', 'communicate'):
+        other = subprocess.Popen(command, **pipes)
+        assert other.stdout.readline() == 'held\n'
+        with pytest.raises(Error, match='in use by another run'):
+            lock(path)
+        getattr(other, end)()
+        other.communicate()
+    held = lock(path)
+    again = lock(path)  # the same process may, as in a notebook
+    second = subprocess.run(command, capture_output=True, text=True, cwd=ROOT)
+    assert second.returncode and 'in use by another run' in second.stderr
+    del held, again
+    assert subprocess.run(command, capture_output=True, text=True, cwd=ROOT, input='\n').returncode == 0
+
+
+def test_a_lock_where_nothing_can_be_written_is_an_error(tmp_path):
+    (tmp_path / 'file').touch()
+    with pytest.raises(Error, match='cannot write'):
+        lock(tmp_path / 'file' / '.lock')

@@ -70,9 +70,9 @@ def test_the_weights_drawn_are_those_the_model_attends_with(shape):
         block.attn.register_forward_hook(lambda module, inputs, output: seen.append(output))
     ids = torch.randint(Tokens.vocab_size, (1, 40))
     layers = attention_weights(model, ids)
-    assert len(layers) == 2 and len(seen) == 6          # the second time c_attn is asked for the weights
+    assert len(layers) == 2 and len(seen) == 4
     c = model.config
-    for block, weights, (qkv, out, _) in zip(model.h, layers, (seen[:3], seen[3:])):
+    for block, weights, (qkv, out) in zip(model.h, layers, (seen[:2], seen[2:])):
         v = qkv[0, :, -c.n_kv_head * c.head_dim:].unflatten(1, (c.n_kv_head, -1)).transpose(0, 1)  # (H, T, D)
         y = weights @ v.repeat_interleave(c.n_head // c.n_kv_head, 0)
         y = block.attn.c_proj(y.transpose(0, 1).flatten(1))

@@ -1,10 +1,12 @@
 import csv
+import io
 import math
 import os
 import re
 import signal
 import subprocess
 import sys
+import time
 from pathlib import Path
 
 import numpy as np
@@ -12,6 +14,7 @@ import pytest
 import torch
 from conftest import ROOT, TINY, read_log, same_weights
 
+import sample
 from config import Error
 from model import GPT, load_checkpoint
 
@@ -308,6 +311,49 @@ def test_time_limit_ends_a_run_politely(run, dataset):
     assert step < 50
     run(*args, '--init_from=resume', f'--max_iters={step + 3}')
     assert load_checkpoint('out/ckpt.pt')['step'] == step + 3
+
+
+def test_a_run_out_of_time_is_measured_and_saved_as_at_its_last_step(run, dataset, monkeypatch):
+    now = time.monotonic
+    with monkeypatch.context() as patch:
+        interrupt_forward(patch, 3, lambda: patch.setattr(time, 'monotonic', lambda: now() + 1e6))
+        run('train.py', f'--dataset={dataset}', *TINY, '--eval_interval=100', '--max_minutes=1000')
+    rows = read_log()
+    assert [row['step'] for row in rows if row['val_loss']] == ['0', '3'] and len(rows) == 4
+    best, last = load_checkpoint('out/best.pt'), load_checkpoint('out/ckpt.pt')
+    assert best['step'] == last['step'] == 3 and best['val_loss'] == float(rows[-1]['val_loss'])
+    run('train.py', '--init_from=resume')
+    assert load_checkpoint('out/best.pt')['step'] == load_checkpoint('out/ckpt.pt')['step'] == 12
+
+
+def test_a_run_stopped_before_it_was_measured_is_sampled_from_its_last_weights(run, dataset, monkeypatch):
+    args = ('train.py', f'--dataset={dataset}', *TINY, '--eval_interval=6')
+    with monkeypatch.context() as patch, pytest.raises(SystemExit):
+        interrupt_forward(patch, 3, lambda: signal.raise_signal(signal.SIGINT))
+        run(*args)
+    assert [row['step'] for row in read_log() if row['val_loss']] == ['0']
+    assert not Path('out/best.pt').exists()                     # the weights of step 0 are never the best
+    stopped = load_checkpoint('out/ckpt.pt')
+    assert stopped['step'] == 3
+    for place in ('out', 'out/ckpt.pt'):
+        assert same_weights(sample.load(place, dtype='float32').model.state_dict(), stopped['model'])
+    run('sample.py', '--max_new_tokens=5')
+    with monkeypatch.context() as patch, pytest.raises(SystemExit):
+        interrupt_forward(patch, 5, lambda: signal.raise_signal(signal.SIGINT))
+        run(*args, '--init_from=resume')
+    assert load_checkpoint('out/ckpt.pt')['step'] == 8 and load_checkpoint('out/best.pt')['step'] == 6
+    assert same_weights(sample.load('out', dtype='float32').model.state_dict(), weights('out/best.pt'))
+
+
+def test_a_terminal_shows_loss_bits_per_byte_speed_and_time_left(run, dataset, monkeypatch):
+    terminal = io.StringIO()
+    terminal.isatty = lambda: True
+    monkeypatch.setattr(sys, 'stderr', terminal)
+    meta = run('train.py', f'--dataset={dataset}', *TINY)['meta']['train']
+    bar = r'12/12 steps, (\d\d:\d\d) left, train loss (\S+) = (\S+) bits/byte, [\d,]+ tokens/s'
+    left, loss, bits = re.findall(bar, terminal.getvalue())[-1]
+    assert left == '00:00' and float(loss) == pytest.approx(float(read_log()[-1]['train_loss']), abs=1e-3)
+    assert float(bits) == pytest.approx(float(loss) * meta['tokens'] / meta['bytes'] / math.log(2), abs=2e-3)
 
 
 def test_fp16_counts_and_shows_the_updates_it_skips(run, dataset, monkeypatch, capsys):
