@@ -75,9 +75,13 @@ class RMSNorm(nn.Module):
         self.eps = eps
 
     def forward(self, x: Tensor) -> Tensor:
-        y = x.float()       # F.rms_norm, whose mean is slow on a CPU, written as a vector's norm
-        mean_square = torch.linalg.vector_norm(y, dim=-1, keepdim=True).square() / x.shape[-1]
-        return (y * (mean_square + self.eps).rsqrt() * self.weight).type_as(x)
+        return rms_norm(x, self.weight, self.eps)
+
+
+def rms_norm(x: Tensor, weight: Tensor, eps: float) -> Tensor:
+    y = x.float()               # F.rms_norm, whose mean is slow on a CPU, written as a vector's norm
+    mean_square = torch.linalg.vector_norm(y, dim=-1, keepdim=True).square() / x.shape[-1]
+    return (y * (mean_square + eps).rsqrt() * weight).type_as(x)
 
 
 def make_norm(config: GPTConfig) -> nn.Module:
@@ -105,9 +109,10 @@ class Attention(nn.Module):
 
     def __init__(self, config: GPTConfig):
         super().__init__()
-        self.heads = (config.n_head, config.n_kv_head, config.n_kv_head)
+        self.n_head, self.n_kv_head = config.n_head, config.n_kv_head
         self.dropout = config.dropout
-        self.c_attn = nn.Linear(config.n_embd, sum(self.heads) * config.head_dim, config.bias)    # q, k, v
+        rows = (config.n_head + 2 * config.n_kv_head) * config.head_dim         # of q, k and v
+        self.c_attn = nn.Linear(config.n_embd, rows, config.bias)
         self.c_proj = nn.Linear(config.n_head * config.head_dim, config.n_embd, config.bias)
         if config.arch == 'qwen3':
             self.q_norm = RMSNorm(config.head_dim, config.norm_eps)
@@ -115,9 +120,12 @@ class Attention(nn.Module):
 
     def forward(self, x: Tensor, rope=None, cache=None, start: int = 0) -> Tensor:
         B, T, _ = x.shape
-        q, k, v = self.c_attn(x).view(B, T, sum(self.heads), -1).split(self.heads, 2)           # (B, T, H, D)
+        H, K = self.n_head, self.n_kv_head
+        qk, v = self.c_attn(x).view(B, T, H + 2 * K, -1).split((H + K, K), 2)                   # (B, T, H, D)
         if rope is not None:
-            q, k = rotate(self.q_norm(q.float()), rope), rotate(self.k_norm(k.float()), rope)
+            weight = torch.cat((self.q_norm.weight.expand(H, -1), self.k_norm.weight.expand(K, -1)))
+            qk = rotate(rms_norm(qk.float(), weight, self.q_norm.eps), rope)
+        q, k = qk.split((H, K), 2)
         # The CPU's fused kernel is faster in fp32, by far when it runs backward or has one query.
         dtype = torch.promote_types(v.dtype, torch.float32) if x.device.type == 'cpu' else v.dtype
         q, k, v = (t.transpose(1, 2).to(dtype) for t in (q, k, v))                              # (B, H, T, D)
@@ -127,7 +135,7 @@ class Attention(nn.Module):
         with torch.autocast(x.device.type, enabled=False):
             y = F.scaled_dot_product_attention(
                 q, k, v, dropout_p=self.dropout if self.training else 0.0, is_causal=T > 1,
-                enable_gqa=self.heads[0] != self.heads[1])
+                enable_gqa=H != K)
         return self.c_proj(y.transpose(1, 2).flatten(2).to(x.dtype))                            # (B, T, C)
 
 
@@ -180,7 +188,7 @@ class GPT(nn.Module):
         if config.tie_weights:
             self.lm_head.weight = self.wte.weight
         self.apply(self._init_weights)
-        if config.arch == 'qwen3':      # the same logits at first, but they grow steep sooner: fewer slips
+        if config.arch == 'qwen3':      # small logits as ever, but steep sooner: fewer impossible words
             nn.init.constant_(self.norm_f.weight, 6.0)
             nn.init.normal_(self.lm_head.weight, std=0.02 / 6)
         for name, p in self.named_parameters():

@@ -150,3 +150,13 @@ def test_seeds(tmp_path):
 def test_a_broken_grammar_is_one_line(tmp_path, text, named):
     with pytest.raises(Error, match=rf'^.*{re.escape(named)}.*$'):
         list(tell_stories(small(tmp_path, text), 20, 0))
+
+
+@pytest.mark.slow
+def test_the_default_run_learns_to_tell_them(run):
+    run('prepare.py')
+    config = run('train.py')
+    assert config['best_val_loss'] < 1.05 * config['floor']
+    lm = config['LanguageModel'](config['model'].eval(), config['tokenizer'])
+    texts = [lm.tokenizer.decode(ids) for ids in lm.rows(num_samples=200, temperature=1.0, seed=5)]
+    assert sum(len(parse(GRAMMAR, text)) == 1 for text in texts) >= 180

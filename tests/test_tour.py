@@ -1,11 +1,18 @@
 """The notebook runs from top to bottom, as its reader would run it, with a small budget."""
+import re
+import runpy
+import shlex
 import shutil
+import sys
 from pathlib import Path
+from types import ModuleType, SimpleNamespace
 
 import nbformat
 import pytest
 from conftest import ROOT, read_log
 from nbclient import NotebookClient
+
+from config import configure
 
 
 @pytest.fixture
@@ -20,6 +27,34 @@ def test_no_output_is_stored_and_every_file_called_is_there(tour):
     words = ' '.join(cell.source for cell in tour.cells).replace('`', ' ').split()
     named = {word.strip(',:.') for word in words if word.strip(',:.').endswith('.py')}
     assert len(named) > 4 and all((ROOT / name).is_file() for name in named)
+
+
+def test_every_knob_that_it_sets_or_proposes_is_one(tour):
+    knobs = {script: runpy.run_path(str(ROOT / script)) for script in ('prepare.py', 'train.py', 'sample.py')}
+    text = '\n'.join(cell.source for cell in tour.cells).replace('{MAX_ITERS}', '9')
+    commands = re.findall(r'^!{python} (.+)|`((?:prepare|train|sample)\.py\s[^`]+)`', text, re.M)
+    assert len(commands) > 9
+    for command in commands:
+        script, *args = shlex.split(''.join(command))
+        configure(dict(knobs[script]), args)
+    proposed = set(re.findall(r'`--(\w+)', text)) - {'help'}
+    assert len(proposed) > 3 and proposed <= {key for script in knobs for key in knobs[script]['config']}
+
+
+def refuse(place):
+    raise ValueError('mount failed')
+
+
+@pytest.mark.parametrize('mount, run', [(None, 'out/tour'), (refuse, 'out/tour'),
+                                        (lambda place: None, '/content/drive/MyDrive/slm/tour')])
+def test_on_colab_the_run_is_kept_on_the_drive_unless_it_is_refused(tour, monkeypatch, capsys, mount, run):
+    if mount:
+        for name in ('google', 'google.colab'):
+            monkeypatch.setitem(sys.modules, name, ModuleType(name))
+        sys.modules['google.colab'].drive = SimpleNamespace(mount=mount)
+    (source,) = [cell.source for cell in tour.cells if 'drive.mount' in cell.source]
+    exec(source, names := {'sys': sys})
+    assert names['RUN'] == run and ('a disconnect loses' in capsys.readouterr().out) == (mount is refuse)
 
 
 @pytest.mark.slow
