@@ -188,9 +188,6 @@ class GPT(nn.Module):
         if config.tie_weights:
             self.lm_head.weight = self.wte.weight
         self.apply(self._init_weights)
-        if config.arch == 'qwen3':      # small logits as ever, but steep sooner: fewer impossible words
-            nn.init.constant_(self.norm_f.weight, 6.0)
-            nn.init.normal_(self.lm_head.weight, std=0.02 / 6)
         for name, p in self.named_parameters():
             if name.endswith('c_proj.weight'):      # the 2 L that add to the residual stream
                 nn.init.normal_(p, std=0.02 / math.sqrt(2 * config.n_layer))

@@ -58,7 +58,7 @@ def train(shape: str):
             if row['val_loss'] > 0:                         # it is nan between evaluations
                 f.write(f'{parameters},{shape.replace("x", ",")},{ITERS},{row["tokens"]:.0f},'
                         f'{row["val_loss"]:.6f},{row["bits_per_byte"]:.6f},{spent:.1f},{floor}\n')
-    print(f'{shape:8}{parameters:>9} parameters, {spent:.0f} s', *re.findall('best (.*)', shown), flush=True)
+    print(f'{shape:8}{parameters:>8} parameters,{spent:4.0f} s', *re.findall('\nbest(.*)', shown), flush=True)
 
 
 def draw(runs: list):
