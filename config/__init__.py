@@ -1,5 +1,6 @@
 """What the four scripts share: knobs, errors, device and precision, atomic writing. No defaults live here."""
 import contextlib
+import ctypes
 import difflib
 import os
 import re
@@ -132,6 +133,10 @@ def setup(device: str, dtype: str, seed: int):
             f'dtype={dtype} does not work on {kind}: auto, float32, bfloat16; float16 on cuda')
     if kind == 'cuda':
         torch.set_float32_matmul_precision('high')                  # TF32 for what stays in fp32
+    if kind == 'cpu' and sys.platform == 'linux':
+        # glibc would give back the memory of each large tensor, and every step would fault it in anew.
+        for parameter, value in ((-4, 0), (-1, 1 << 30)):           # M_MMAP_MAX, M_TRIM_THRESHOLD
+            ctypes.CDLL(None).mallopt(parameter, value)
     torch.manual_seed(seed)
     number = getattr(torch, dtype)
     return torch.device(device), number, lambda: torch.autocast(kind, number, enabled=dtype != 'float32')
