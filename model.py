@@ -315,14 +315,15 @@ def pick(logits: Tensor, draw: Tensor, temperature: float, top_k: int, top_p: fl
     """Ids (B,) from logits (B, V) by inverse transform of draw (B, 1), uniform in [0, 1)."""
     if temperature == 0:
         return logits.argmax(-1)
-    ids = None
-    if 0 < top_k < logits.shape[-1]:
-        logits, ids = logits.topk(top_k)                        # sorted, so top_p below need not sort again
-    elif top_p < 1:                                             # on a CPU NumPy sorts several times faster
-        on_cpu = logits.device.type == 'cpu'
-        ids = torch.from_numpy((-logits.numpy()).argsort()) if on_cpu else logits.argsort(descending=True)
-        logits = logits.gather(-1, ids)
+    ids, V = None, logits.shape[-1]
+    if 0 < top_k < V:
+        logits, ids = logits.topk(top_k)                        # sorted
     p = (logits / temperature).softmax(-1)
+    if top_p < 1 and ids is None:
+        k = (p > (1 - top_p) / V).sum(-1).amax().clamp(min=1)   # what is left out is under 1 - top_p
+        ids = p.topk(int(k)).indices.sort().values              # equals keep their order, whatever k is
+        p, order = p.gather(-1, ids).sort(descending=True, stable=True)
+        ids = ids.gather(-1, order)
     if top_p < 1:
         p = p * (p.cumsum(-1) - p < top_p)                      # the fewest ids whose mass reaches top_p
     cdf = p.cumsum(-1)

@@ -1,9 +1,9 @@
 """Measure slm beside its peers: python tests/bench.py BAR [--nanogpt=FOLDER --llama2c=FOLDER --pairs=N ...]
 
-BAR is throughput, shakespeare, stories, sampling, preparation, start, memory, or all. Each prints rows of a
-Markdown table. A figure is a ratio of medians, slm's over the peer's, of runs in processes of their own that
-alternate A B A B; beside it the smallest and largest ratio of a pair. Peers run from their own, unchanged
-files; where a number in one had to change, the function that runs it says so. This needs Linux."""
+BAR is throughput, shakespeare, stories, sampling, preparation, start, memory, recipes, or all. Each prints
+rows of a Markdown table. A figure is a ratio of medians, slm's over the peer's, of runs in processes of their
+own that alternate A B A B; beside it the smallest and largest ratio of a pair. Peers run from their own,
+unchanged files; where a number in one had to change, the function that runs it says so. This needs Linux."""
 import csv
 import importlib.util
 import json
@@ -48,10 +48,13 @@ config = configure(globals(), ['--help'] if _bar[:1] == '-' else [] if _bar == '
 
 NEEDS = {'throughput': 'nanogpt', 'shakespeare': 'nanogpt input', 'stories': 'nanogpt tinystories',
          'sampling': 'nanogpt llama2c', 'preparation': 'nanogpt tinystories', 'start': '',
-         'memory': 'nanogpt'}
+         'memory': 'nanogpt', 'recipes': ''}
 EXAMPLE = ('config/train_shakespeare_char.py --device=cpu --compile=False --eval_iters=20 --log_interval=1 '
            '--batch_size=12 --n_layer=4 --n_head=4 --n_embd=128 --dropout=0.0 ')    # nanoGPT's, for a CPU
 QUIET = '--eval_iters=1 --eval_interval=1000000 --log_interval=1 --gradient_accumulation_steps=1 '
+GPUS = 0.3 * 65e12, 0.3 * 989e12    # flops per second of a T4 (fp16) and an H100 (bf16), 30% of their peak
+VOCABULARIES = {'=char': 'letters_65', '=gpt2': 'stories_gpt2', '_size=8192': 'letters_8192',
+                '_size=4096': 'letters_4096', '': 'letters_1431'}       # recipes: by a word of their header
 NEW = 256                   # tokens that are sampled
 CORES = len(os.sched_getaffinity(0))
 
@@ -225,15 +228,19 @@ def train_in_turn(dataset, V, L, H, C, T, B, n, wanted):
 def throughput():
     """Tokens per second in both loops, with gpt2's architecture and AdamW, in the precision each chooses."""
     for V in (65, 4096):
-        letters = [chr(0x4e00 + i) for i in range(V - 1)]               # and an end-of-text make V
-        Path('letters.txt').write_text(''.join(random.Random(0).choices(letters, k=300_000) + letters))
-        prepare_slm(f'--input=../letters.txt --tokenizer=char --name=letters_{V}')
-        Path(f'slm/data/letters_{V}/meta.pkl').write_bytes(pickle.dumps({'vocab_size': V}))     # for nanoGPT
+        write_letters(V)
     train_in_turn('letters_65', 65, 4, 4, 128, 64, 12, steps, '>= 1.9')
     train_in_turn('letters_4096', 4096, 6, 6, 384, 256, 16, steps // 10, '>= 2.5')
     if on_gpu('training, 124M parameters, GPU'):
         gpt2_stories()
         train_in_turn('stories_gpt2', 50257, 12, 12, 768, 1024, 12, steps // 3, '')
+
+
+def write_letters(V):
+    letters = [chr(0x4e00 + i) for i in range(V - 1)]                   # and an end-of-text make V
+    Path('letters.txt').write_text(''.join(random.Random(0).choices(letters, k=300_000) + letters))
+    prepare_slm(f'--input=../letters.txt --tokenizer=char --name=letters_{V}')
+    Path(f'slm/data/letters_{V}/meta.pkl').write_bytes(pickle.dumps({'vocab_size': V}))         # for nanoGPT
 
 
 def gpt2_stories():
@@ -562,6 +569,30 @@ def memory():
         compare(bar + '12, GPU', lambda: ask(peak_on_gpu, 'slm', str(ROOT / 'train.py'), ours),
                 'nanoGPT compiled', lambda: ask(peak_on_gpu, 'peer', f'{nanogpt}/train.py', theirs),
                 '<= 0.7', 'MB')
+
+
+def recipes():
+    """Each recipe at full size: memory and time here, from four steps; time on GPUs, from its flops."""
+    print()
+    row('recipe', 'parameters', 'tokens', 'memory, of so many sequences', f'{CORES} cores', 'T4', 'H100')
+    row(*['---'] * 7)
+    defaults = runpy.run_path(str(ROOT / 'train.py'), run_name='knobs')['config']
+    for path in (ROOT / 'train.py', *sorted((ROOT / 'config').glob('[!_]*.py'))):
+        knobs = defaults | ({} if path.stem == 'train' else runpy.run_path(str(path)))
+        data = next(name for word, name in VOCABULARIES.items() if word in path.read_text())
+        if not Path('slm/data', data).exists():
+            write_letters(int(data[8:])) if data.startswith('letters_') else gpt2_stories()
+        L, C, T = (knobs[k] for k in ('n_layer', 'n_embd', 'block_size'))
+        B = min(knobs['micro_batch_size'] or knobs['batch_size'], 8192 // T)
+        ran, parts = train_slm(*[path] * (path.stem != 'train'), f'--dataset={data} --eval_interval=0',
+                               '--eval_tokens=1000 --max_iters=5 --warmup_iters=1 --log_interval=1',
+                               f'--batch_size={B} --micro_batch_size=0 --device=cpu')
+        N = int(re.search(r' ([\d,]+) parameters', ran.shown)[1].replace(',', ''))
+        tokens = knobs['batch_size'] * T * knobs['max_iters']
+        flops = tokens * (6 * N + 12 * L * C * T)                       # Chowdhery et al. 2022, appendix B
+        hours = [tokens / middle_speed(parts) / 3600, *(flops / speed / 3600 for speed in GPUS)]
+        row(path.stem, f'{N:,}', f'{tokens / 1e6:,.1f}M', f'{ran.resident / 1000:.1f} GB of {B}',
+            *(f'{h:,.1f} h' if h > 1 else f'{h * 60:.1f} min' for h in hours))
 
 
 def machine():

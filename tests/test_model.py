@@ -124,6 +124,11 @@ def test_sampling_follows_the_distribution_that_the_knobs_define():
         shares(1.0, 0, 0.6).sort()[0], torch.tensor([0, 0, 0, p[1], p[0]]) / p[:2].sum(), atol=1e-3
     )
     assert (shares(1.0, 0, 0.999)[4] == 0) and pick(logits, torch.tensor([[1 - 1e-6]]), 1.0, 0, 1.0) == 3
+    equals, flat = torch.zeros(1, 5000), torch.zeros(1, 5000)
+    equals[0, torch.randperm(5000)[:40]] = 10.0
+    for draw in draws[::100]:  # a row's pick does not depend on the rows beside it
+        together = pick(torch.cat((equals, flat)), draw.expand(2, 1), 1.0, 0, 0.9)
+        assert together[0] == pick(equals, draw, 1.0, 0, 0.9)
 
 
 def test_repetition_penalty_lowers_what_occurred():
