@@ -27,7 +27,7 @@ def require(good, text: str):
 
 
 def _show(kind, error, trace):
-    text, rank = str(error), os.environ.get('RANK', '0')
+    text = str(error)
     if issubclass(kind, KeyboardInterrupt):
         sys.exit(130)
     if issubclass(kind, MemoryError) or re.search("out of memory|can't allocate memory", text):
@@ -36,7 +36,7 @@ def _show(kind, error, trace):
         text = f'another process of this run was lost; go on with --init_from=resume ({text[:160]})'
     elif not issubclass(kind, Error):
         return sys.__excepthook__(kind, error, trace)
-    elif rank != '0':
+    elif os.environ.get('LOCAL_RANK', '0') != '0':                      # one line per machine
         sys.exit(2)
     print('error: ' + ' '.join(text.split()), file=sys.__stderr__)      # torchrun swallows sys.stderr
     sys.exit(2)

@@ -202,6 +202,17 @@ def test_evaluating_more_often_changes_no_weight(run, dataset):
     )
 
 
+def test_head_gain_changes_the_training_but_not_the_start(run, dataset):
+    losses = []
+    for gain in (1, 8):
+        knobs = ('--tie_weights=False', f'--head_gain={gain}', f'--out_dir=g{gain}')
+        run('train.py', f'--dataset={dataset}', *TINY, *knobs)
+        rows = [float(row['val_loss']) for row in read_log(f'g{gain}/log.csv') if row['val_loss']]
+        losses.append((rows[0], rows[-1]))
+    assert losses[0][0] == pytest.approx(losses[1][0], rel=1e-6)
+    assert losses[0][1] != pytest.approx(losses[1][1], rel=1e-3)
+
+
 def test_a_loss_that_is_not_finite_stops_the_run_names_the_step_and_keeps_the_last_checkpoint(
     run, dataset, monkeypatch
 ):
@@ -348,7 +359,8 @@ def test_processes_that_see_different_checkpoints_do_not_train(run, dataset):
             )
         )
     shown = [rank.communicate(timeout=120)[1] for rank in ranks]
-    assert [rank.returncode for rank in ranks] == [2, 2] and 'steps [12, 0]' in shown[0]
+    assert [rank.returncode for rank in ranks] == [2, 2]
+    assert all('steps [12, 0]' in error for error in shown)  # each machine's first process says so
     assert load_checkpoint('out/ckpt.pt')['step'] == 12
 
 
