@@ -12,7 +12,7 @@ overwrite = False           # start anew in an out_dir that holds another run
 seed = 1337                 # of weights, batches and dropout
 max_minutes = 0.0           # stop and save after this many minutes; 0 = no limit
 # evaluation and logs, all counted in optimizer steps
-eval_interval = 425         # evaluate and save every so many steps, and at the end; 0 = only at the end
+eval_interval = 450         # evaluate and save every so many steps, and at the end; 0 = only at the end
 eval_tokens = 0             # tokens of the validation split an evaluation takes; 0 = all
 eval_only = False           # evaluate the weights there are, and stop
 log_interval = 10           # steps between two lines of the log
@@ -36,7 +36,7 @@ min_lr = 0.0                # where the schedule ends
 schedule = 'wsd'            # wsd (flat, then linear decay) or cosine
 decay_fraction = 0.9        # wsd: the last part of the run, in which the rate decays
 warmup_iters = 50           # steps of linear warm-up
-max_iters = 1700            # optimizer steps
+max_iters = 1800            # optimizer steps
 batch_size = 12             # sequences in an optimizer step, over all devices
 micro_batch_size = 0        # sequences a device holds at once: lower it if memory runs out; 0 = all its share
 weight_decay = 0.1          # of matrices and embeddings

@@ -658,6 +658,8 @@ def torchrun(n, r):
     letters()
     args = [*SMALL, '--optimizer=adamw', '--learning_rate=1e-3', '--max_iters=400', '--init_from=auto']
     ok('train.py', *args, '--out_dir=whole')
+    # Else the new processes may be told where the dead ones were: github.com/pytorch/pytorch/issues/135712
+    os.environ['TORCH_DISABLE_SHARE_RDZV_TCP_STORE'] = '1'
     for i in range(n):
         with open('shown.txt', 'w') as f:
             launcher = subprocess.Popen(
