@@ -556,7 +556,7 @@ def values(n, r):
                 value = r.choice(words)
             args.append(f'--{key}={value}')
         codes[run('train.py', *SMALL, '--max_iters=2', '--eval_interval=2', *args, '--max_minutes=0.01',
-                  timeout=40, memory=12 << 30)] += 1
+                  timeout=400, memory=12 << 30)] += 1               # a step of 10**6 sequences takes long
         shutil.rmtree('out', ignore_errors=True)
     peak = resource.getrusage(resource.RUSAGE_CHILDREN).ru_maxrss >> 10
     return f'{n} runs: {codes[2]} refused, {codes[0]} valid; {peak} MB at most'

@@ -37,6 +37,7 @@ NOT_RUN = {
     'python3 -m venv .venv': 'the environment is there already; make demo makes it the same way',
     'source .venv/bin/activate': 'the same',
     'pip install -r requirements.txt': 'needs a network; make demo does it in the same way',
+    'export TORCH_DISABLE_SHARE_RDZV_TCP_STORE=1': 'faults.py kills and restarts with it',
     'llama-server -m model.gguf': 'a program of others; test_hf.py runs its code, built as xllamacpp',
     'transformers serve ./model --device cpu': 'a server of others; test_hf.py loads the folder',
     'vllm serve ./model': 'needs a GPU',
@@ -267,15 +268,17 @@ def free_port() -> str:
 def test_several_processes_on_one_machine_and_on_two(run, dataset, tmp_path):
     """README's lines with two processes of gloo; the machines are two launchers on this one."""
     clone(tmp_path)
-    port, (one, *two) = free_port(), TORCHRUN
-    commands = [one.replace('_node=8', '_node=2'), *(c.replace('_node=8', '_node=1') for c in two)]
+    port, (one, *two, restarted) = free_port(), TORCHRUN
+    commands = [c.replace('_node=8', '_node=2') for c in (one, restarted)]
+    commands += [c.replace('_node=8', '_node=1') for c in two]
     commands = [c.replace('HOST', '127.0.0.1').replace('29500', port) for c in commands]
     commands = [[sys.executable, '-m', 'torch.distributed.run', *made_small(c)[1:], f'--dataset={dataset}',
                  '--micro_batch_size=1', '--eval_tokens=0', '--dtype=float32'] for c in commands]
-    shell(*commands[0], '--out_dir=out/one', cwd=tmp_path)
+    for command in commands[:2]:
+        shell(*command, '--out_dir=out/one', cwd=tmp_path)
     pipes = dict(stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True)
     machines = [subprocess.Popen([*command, '--out_dir=out/two'], cwd=tmp_path, **pipes)
-                for command in commands[1:]]
+                for command in commands[2:]]
     try:
         said = [machine.communicate(timeout=200)[0] for machine in machines]
     finally:
