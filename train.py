@@ -12,7 +12,7 @@ overwrite = False           # start anew in an out_dir that holds another run
 seed = 1337                 # of weights, batches and dropout
 max_minutes = 0.0           # stop and save after this many minutes; 0 = no limit
 # evaluation and logs, all counted in optimizer steps
-eval_interval = 450         # evaluate and save every so many steps, and at the end; 0 = only at the end
+eval_interval = 900         # evaluate and save every so many steps, and at the end; 0 = only at the end
 eval_tokens = 0             # tokens of the validation split an evaluation takes; 0 = all
 eval_only = False           # evaluate the weights there are, and stop
 log_interval = 10           # steps between two lines of the log
@@ -20,9 +20,9 @@ wandb_project = ''          # also log to this Weights & Biases project; '' = of
 # model
 arch = 'qwen3'              # qwen3 (RoPE, RMSNorm, SwiGLU) or gpt2 (learned positions, LayerNorm, GELU)
 n_layer = 2                 # blocks
-n_head = 8                  # attention heads
+n_head = 4                  # attention heads
 n_kv_head = 0               # heads of keys and values, qwen3 only; 0 = n_head
-n_embd = 256                # channels
+n_embd = 144                # channels
 head_dim = 0                # channels of a head, qwen3 only; 0 = n_embd / n_head
 block_size = 160            # tokens of context
 dropout = 0.0               # 0 unless epochs are many
@@ -36,7 +36,7 @@ min_lr = 0.0                # where the schedule ends
 schedule = 'wsd'            # wsd (flat, then linear decay) or cosine
 decay_fraction = 0.9        # wsd: the last part of the run, in which the rate decays
 warmup_iters = 50           # steps of linear warm-up
-max_iters = 1800            # optimizer steps
+max_iters = 3600            # optimizer steps
 batch_size = 12             # sequences in an optimizer step, over all devices
 micro_batch_size = 0        # sequences a device holds at once: lower it if memory runs out; 0 = all its share
 weight_decay = 0.1          # of matrices and embeddings

@@ -77,11 +77,12 @@ def draw(runs: list):
         right.plot(6 * size * run['tokens'], ys, '.-', color=color, label=f'{size / 1e6:.2f}M  {shape}')
     left.set(xlabel='parameters, after so many tokens', ylabel='nats per token above the entropy of the text')
     right.set(xlabel='training compute: 6 x parameters x tokens, flops')
-    right.legend(fontsize=8, title='parameters, layers x heads x channels', title_fontsize=8)
+    right.legend(loc='lower left', fontsize=8, title='parameters, layers x heads x channels', title_fontsize=8)
     for axes in (left, right):
         axes.loglog()
         axes.grid(which='both', color='0.93')
     left.set_xticks([1e5, 3e5, 1e6, 3e6], ['0.1M', '0.3M', '1M', '3M'])
+    right.set_xlim(1.2e10)                                  # room for the legend
     left.margins(x=0.12)                                    # for the lines' labels
     left.yaxis.set_major_formatter('{x:g}')
     figure.savefig(ROOT / 'assets/scaling.png', dpi=100)
