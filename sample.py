@@ -203,7 +203,7 @@ def draw_attention(lm: LanguageModel, prompt: str, path):
     if not 2 <= T <= most:
         raise Error(f'attention draws a start of 1 to {most - 1} tokens, and this one has {T - 1}')
     side = max(1.6, 0.11 * T)                               # inches
-    figure = Figure((c.n_head * side + 1, c.n_layer * side + 1), layout='constrained')
+    figure = Figure((c.n_head * side + 1, c.n_layer * side + 1), layout='compressed')
     figure.supylabel('each token', fontsize=9)
     figure.supxlabel('what it looks at: the darker, the more', fontsize=9)
     axes = figure.subplots(c.n_layer, c.n_head, sharex=True, sharey=True, squeeze=False)

@@ -135,7 +135,7 @@ def setup(device: str, dtype: str, seed: int):
         torch.set_float32_matmul_precision('high')                  # TF32 for what stays in fp32
     if kind == 'cpu' and sys.platform == 'linux':
         # glibc would give back the memory of each large tensor, and every step would fault it in anew.
-        for parameter, value in ((-4, 0), (-1, 1 << 30)):           # M_MMAP_MAX, M_TRIM_THRESHOLD
+        for parameter, value in ((-3, 1 << 25), (-1, 1 << 30)):     # M_MMAP_THRESHOLD, M_TRIM_THRESHOLD
             ctypes.CDLL(None).mallopt(parameter, value)
     torch.manual_seed(seed)
     number = getattr(torch, dtype)

@@ -77,7 +77,8 @@ def draw(runs: list):
         right.plot(6 * size * run['tokens'], ys, '.-', color=color, label=f'{size / 1e6:.2f}M  {shape}')
     left.set(xlabel='parameters, after so many tokens', ylabel='nats per token above the entropy of the text')
     right.set(xlabel='training compute: 6 x parameters x tokens, flops')
-    right.legend(loc='lower left', fontsize=8, title='parameters, layers x heads x channels', title_fontsize=8)
+    right.legend(loc='lower left', fontsize=8, title_fontsize=8,
+                 title='parameters, layers x heads x channels')
     for axes in (left, right):
         axes.loglog()
         axes.grid(which='both', color='0.93')
