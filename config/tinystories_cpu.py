@@ -3,8 +3,9 @@
 #   python train.py config/tinystories_cpu.py
 # Without the download: any folder laid out like the dataset, --dataset=FOLDER --name=tinystories.
 # Needs: 1.1 GB of memory, 20 minutes on two cores (from its first steps), 1 on a T4 (computed). On 960 of
-# the stories it came to 1.21 bits per byte in 300 steps. The stories have a plot by then, but not always a
-# point.
+# the stories it came to 1.21 bits per byte in 300 steps, and wrote: One day, a little boy named Tim saw a
+# big, red car. He wanted to go to the house with his toys and have fun. He went to the park to play with his
+# toys. All of them, and 3,000 steps, make stories with a plot, but not always a point.
 out_dir = 'out/tinystories_cpu'
 dataset = 'tinystories'
 n_layer, n_head, n_embd = 4, 4, 192
