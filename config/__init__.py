@@ -160,7 +160,7 @@ def atomic(path):
     except BaseException as e:
         with contextlib.suppress(OSError):
             temporary.unlink(missing_ok=True)
-        if isinstance(e, OSError) or 'inline_container' in str(e):      # torch's word for a full disk
+        if isinstance(e, OSError) or re.search('inline_container|iostream', str(e)):    # torch's full disk
             raise Error(f'cannot write {path}: {e}; what was there before is intact') from e
         raise
 
