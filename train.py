@@ -324,8 +324,9 @@ if __name__ == '__main__':
             torch.distributed.all_reduce(flags, torch.distributed.ReduceOp.MAX)
         stopping, out_of_time = flags.tolist()                  # on all ranks at the same step
         due = step == max_iters or (eval_interval > 0 and step % eval_interval == 0)
+        in_log = due or (pending and step % log_interval == 0)  # no row that an unbroken run would not have
         evaluating = due or out_of_time or eval_only
-        logging = evaluating or stopping or (pending and step % log_interval == 0)
+        logging = in_log or evaluating or stopping
         if logging and on_cuda:
             torch.cuda.synchronize(device)
         if pending:
@@ -368,13 +369,13 @@ if __name__ == '__main__':
             say(text)
         if eval_only:
             break
-        if main and (due or step % log_interval == 0):          # no row that an unbroken run would not have
+        if main and in_log:
             try:
                 with open(log_path, 'a', newline='', encoding='utf-8') as f:
                     csv.writer(f).writerow([row.get(c, '') for c in COLUMNS])
             except OSError as e:
                 raise Error(f'cannot write {log_path}: {e}; the last checkpoint is intact') from e
-        if wandb:
+        if wandb and in_log:
             wandb.log(row, step=step)
         if evaluating and step and val_loss < best_val_loss:    # what has learned nothing is never the best
             best_val_loss = val_loss

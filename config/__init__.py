@@ -1,6 +1,5 @@
 """What the four scripts share: knobs, errors, device and precision, atomic writing. No defaults live here."""
 import contextlib
-import ctypes
 import difflib
 import os
 import re
@@ -135,6 +134,7 @@ def setup(device: str, dtype: str, seed: int):
         torch.set_float32_matmul_precision('high')                  # TF32 for what stays in fp32
     if kind == 'cpu' and sys.platform == 'linux':
         # glibc would give back the memory of each large tensor, and every step would fault it in anew.
+        import ctypes
         for parameter, value in ((-3, 1 << 25), (-1, 1 << 30)):     # M_MMAP_THRESHOLD, M_TRIM_THRESHOLD
             ctypes.CDLL(None).mallopt(parameter, value)
     torch.manual_seed(seed)

@@ -7,7 +7,6 @@ unchanged files; where a number in one had to change, the function that runs it 
 import csv
 import importlib.util
 import json
-import math
 import os
 import pickle
 import random
@@ -593,7 +592,7 @@ def recipes():
         flops = tokens * (6 * N + 12 * L * C * T)                       # Chowdhery et al. 2022, appendix B
         hours = [tokens / middle_speed(parts) / 3600, *(flops / speed / 3600 for speed in GPUS)]
         row(path.stem, f'{N:,}', f'{tokens / 1e6:,.1f}M', f'{ran.resident / 1000:.1f} GB of {B}',
-            *(f'{h:,.1f} h' if h > 1 else f'{math.ceil(h * 60)} min' for h in hours))
+            *(f'{h:,.1f} h' if h > 1 else f'{h * 60:.1f} min' for h in hours))
 
 
 def machine():

@@ -63,7 +63,7 @@ def gpt2_vocabulary(tmp_path_factory):
     folder = tmp_path_factory.mktemp('tiktoken')
     shutil.copy(source / 'vocab.bpe', folder / '6d1cbeee0f20b3d9449abfede4726ed8212e3aee')
     shutil.copy(source / 'encoder.json', folder / '6c7ea1a7e38e3a7f062df639a5b80947f075ffe6')
-    os.environ['TIKTOKEN_CACHE_DIR'] = str(folder)
+    os.environ |= {'TIKTOKEN_CACHE_DIR': str(folder), 'HF_HUB_OFFLINE': '1'}
     return str(folder)
 
 

@@ -13,6 +13,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
+import tqdm
 from conftest import ROOT, TINY, read_log, same_weights
 
 import sample
@@ -338,6 +339,23 @@ def test_a_run_out_of_time_is_measured_and_saved_as_at_its_last_step(run, datase
     run('train.py', f'--dataset={dataset}', *TINY, '--eval_interval=100', '--out_dir=whole')
     assert read_log() == read_log('whole/log.csv')
     assert same_weights(weights('out/ckpt.pt'), weights('whole/ckpt.pt'))
+
+
+def test_a_run_stopped_before_its_first_step_leaves_no_row_of_its_own(run, dataset, monkeypatch):
+    args = (f'--dataset={dataset}', *TINY, '--eval_interval=0')
+    run('train.py', *args, '--out_dir=whole')
+    make = tqdm.tqdm.__init__
+
+    def stop(*args, **knobs):  # the bar is the last thing before the loop
+        signal.raise_signal(signal.SIGTERM)
+        make(*args, **knobs)
+
+    with monkeypatch.context() as patch, pytest.raises(SystemExit) as stopped:
+        patch.setattr(tqdm.tqdm, '__init__', stop)
+        run('train.py', *args)
+    assert stopped.value.code == 143 and load_checkpoint('out/ckpt.pt')['step'] == 0
+    run('train.py', '--init_from=resume')
+    assert read_log() == read_log('whole/log.csv')
 
 
 def test_processes_that_see_different_checkpoints_do_not_train(run, dataset):
