@@ -105,6 +105,16 @@ def rotate(x: Tensor, rope: tuple[Tensor, Tensor]) -> Tensor:
     return torch.cat((a * cos - b * sin, b * cos + a * sin), -1)
 
 
+class Linear(nn.Linear):
+    """As nn.Linear. Compiled, one token on a CPU takes a sum: a matrix product reads weights far slower."""
+
+    def forward(self, x: Tensor) -> Tensor:
+        if not torch.compiler.is_compiling() or x.device.type != 'cpu' or x.shape[:-1].numel() > 1:
+            return super().forward(x)
+        y = (x.unsqueeze(-2).float() * self.weight.float()).sum(-1)
+        return (y if self.bias is None else y + self.bias).to(x.dtype)
+
+
 class Attention(nn.Module):
     """Causal self-attention; in qwen3 with grouped queries, normed queries and keys, rotary positions."""
 
@@ -113,8 +123,8 @@ class Attention(nn.Module):
         self.n_head, self.n_kv_head = config.n_head, config.n_kv_head
         self.dropout, self.block_size = config.dropout, config.block_size
         rows = (config.n_head + 2 * config.n_kv_head) * config.head_dim         # of q, k and v
-        self.c_attn = nn.Linear(config.n_embd, rows, config.bias)
-        self.c_proj = nn.Linear(config.n_head * config.head_dim, config.n_embd, config.bias)
+        self.c_attn = Linear(config.n_embd, rows, config.bias)
+        self.c_proj = Linear(config.n_head * config.head_dim, config.n_embd, config.bias)
         if config.arch == 'qwen3':
             self.q_norm = RMSNorm(config.head_dim, config.norm_eps)
             self.k_norm = RMSNorm(config.head_dim, config.norm_eps)
@@ -148,8 +158,8 @@ class MLP(nn.Module):
     def __init__(self, config: GPTConfig):
         super().__init__()
         self.gated = config.arch == 'qwen3'
-        self.c_fc = nn.Linear(config.n_embd, config.n_inner * (2 if self.gated else 1), config.bias)
-        self.c_proj = nn.Linear(config.n_inner, config.n_embd, config.bias)
+        self.c_fc = Linear(config.n_embd, config.n_inner * (2 if self.gated else 1), config.bias)
+        self.c_proj = Linear(config.n_inner, config.n_embd, config.bias)
 
     def forward(self, x: Tensor) -> Tensor:
         x = self.c_fc(x)
@@ -187,7 +197,8 @@ class GPT(nn.Module):
         self.drop = nn.Dropout(config.dropout)
         self.h = nn.ModuleList(Block(config) for _ in range(config.n_layer))
         self.norm_f = make_norm(config)
-        self.lm_head = nn.Linear(config.n_embd, config.vocab_size, bias=False)
+        self.step = self.next_logits                            # or what compile_step makes of it
+        self.lm_head = Linear(config.n_embd, config.vocab_size, bias=False)
         if config.tie_weights:
             self.lm_head.weight = self.wte.weight
         self.apply(self._init_weights)
@@ -268,6 +279,16 @@ class GPT(nn.Module):
         except Exception as e:
             raise Error(f"the checkpoint's optimizer does not fit its model: {str(e)[:150]}") from e
 
+    def next_logits(self, idx: Tensor, cache=None, start: int = 0) -> Tensor:
+        """Logits (B, V), fp32, of what follows ids (B, T); cache and start as in hidden."""
+        return self.lm_head(self.hidden(idx, cache, start)[:, -1]).float()
+
+    def compile_step(self):
+        """Let generate compile its steps of one token, when it takes the first."""
+        torch._dynamo.config.suppress_errors = True         # no compiler here: warn and run uncompiled
+        once = {'realize_opcount_threshold': 1, 'realize_reads_threshold': 1}   # nothing per row of a matrix
+        self.step = torch.compile(self.next_logits, dynamic=True, options=once)
+
     def context_length(self, n: int) -> int:
         """How many of n tokens the model sees: all; past block_size the last half, growing until full."""
         T = self.config.block_size
@@ -294,9 +315,9 @@ class GPT(nn.Module):
             length = self.context_length(idx.shape[1])
             if cache is None or length != start + 1 or start == 0:
                 start = 0                                    # read the whole context, else its newest token
-            x = self.hidden(idx[:, idx.shape[1] - length + start:], cache, start)
+            read = self.step if start else self.next_logits
+            logits = read(idx[:, idx.shape[1] - length + start:], cache, start)
             start = length
-            logits = self.lm_head(x[:, -1]).float()             # (B, V)
             if repetition_penalty != 1:
                 lower = torch.where(logits > 0, logits / repetition_penalty, logits * repetition_penalty)
                 logits = torch.where(seen, lower, logits)
@@ -319,16 +340,27 @@ def pick(logits: Tensor, draw: Tensor, temperature: float, top_k: int, top_p: fl
     if 0 < top_k < V:
         logits, ids = logits.topk(top_k)                        # sorted
     p = (logits / temperature).softmax(-1)
-    if top_p < 1 and ids is None:
-        k = (p > (1 - top_p) / V).sum(-1).amax().clamp(min=1)   # what is left out is under 1 - top_p
-        ids = p.topk(int(k)).indices.sort().values              # equals keep their order, whatever k is
-        p, order = p.gather(-1, ids).sort(descending=True, stable=True)
-        ids = ids.gather(-1, order)
     if top_p < 1:
-        p = p * (p.cumsum(-1) - p < top_p)                      # the fewest ids whose mass reaches top_p
+        p = p * (p >= least_kept(p, top_p))
     cdf = p.cumsum(-1)
     choice = torch.searchsorted(cdf, draw * cdf[:, -1:], right=True)
     return (choice if ids is None else ids.gather(-1, choice))[:, 0]
+
+
+def least_kept(p: Tensor, top_p: float) -> Tensor:
+    """The least (B, 1) of the fewest, largest values of p (B, V), none above 1, whose sum reaches top_p.
+
+    No sort: floats are ordered as their bits are, which are found 10 by 10, by a histogram of the sums."""
+    bits, found = p.view(torch.int32), 0                    # found: the upper bits of what is looked for
+    larger = torch.zeros_like(p[:, :1])                     # the sum of what is above those
+    for shift in 20, 10, 0:
+        here = p * (bits >> shift + 10 == found)
+        sums = p.new_zeros(len(p), 1024).scatter_add_(1, (bits >> shift & 1023).long(), here).flip(-1)
+        reached = larger + sums.cumsum(-1)                  # by the largest digits, down to each
+        skipped = (reached < top_p).sum(-1, keepdim=True).clamp(max=1023)
+        larger = (reached - sums).gather(1, skipped)
+        found = (found << 10) + 1023 - skipped.int()
+    return found.view(torch.float32)
 
 
 def pack_documents(ids: Tensor, eot: int, block_size: int) -> tuple[Tensor, Tensor]:

@@ -22,6 +22,7 @@ dataset = ''                # data/NAME that has the validation text; '' = what 
 eval_tokens = 0             # tokens of the validation text to measure on; 0 = all
 export = ''                 # write a folder for Hugging Face, or if it ends in .gguf a file for llama.cpp
 device = 'auto'             # auto (cuda, mps or cpu), or one of them by name
+compile = False             # compile sampling first: slow to start, then each token comes faster
 dtype = 'auto'              # bfloat16, float16 or float32; auto = the best the hardware has natively
 config = configure(globals())
 
@@ -125,13 +126,15 @@ def read_weights(place, *needed: str, hub: bool = False) -> dict:
     return checkpoint
 
 
-def load(path='out', device: str = 'auto', dtype: str = 'auto') -> LanguageModel:
+def load(path='out', device: str = 'auto', dtype: str = 'auto', compile: bool = False) -> LanguageModel:
     """The model that read_weights finds at path, ready to generate."""
     from model import model_from
     from prepare import Tokenizer
     place, number, _ = setup(device, dtype, 0)
     checkpoint = read_weights(path, 'config')
     model = model_from(checkpoint, dropout=0.0).to(place, number).eval()
+    if compile:
+        model.compile_step()
     return LanguageModel(model, Tokenizer.from_spec(checkpoint['tokenizer']),
                          checkpoint['config'].get('dataset', ''))
 
@@ -463,7 +466,7 @@ def main():
             raise Error(f'{key}={config[key]}: name a file that ends in {ending}')
     prompt = read_prompt(start)
     exact = export or attention or surprise or evaluate or compare      # not sampled, but measured or shown
-    lm = load(out_dir, device, 'float32' if exact else dtype)
+    lm = load(out_dir, device, 'float32' if exact else dtype, compile and not exact)
     place, _, autocast = setup(device, dtype, seed)
     if export:
         (export_gguf if export.endswith('.gguf') else export_hf)(lm, export)

@@ -411,12 +411,12 @@ def timed(generate) -> float:
     return time.perf_counter() - clock
 
 
-def slm_sampling(temperature, top_p, rows, device):
+def slm_sampling(temperature, top_p, rows, device, compile=True):
     """Tokens per second as sample.py samples, with an end-of-text as prompt; each id is read as it comes."""
     import torch
 
     from sample import load
-    lm = load('sampler.pt', device)
+    lm = load('sampler.pt', device, compile=compile)
     prompt, eot = torch.full((rows, 1), lm.tokenizer.eot, device=device), lm.tokenizer.eot
 
     def generate():
@@ -424,6 +424,17 @@ def slm_sampling(temperature, top_p, rows, device):
         assert len([i.tolist() for i in ids]) == NEW, 'it ended early'
 
     return rows * NEW / timed(generate)
+
+
+def compile_seconds(device):
+    """From the first token to the second, compiled, with nothing kept from earlier runs."""
+    os.environ['TORCHINDUCTOR_FORCE_DISABLE_CACHES'] = '1'
+    from sample import load
+    ids = load('sampler.pt', device, compile=True).ids('', max_new_tokens=2)
+    next(ids)
+    clock = time.perf_counter()
+    next(ids).tolist()
+    return time.perf_counter() - clock
 
 
 def llama2c_sampling(options):
@@ -442,33 +453,44 @@ def nanogpt_sampling(device):
     return NEW / timed(lambda: model.generate(prompt, NEW, top_k=1).tolist())
 
 
-def transformers_sampling():
+def transformers_sampling(rows, device):
     import torch
     from transformers import GPT2Config, GPT2LMHeadModel
     model = GPT2LMHeadModel(GPT2Config(n_positions=256, n_layer=6, n_head=6, n_embd=288, vocab_size=32_000,
-                                       bos_token_id=0, eos_token_id=None, pad_token_id=0)).eval()
-    prompt = torch.zeros(1, 1, dtype=torch.long)
+                                       bos_token_id=0, eos_token_id=None, pad_token_id=0)).to(device).eval()
+    prompt = torch.zeros(rows, 1, dtype=torch.long, device=device)
     knobs = dict(attention_mask=torch.ones_like(prompt), max_new_tokens=NEW, do_sample=False)
-    return NEW / timed(lambda: model.generate(prompt, **knobs).tolist())
+    return rows * NEW / timed(lambda: model.generate(prompt, **knobs).tolist())
 
 
 def sampling():
     Run('gcc -Ofast -fopenmp -march=native llama2.c/run.c -lm -o run')
-    ask(make_samplers, sharp)
     bar = f'sampling, 15M parameters, {NEW} tokens, '
 
-    def greedy(rows=1, device='cpu'):
-        return lambda: ask(slm_sampling, 0.0, 1.0, rows, device)
+    def greedy(rows=1, device='cpu', compile=True):
+        return lambda: ask(slm_sampling, 0.0, 1.0, rows, device, compile)
 
-    compare(bar + 'temperature 1, top-p 0.9', lambda: ask(slm_sampling, 1.0, 0.9, 1, 'cpu'), 'llama2.c',
-            lambda: llama2c_sampling(''), '>= 2')
-    compare(bar + 'greedy', greedy(), 'llama2.c', lambda: llama2c_sampling('-t 0'), '>= 0.5')
-    compare(bar + 'greedy', greedy(), 'nanoGPT', lambda: ask(nanogpt_sampling, 'cpu'), '>= 20')
-    compare(bar + 'greedy', greedy(), 'transformers GPT2LMHeadModel', lambda: ask(transformers_sampling))
-    compare(bar + 'greedy, 16 together', greedy(16), 'llama2.c, one',
+    def transformers(rows=1, device='cpu'):
+        return lambda: ask(transformers_sampling, rows, device)
+
+    for scale, kind, wanted in ((1.0, 'nearly equal logits', '>= 2'), (sharp, 'logits as if trained', '')):
+        ask(make_samplers, scale)
+        compare(bar + f'temperature 1, top-p 0.9, {kind}, compiled',
+                lambda: ask(slm_sampling, 1.0, 0.9, 1, 'cpu'), 'llama2.c',
+                lambda: llama2c_sampling(''), wanted)
+    compare(bar + 'greedy, compiled', greedy(), 'llama2.c', lambda: llama2c_sampling('-t 0'), '>= 0.5')
+    compare(bar + 'greedy, compiled', greedy(), 'nanoGPT', lambda: ask(nanogpt_sampling, 'cpu'), '>= 20')
+    compare(bar + 'greedy', greedy(compile=False), 'transformers GPT2LMHeadModel', transformers())
+    compare(bar + 'greedy, 16 together, compiled', greedy(16), 'llama2.c, one',
             lambda: llama2c_sampling('-t 0'), '>= 4')
-    if on_gpu(bar + 'greedy, GPU'):
-        compare(bar + 'greedy, GPU', greedy(1, 'cuda'), 'nanoGPT', lambda: ask(nanogpt_sampling, 'cuda'))
+    alone('sampling, 15M parameters, to compile it', [ask(compile_seconds, 'cpu')], 's', '')
+    bar += 'greedy, GPU'
+    if on_gpu(bar):
+        compare(bar, greedy(1, 'cuda', False), 'nanoGPT', lambda: ask(nanogpt_sampling, 'cuda'))
+        for rows, compile, wanted in ((1, False, 3), (64, False, 3), (1, True, 10), (64, True, 10)):
+            compare(bar + f', {rows} together' + ', compiled' * compile, greedy(rows, 'cuda', compile),
+                    'transformers GPT2LMHeadModel', transformers(rows, 'cuda'), f'>= {wanted}')
+        alone('sampling, 15M parameters, to compile it, GPU', [ask(compile_seconds, 'cuda')], 's', '')
 
 
 # ---- preparation, start, memory

@@ -86,6 +86,24 @@ def test_cached_and_uncached_logits_agree_at_every_position_also_past_block_size
     assert torch.equal(tokens[True], tokens[False])
 
 
+@pytest.mark.slow
+@pytest.mark.parametrize('shape', ['gpt2', 'qwen3-grouped'])
+def test_a_compiled_step_gives_the_same_logits_for_one_row_and_for_several(shape, monkeypatch):
+    model, seen = make(shape), []
+    monkeypatch.setattr(model_file, 'pick', lambda logits, *a: seen.append(logits) or pick(logits, *a))
+    for rows in (1, 3):
+        idx = torch.randint(50, (rows, 4))
+        plain = list(model.generate(idx, 40))
+        step, seen[:], before = model.step, [], list(seen)
+        model.compile_step()
+        compiled = list(model.generate(idx, 40))
+        assert model.step is not step and torch._dynamo.utils.counters['stats']['unique_graphs']
+        a, b = torch.stack(before), torch.stack(seen)
+        assert b.std() > 1 and (a - b).abs().max() < 1e-5 * b.abs().max()
+        assert torch.equal(torch.stack(plain), torch.stack(compiled))
+        model.step, seen[:] = model.next_logits, []
+
+
 def test_past_block_size_the_context_restarts_on_its_last_half():
     model = make()
     lengths = [model.context_length(n) for n in range(1, 36)]
@@ -120,15 +138,23 @@ def test_sampling_follows_the_distribution_that_the_knobs_define():
     assert torch.allclose(
         shares(1.0, 2, 1.0).sort()[0], torch.tensor([0, 0, 0, p[1], p[0]]) / p[:2].sum(), atol=1e-3
     )
-    assert torch.allclose(
-        shares(1.0, 0, 0.6).sort()[0], torch.tensor([0, 0, 0, p[1], p[0]]) / p[:2].sum(), atol=1e-3
-    )
+    for top_p, kept in ((0.5, 1), (0.6, 3), (0.9, 3), (0.99, 4)):  # equals stay together
+        expected = p * (torch.arange(5) < kept)
+        assert torch.allclose(shares(1.0, 0, top_p), expected / expected.sum(), atol=1e-3)
     assert (shares(1.0, 0, 0.999)[4] == 0) and pick(logits, torch.tensor([[1 - 1e-6]]), 1.0, 0, 1.0) == 3
-    equals, flat = torch.zeros(1, 5000), torch.zeros(1, 5000)
-    equals[0, torch.randperm(5000)[:40]] = 10.0
-    for draw in draws[::100]:  # a row's pick does not depend on the rows beside it
-        together = pick(torch.cat((equals, flat)), draw.expand(2, 1), 1.0, 0, 0.9)
-        assert together[0] == pick(equals, draw, 1.0, 0, 0.9)
+
+
+@pytest.mark.parametrize('sharpness', [0, 0.1, 1, 10, 100])
+def test_top_p_keeps_what_a_sort_would_and_each_row_alone(sharpness):
+    p = (torch.randn(4, 5000) * sharpness).softmax(-1)
+    for top_p in (1e-9, 0.1, 0.5, 0.9, 0.99):
+        ordered = p.double().sort(descending=True)[0]
+        border = ((ordered.cumsum(-1) - ordered) < top_p).sum(-1, keepdim=True) - 1
+        least = model_file.least_kept(p, top_p)
+        expected = ordered.gather(1, border)
+        assert torch.allclose(least.double(), expected, rtol=1e-3, atol=0)
+        assert ((p >= least).sum(-1, keepdim=True) - (p >= expected).sum(-1, keepdim=True)).abs().max() <= 1
+        assert torch.equal(torch.cat([model_file.least_kept(row[None], top_p) for row in p]), least)
 
 
 def test_repetition_penalty_lowers_what_occurred():

@@ -1,11 +1,13 @@
 import io
+import os
 import re
+import subprocess
 import sys
 from pathlib import Path
 
 import pytest
 import torch
-from conftest import TINY
+from conftest import ROOT, TINY
 
 from config import Error
 from model import load_checkpoint, save_checkpoint
@@ -30,6 +32,19 @@ def test_generate_returns_prompt_and_continuation_and_depends_on_the_seed_alone(
     assert trained.generate('a dog', max_new_tokens=9, temperature=0) == trained.generate(
         'a dog', max_new_tokens=9, top_k=1)
     assert not trained.model.training and trained.tokenizer.vocab_size == trained.model.config.vocab_size
+
+
+@pytest.mark.slow
+def test_samples_are_the_same_compiled_and_where_there_is_no_compiler(trained):
+    def samples(*args, **env):
+        command = [sys.executable, ROOT / 'sample.py', '--dtype=float32', '--start=the', *args]
+        shown = subprocess.run(command, capture_output=True, text=True, env={**os.environ, **env})
+        assert shown.returncode == 0 and ('_dynamo' in shown.stderr) == bool(env), shown.stderr
+        return shown.stdout
+
+    plain = samples()
+    assert len(plain) > 300 and samples('--compile=True') == plain
+    assert samples('--compile=True', CXX='/none/g++', TORCHINDUCTOR_FORCE_DISABLE_CACHES='1') == plain
 
 
 def test_the_data_is_not_needed_any_more(trained):
