@@ -133,6 +133,7 @@ def load(path='out', device: str = 'auto', dtype: str = 'auto', compile: bool = 
     place, number, _ = setup(device, dtype, 0)
     checkpoint = read_weights(path, 'config')
     model = model_from(checkpoint, dropout=0.0).to(place, number).eval()
+    model.pack()
     if compile:
         model.compile_step()
     return LanguageModel(model, Tokenizer.from_spec(checkpoint['tokenizer']),

@@ -86,6 +86,23 @@ def test_cached_and_uncached_logits_agree_at_every_position_also_past_block_size
     assert torch.equal(tokens[True], tokens[False])
 
 
+@pytest.mark.skipif(
+    not (torch.backends.mkldnn.is_available() and torch.ops.mkldnn._is_mkldnn_bf16_supported()),
+    reason='needs bf16 in the CPU',
+)
+@pytest.mark.parametrize('shape', SHAPES)
+def test_packed_weights_give_the_same_logits(shape):
+    model = make(shape).bfloat16()
+    with torch.inference_mode():
+        for idx in torch.randint(50, (1, 1)), torch.randint(50, (3, 16)):
+            assert model.lm_head.packed is None
+            plain = model(idx)
+            model.pack()
+            assert model.lm_head.packed.is_mkldnn
+            assert torch.allclose(model(idx), plain, rtol=0.02, atol=0.02 * plain.abs().max())
+            model = make(shape).bfloat16()
+
+
 @pytest.mark.slow
 @pytest.mark.parametrize('shape', ['gpt2', 'qwen3-grouped'])
 def test_a_compiled_step_gives_the_same_logits_for_one_row_and_for_several(shape, monkeypatch):
