@@ -499,6 +499,9 @@ def hf_tensors(model: GPT):
 def to_hf(model: GPT, eot: int) -> tuple[dict, dict[str, Tensor]]:
     """config.json and tensors of this model as transformers' GPT2LMHeadModel or Qwen3ForCausalLM."""
     c = model.config
+    known = {*HF_FIELDS['gpt2'], *HF_FIELDS['qwen3'], 'arch', 'bias', 'dropout'}
+    for field, value in vars(c).items():            # a fork's: nothing is lost without a word
+        require(field in known or value == getattr(GPTConfig, field), f'{field}={value} has no place there')
     config = {'model_type': c.arch, 'bos_token_id': eot, 'eos_token_id': eot, **HF_FIXED[c.arch],
               **{theirs: getattr(c, ours) for ours, theirs in HF_FIELDS[c.arch].items()}}
     tensors = {name: part.cpu().contiguous().clone() for name, part in hf_tensors(model)}

@@ -65,7 +65,7 @@ def blaming(what):
     except Error:
         raise
     except Exception as e:
-        raise Error(f'{what} ({type(e).__name__}: {e})') from e
+        raise Error(f'{what} ({type(e).__name__}: {str(e)[:200]})') from e
 
 
 class Tokenizer:
@@ -595,6 +595,9 @@ def prepare(folder, meta, readers):
         print(f'floor      {nats / val["documents"]:.2f} nats per story, {nats / val["tokens"]:.4f} '
               f'per token, {nats / val["bytes"] / math.log(2):.4f} bits per byte')
     print(f'{folder} made in {time.time() - start:.1f} s')
+    share = val['bytes'] / (val['bytes'] + train['bytes'])
+    if input and share > 2 * val_fraction:                  # the only other document, say
+        warn(f'{share:.0%} of the text is held out, as a document stays whole; smaller ones divide better')
     if val['tokens'] < 1000:
         warn(f'only {val["tokens"]} tokens for validation: their loss will say little')
 

@@ -13,7 +13,7 @@ top_p = 1.0                 # only among the likeliest tokens that make up this 
 repetition_penalty = 1.0    # above 1, tokens that occurred already become less likely
 seed = 1337                 # sample i is drawn with seed + i
 interactive = False         # read prompts from the keyboard until an empty line
-plot = ''                   # draw the losses of these runs (A,B,...) into loss.png of the first
+plot = ''                   # draw the losses of these runs (A,B,...) into plot.png of the first
 attention = ''              # draw the attention of every layer and head in `start`: FILE.png
 surprise = ''               # show how unexpected each token of `start` (or a held-out text) is: FILE.html
 evaluate = False            # measure the loss on the validation text, and how much samples copy
@@ -54,7 +54,8 @@ s { text-decoration: none; opacity: .4 } s::before { content: "\\21b5" }
 @media (max-width: 60rem) { small { position: fixed; inset: auto 0 0 0; width: auto } }
 </style><p>%s of <span style="--bits:0">&nbsp;0&nbsp;</span><span style="--bits:5">&nbsp;5&nbsp;</span><span
 style="--bits:10">&nbsp;10&nbsp;</span> bits: the model gave it a chance of 1 in 2<sup>bits</sup>.
-Point at a token to see what the model expected in its place.</p><main>%s</main></html>
+Point at a token to see what the model expected in its place. &lt;eot&gt; ends a text.</p>
+<main>%s</main></html>
 """
 
 
@@ -146,7 +147,7 @@ def read_prompt(text: str) -> str:
     try:
         return Path(text[5:]).read_text(encoding='utf-8')
     except (OSError, UnicodeDecodeError) as e:
-        raise Error(f'start: cannot read {text[5:]}: {e}') from e
+        raise Error(f'start: cannot read {text[5:]}: {getattr(e, "strerror", 0) or e}') from e
 
 
 def plot_losses(runs: list, path, floor: float | None = None):
@@ -166,14 +167,15 @@ def plot_losses(runs: list, path, floor: float | None = None):
                 ('val_loss', 'val loss, in whole documents', axes, dict(marker='o', ms=3)),
                 ('lr', None, rate, dict(lw=0.8, ls=':'))):
             points = [(int(row['step']), float(row[column])) for row in rows if row[column]]
+            if axis is axes:                                                # the first steps are no news
+                points = [(step, loss) for step, loss in points if loss <= 3 * points[-1][1]]
             axis.plot(*zip(*points), color=f'C{i}', label=label and f'{run}: {label}', **style)
-    ends = [line.get_ydata()[-1] for line in axes.lines]
     if floor:
         axes.axhline(floor, color='black', lw=1, ls='--', label='floor: the entropy of the text')
     axes.set(xlabel='step', ylabel='nats per token')
-    axes.set_ylim(0, min(axes.get_ylim()[1], 3 * max(ends, default=1)))     # the first steps are no news
+    axes.set_ylim(bottom=0)
     rate.set_ylabel('learning rate, dotted')
-    axes.legend(fontsize=8)
+    axes.legend(*axes.get_legend_handles_labels(), fontsize=8)
     with atomic(path) as temporary:
         figure.savefig(temporary, format='png', dpi=110)
 
@@ -188,10 +190,10 @@ def attention_weights(model, ids) -> list:
     import torch.nn.functional as F
     layers, attend = [], F.scaled_dot_product_attention
 
-    def keep(q, k, v, **options):
+    def keep(q, k, v, *mask, **options):
         identity = torch.eye(ids.shape[1], dtype=v.dtype, device=v.device).expand(*v.shape[:2], -1, -1)
-        layers.append(attend(q, k, identity, **options)[0])
-        return attend(q, k, v, **options)
+        layers.append(attend(q, k, identity, *mask, **options)[0])
+        return attend(q, k, v, *mask, **options)
 
     with torch.inference_mode(), patch.object(F, 'scaled_dot_product_attention', keep):
         model(ids)
@@ -205,7 +207,7 @@ def draw_attention(lm: LanguageModel, prompt: str, path):
     c, ids = lm.model.config, [lm.tokenizer.eot, *lm.tokenizer.encode(prompt)]
     T, most = len(ids), min(64, c.block_size)
     if not 2 <= T <= most:
-        raise Error(f'attention draws a start of 1 to {most - 1} tokens, and this one has {T - 1}')
+        raise Error(f'attention draws a start of 1 to {most - 1} tokens, and this one has {T - 1}: set start')
     side = max(1.6, 0.11 * T)                               # inches
     figure = Figure((c.n_head * side + 1, c.n_layer * side + 1), layout='compressed')
     figure.supylabel('each token', fontsize=9)
@@ -459,8 +461,8 @@ def export_gguf(lm: LanguageModel, path: str):
 def main():
     if plot:
         runs = plot.split(',')
-        plot_losses(runs, Path(runs[0]) / 'loss.png')
-        print(f'written: {Path(runs[0]) / "loss.png"}')
+        plot_losses(runs, Path(runs[0]) / 'plot.png')
+        print(f'written: {Path(runs[0]) / "plot.png"}')
         return
     for key, ending in (('attention', '.png'), ('surprise', '.html')):
         if config[key] and not config[key].endswith(ending):
@@ -484,6 +486,9 @@ def main():
     if exact:
         return
 
+    if compile:
+        print('compiling, which takes about half a minute', file=sys.stderr)
+        lm.rows(num_samples=1 if interactive else num_samples, max_new_tokens=2)
     names = ('max_new_tokens', 'temperature', 'top_k', 'top_p', 'repetition_penalty', 'seed')
     knobs = {k: config[k] for k in names}
     tokens, clock = 0, time.perf_counter()

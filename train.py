@@ -20,7 +20,7 @@ wandb_project = ''          # also log to this Weights & Biases project; '' = of
 # model
 arch = 'qwen3'              # qwen3 (RoPE, RMSNorm, SwiGLU) or gpt2 (learned positions, LayerNorm, GELU)
 n_layer = 2                 # blocks
-n_head = 4                  # attention heads
+n_head = 3                  # attention heads
 n_kv_head = 0               # heads of keys and values, qwen3 only; 0 = n_head
 n_embd = 144                # channels
 head_dim = 0                # channels of a head, qwen3 only; 0 = n_embd / n_head
@@ -106,7 +106,8 @@ def learning_rate_at(step: int) -> float:
     if schedule == 'cosine':
         done = (step - warmup_iters) / max(1, max_iters - warmup_iters)
         return min_lr + (learning_rate - min_lr) * 0.5 * (1 + math.cos(math.pi * done))
-    left = (max_iters - step + 1) / max(1, round(decay_fraction * max_iters))
+    decay = max(1, min(round(decay_fraction * max_iters), max_iters - warmup_iters))
+    left = (max_iters - step + 1) / decay
     return min_lr + (learning_rate - min_lr) * min(1, left)
 
 
@@ -340,7 +341,7 @@ if __name__ == '__main__':
                 torch.distributed.all_reduce(loss)
                 loss /= world_size
             require(math.isfinite(loss) and (math.isfinite(norm) or scaler.is_enabled()),
-                    f'step {at}: the loss is {float(loss)}, the gradient norm {float(norm)}{advice}')
+                    f'step {at}: the loss is {float(loss):.4f}, the gradient norm {float(norm):.4f}{advice}')
         row = {'step': step, 'tokens': step * tokens_per_step}
         text = f'step {step:>6}'
         if pending:
@@ -380,10 +381,11 @@ if __name__ == '__main__':
         if evaluating and step and val_loss < best_val_loss:    # what has learned nothing is never the best
             best_val_loss = val_loss
             save('best.pt')
-        if evaluating and main:
+        if evaluating and main and step:
             model.eval()
             with autocast():
-                say(textwrap.indent(textwrap.fill(lm.generate(max_new_tokens=150), 100), ' ' * 8))
+                for line in lm.generate(max_new_tokens=150).splitlines():
+                    say(textwrap.fill(line, 108, initial_indent=' ' * 8, subsequent_indent=' ' * 8))
             model.train()
         if evaluating or stopping:
             save('ckpt.pt', optimizer=[o.state_dict() for o in optimizers], scaler=scaler.state_dict())
@@ -398,6 +400,8 @@ if __name__ == '__main__':
         if best_val_loss < math.inf:
             say(f'best    val loss {best_val_loss:.4f}, {best_val_loss * to_bits["val"]:.4f} bits per byte'
                 + (f', {best_val_loss / floor - 1:+.1%} of the floor' if floor else ''))
+        if step < max_iters:
+            say(f'stopped at step {step:,} of {max_iters:,}')
         say(f'spent   {(time.monotonic() - began) / 60:.1f} minutes, '
             f'{(step - start) * tokens_per_step:,} tokens'
             + (f', {torch.cuda.max_memory_allocated(device) / 2**30:.1f} GiB at most' if on_cuda else ''))

@@ -5,11 +5,11 @@
 # It writes: Them grace of with the with womes where / There pour hanter woul
 out_dir = 'out/shakespeare_cpu'
 dataset = 'shakespeare'
-n_layer, n_head, n_embd = 3, 4, 144
+n_layer, n_head, n_embd = 3, 3, 144
 head_gain = 1.0
 block_size = 64
 batch_size = 12
-warmup_iters = 20
-max_iters = 320
-eval_interval = 160
-learning_rate = 3e-3
+warmup_iters = 15
+max_iters = 290
+eval_interval = 145
+learning_rate = 4.5e-3

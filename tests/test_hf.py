@@ -17,7 +17,7 @@ from safetensors.torch import load_file, save_file
 
 import sample
 from config import Error
-from model import GPT, GPTConfig, from_hf, load_checkpoint, model_from, save_checkpoint
+from model import GPT, GPTConfig, from_hf, load_checkpoint, model_from, save_checkpoint, to_hf
 from prepare import Tokenizer, open_dataset, read_tokenizer, train_bpe
 from sample import LanguageModel, export_gguf, export_hf, load, tokenizer_json
 
@@ -161,6 +161,16 @@ def theirs(kind='gpt2'):
         if p.ndim == 1:
             torch.nn.init.normal_(p, p.mean().item(), 0.3)
     return hf
+
+
+def test_what_a_fork_adds_is_not_exported_in_silence(monkeypatch):
+    monkeypatch.setattr(GPTConfig, 'alibi', False, raising=False)
+    model = GPT(GPTConfig(vocab_size=50, block_size=16, n_embd=32))
+    model.config.alibi = False
+    assert to_hf(model, 0)
+    model.config.alibi = True
+    with pytest.raises(Error, match='alibi=True'):
+        to_hf(model, 0)
 
 
 @pytest.mark.parametrize('kind', THEIRS)

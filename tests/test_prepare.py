@@ -269,7 +269,7 @@ def test_few_documents_leave_one_for_each_side(run, tmp_path, n):
         write(tmp_path / 'a.jsonl', '\n'.join(json.dumps({'text': f'only document {i}'}) for i in range(n)))
         meta, train, val = run('--input=a.jsonl', f'--seed={seed}', f'--name=n{seed}', '--val_fraction=0.01')
         assert meta['val']['documents'] == 1 and len(documents(meta, train, val)) == n
-    assert 'warning' in run.err
+        assert f'{1 / n:.0%} of the text is held out' in run.err
 
 
 @pytest.mark.parametrize('fraction', [0.1, 0.25, 0.9])

@@ -106,7 +106,7 @@ def test_losses_of_several_runs_are_drawn_together(run, dataset, trained):
     for name in ('out', 'other'):
         Path(name, 'loss.png').unlink()
     run('sample.py', '--plot=out,other')
-    assert Path('out/loss.png').read_bytes()[:4] == b'\x89PNG'
+    assert Path('out/plot.png').read_bytes()[:4] == b'\x89PNG'
 
 
 @pytest.mark.parametrize('args, names', [

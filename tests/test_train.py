@@ -279,6 +279,8 @@ def test_schedules_warm_up_peak_and_end_where_they_should(run, dataset, schedule
     assert rates[10:] == sorted(rates[10:], reverse=True) and 0.1 <= rates[-1] < 0.12
     if schedule == 'wsd':
         assert rates[50] == pytest.approx(1.0) and rates[75] == pytest.approx(0.55, abs=0.01)
+        done['learning_rate_at'].__globals__['decay_fraction'] = 1.0  # it never begins within the warm-up
+        assert 0.97 < done['learning_rate_at'](11) <= 1.0
 
 
 def test_weights_of_another_run_start_a_new_one(run, dataset):
