@@ -298,7 +298,8 @@ def patched(tmp_path, dataset):
         folder, (diff,) = clone(tmp_path / 'clone'), [diff for diff in DIFFS if word in diff]
         shutil.copytree(tmp_path / 'data' / dataset, folder / 'data' / dataset)
         (folder / 'idea.diff').write_text(diff, encoding='utf-8')
-        shell('git', 'apply', 'idea.diff', cwd=folder)
+        shown = shell('git', 'apply', '--verbose', 'idea.diff', cwd=folder)
+        assert 'offset' not in shown, f'README names other lines: {shown}'
         return folder
 
     return patched
