@@ -36,7 +36,8 @@ steps = 300                 # throughput: steps of the small model; the large on
 recipe = 'config/shakespeare_cpu.py'            # shakespeare: slm's config file
 iters = 2000                # shakespeare: nanoGPT's steps, as in its README
 stories_prepare = '--vocab_size=1024'           # stories: slm's options of prepare.py
-stories_train = 'config/tinystories_cpu.py --max_iters=150'     # stories: slm's options of train.py
+stories_recipe = 'config/tinystories_cpu.py'    # stories: slm's config file
+stories_train = '--max_iters=150'               # stories: slm's options of train.py
 setups = 'char:64,gpt2:64'  # stories: nanoGPT's tokenizer:block_size, the best one counts
 minutes = 5.0               # stories: nanoGPT's training
 sharp = 13.0                # sampling: scales the logits; 13 makes them as unequal as a trained model's
@@ -348,8 +349,8 @@ def stories():
     prepare_slm('--dataset=../tinystories --name=tinystories ' + stories_prepare)
 
     def ours():
-        options = ' --dataset=tinystories --eval_interval=0'
-        seconds = sum(s for _, s in train_slm(stories_train + options)[1])
+        options = stories_train + ' --dataset=tinystories --eval_interval=0'
+        seconds = sum(s for _, s in train_slm(stories_recipe, options)[1])
         nats, size, _ = ask(judge, 0, '')
         return seconds, nats / bits, size
 
