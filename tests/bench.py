@@ -374,7 +374,7 @@ def stories():
         row(bar, '', '{:,.1f} s, {:.4f} bits per byte, {:,} parameters'.format(*tried[kind, T]), '', '', '')
     best = min(tried, key=lambda setup: tried[setup][1])
     race(f"TinyStories, to nanoGPT's bits per byte, {best[0]}, context {best[1]}", ours,
-         lambda: theirs(*best), 'bits per byte', 0.25, False)
+         lambda: tried.pop(best, None) or theirs(*best), 'bits per byte', 0.25, False)
 
 
 # ---- sampling: the shape of llama2.c's stories15M, with random weights
