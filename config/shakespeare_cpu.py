@@ -1,8 +1,8 @@
 # Shakespeare, character by character, on a CPU: 0.8M parameters, fewer than nanoGPT's CPU example has.
 #   python prepare.py --input=tinyshakespeare.txt --name=shakespeare --tokenizer=char --val_fraction=0.1
 #   python train.py config/shakespeare_cpu.py
-# Needs: two cores, 0.4 GB and 10 to 20 seconds for what that example reaches in 2,000 steps: val 1.88.
-# It writes: Them grace of with the with womes where / There pour hanter woul
+# Needs: two cores, 0.4 GB and 10 to 20 seconds for what that example reaches in 2,000 steps: val 1.89.
+# It writes: ROMEO: / No, I seen arm prils us / Though hears of the blown arture and and Richard?
 out_dir = 'out/shakespeare_cpu'
 dataset = 'shakespeare'
 n_layer, n_head, n_embd = 3, 3, 144
