@@ -298,7 +298,8 @@ class GPT(nn.Module):
     def compile_step(self):
         """Let generate compile its steps of one token, when it takes the first."""
         torch._dynamo.config.suppress_errors = True         # no compiler here: warn and run uncompiled
-        once = {'realize_opcount_threshold': 1, 'realize_reads_threshold': 1}   # nothing per row of a matrix
+        once = {'realize_opcount_threshold': 1, 'realize_reads_threshold': 1}   # not per row of a matrix
+        once = once if self.wte.weight.is_cpu else {}
         self.step = torch.compile(self.next_logits, dynamic=True, options=once)
 
     def context_length(self, n: int) -> int:
