@@ -204,7 +204,6 @@ class GPT(nn.Module):
         self.lm_head = Linear(config.n_embd, config.vocab_size, bias=False)
         if config.tie_weights:
             self.lm_head.weight = self.wte.weight
-        self.step = self.next_logits                # of one token; compile_step compiles it
         self.apply(self._init_weights)
         for name, p in self.named_parameters():
             if name.endswith('c_proj.weight'):      # the 2 L that add to the residual stream
@@ -287,6 +286,8 @@ class GPT(nn.Module):
         """Logits (B, V), fp32, of what follows ids (B, T); cache and start as in hidden."""
         return self.lm_head(self.hidden(idx, cache, start)[:, -1]).float()
 
+    step = next_logits                                      # of one token, until compile_step compiles it
+
     def pack(self):
         """Copy bf16 weights, which must not change then, into the layout that a CPU reads fastest."""
         w, mkldnn = self.wte.weight, torch.backends.mkldnn.is_available() and torch.ops.mkldnn
@@ -298,8 +299,8 @@ class GPT(nn.Module):
     def compile_step(self):
         """Let generate compile its steps of one token, when it takes the first."""
         torch._dynamo.config.suppress_errors = True         # no compiler here: warn and run uncompiled
-        once = {'realize_opcount_threshold': 1, 'realize_reads_threshold': 1}   # not per row of a matrix
-        once = once if self.wte.weight.is_cpu else {}
+        # On a CPU what a product takes is computed once, and not again for each row of its matrix.
+        once = dict(realize_opcount_threshold=1, realize_reads_threshold=1) if self.wte.weight.is_cpu else {}
         self.step = torch.compile(self.next_logits, dynamic=True, options=once)
 
     def context_length(self, n: int) -> int:

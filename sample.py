@@ -22,8 +22,8 @@ dataset = ''                # data/NAME that has the validation text; '' = what 
 eval_tokens = 0             # tokens of the validation text to measure on; 0 = all
 export = ''                 # write a folder for Hugging Face, or if it ends in .gguf a file for llama.cpp
 device = 'auto'             # auto (cuda, mps or cpu), or one of them by name
-compile = False             # compile first, half a minute: then a text comes several times faster
 dtype = 'auto'              # bfloat16, float16 or float32; auto = the best the hardware has natively
+compile = False             # compile first, half a minute: then a text comes several times faster
 config = configure(globals())
 
 import contextlib

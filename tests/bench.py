@@ -373,6 +373,7 @@ def stories():
         bar = f'nanoGPT on TinyStories, {kind}, context {T}'
         row(bar, '', '{:,.1f} s, {:.4f} bits per byte, {:,} parameters'.format(*tried[kind, T]), '', '', '')
     best = min(tried, key=lambda setup: tried[setup][1])
+    # The trial of the best is the first of its pairs.
     race(f"TinyStories, to nanoGPT's bits per byte, {best[0]}, context {best[1]}", ours,
          lambda: tried.pop(best, None) or theirs(*best), 'bits per byte', 0.25, False)
 
