@@ -66,29 +66,10 @@ class GPTConfig:
         require(0 < self.rope_theta < 1e12 and 0 < self.norm_eps < 1, 'rope_theta or norm_eps is not sane')
 
 
-class RMSNorm(nn.Module):
-    """Root mean square norm (Zhang & Sennrich 2019) of the last dimension, in fp32 whatever is around it."""
-
-    def __init__(self, size: int, eps: float):
-        super().__init__()
-        self.weight = nn.Parameter(torch.ones(size))
-        self.eps = eps
-
-    def forward(self, x: Tensor) -> Tensor:
-        return rms_norm(x, self.weight, self.eps)
-
-
-def rms_norm(x: Tensor, weight: Tensor, eps: float) -> Tensor:
-    """F.rms_norm of x (..., C), weight (C,) or (H, C), by a vector's norm: its own mean is slow on a CPU."""
-    y = x.float()
-    mean_square = torch.linalg.vector_norm(y, dim=-1, keepdim=True).square() / x.shape[-1]
-    return (y * (mean_square + eps).rsqrt() * weight).type_as(x)
-
-
 def make_norm(config: GPTConfig) -> nn.Module:
     if config.arch == 'gpt2':
         return nn.LayerNorm(config.n_embd, config.norm_eps, bias=config.bias)
-    return RMSNorm(config.n_embd, config.norm_eps)
+    return nn.RMSNorm(config.n_embd, config.norm_eps)
 
 
 def rotary(positions: Tensor, head_dim: int, theta: float) -> tuple[Tensor, Tensor]:
@@ -130,8 +111,8 @@ class Attention(nn.Module):
         self.c_attn = Linear(config.n_embd, rows, config.bias)
         self.c_proj = Linear(config.n_head * config.head_dim, config.n_embd, config.bias)
         if config.arch == 'qwen3':
-            self.q_norm = RMSNorm(config.head_dim, config.norm_eps)
-            self.k_norm = RMSNorm(config.head_dim, config.norm_eps)
+            self.q_norm = nn.RMSNorm(config.head_dim, config.norm_eps)
+            self.k_norm = nn.RMSNorm(config.head_dim, config.norm_eps)
 
     def forward(self, x: Tensor, rope=None, cache=None, start: int = 0) -> Tensor:
         B, T, _ = x.shape
@@ -139,7 +120,8 @@ class Attention(nn.Module):
         qk, v = self.c_attn(x).view(B, T, H + 2 * K, -1).split((H + K, K), 2)                   # (B, T, H, D)
         if rope is not None:
             weight = torch.cat((self.q_norm.weight.expand(H, -1), self.k_norm.weight.expand(K, -1)))
-            qk = rotate(rms_norm(qk.float(), weight, self.q_norm.eps), rope)
+            qk = F.rms_norm(qk.float(), qk.shape[-1:], None, self.q_norm.eps)
+            qk = rotate(qk * weight, rope)
         q, k = qk.split((H, K), 2)
         # The CPU's fused kernel is faster in fp32, by far when it runs backward or has one query.
         dtype = torch.promote_types(v.dtype, torch.float32) if x.device.type == 'cpu' else v.dtype
