@@ -335,7 +335,7 @@ def pick(logits: Tensor, draw: Tensor, temperature: float, top_k: int, top_p: fl
     ids, V = None, logits.shape[-1]
     if 0 < top_k < V:
         logits, ids = logits.topk(top_k)                        # sorted
-    p = (logits / temperature).softmax(-1)
+    p = ((logits - logits.amax(-1, keepdim=True)) / temperature).softmax(-1)    # finite however cold
     if top_p < 1:
         p = p * (p >= least_kept(p, top_p))
     cdf = p.cumsum(-1)
@@ -390,7 +390,6 @@ def evaluate(model: GPT, x: Tensor, y: Tensor, batch_size: int, autocast, rank: 
             loss = model(x[i:i + batch_size].to(device), y[i:i + batch_size].to(device), reduction='sum')
         nats += loss.double().cpu()
     if world_size > 1:
-        nats = nats.to(device) if device.type == 'cuda' else nats
         torch.distributed.all_reduce(nats)
     model.train(training)
     return nats.item() / (y >= 0).sum().item()
@@ -517,7 +516,8 @@ def from_hf(source) -> dict:
         for name, crc in json.loads(seals.read_text(encoding='utf-8')).items() if seals.exists() else ():
             require(checksum(folder / name) == crc,
                     f'{name} is damaged; if it was changed on purpose, remove checksums.json')
-        for file in folder.glob('model*.safetensors'):
+        whole = folder / 'model.safetensors'            # or else in parts; other files may lie beside it
+        for file in [whole] if whole.exists() else folder.glob('model-*-of-*.safetensors'):
             tensors |= load_file(file)
         arch = theirs.get('model_type')
         require(arch in ('gpt2', 'qwen3'), f'model_type={arch!r} is not known here, only gpt2 and qwen3')

@@ -2,8 +2,8 @@
 
 Here live class Tokenizer, the reading and dividing of documents, and open_dataset; batches are train.py's.
 A source is read once, into a temporary file (the spool), then divided and tokenized from there. So memory
-holds some MB of text and 37 bytes per document, however large the corpus and its largest document are."""
-from config import ROOT, Error, atomic, checksum, configure
+holds some MB of text and 120 bytes per document, however large the corpus and its largest document are."""
+from config import ROOT, Error, atomic, checksum, configure, lock, require
 
 # what is read
 dataset = 'stories'               # stories, tinystories, or a Hugging Face dataset: a name or a local folder
@@ -28,6 +28,7 @@ import mmap
 import os
 import random
 import re
+import shlex
 import sys
 import tempfile
 import time
@@ -51,7 +52,7 @@ WORKERS = min(os.cpu_count() or 1, 16)
 GRAMMAR = ROOT / 'data/stories/grammar.txt'
 RULE = re.compile(r'^([a-z_]+)(?: \(([^()\n]*)\))?:(.*\n(?:[ \t]*\n|[ \t]+.*\n)*)', re.M)
 PART = re.compile(r'([^{}]*)(?:{(?:([a-z_]+)=)?([A-Za-z][a-z_]*)(?:\.([a-z_]+))?}|$)')
-# before one space, or after one newline, between visible characters: no token spans such a place
+# before one space, or after one newline, between visible characters: no token of bpe or gpt2 spans it
 BORDER = re.compile(r'(?<=\S)(?= \S)|(?<=\S\n)(?=\S)')
 # a document in the spool: its hash, offsets, split ('' where the source has none) and entropy (nan: unknown)
 DOCUMENT = np.dtype([('hash', 'u8'), ('start', 'i8'), ('end', 'i8'), ('split', 'S5'), ('nats', 'f8')])
@@ -243,12 +244,11 @@ def read_grammar(path) -> dict:
             else:                                                       # a list
                 words = [dict([('', w.strip()), *(n.split('=') for n in names)]) for w in body.split(',')]
         texts = {word[''] for word in words}
-        bad = any(PART.sub('', text) for text in texts) or not all(all(word.values()) for word in words)
-        if bad or rule in grammar or len(texts) < len(words):
-            raise Error(f'{path}: rule {rule} has broken braces or an empty place, or something stands twice')
+        good = not any(PART.sub('', text) for text in texts) and all(all(word.values()) for word in words)
+        require(good and rule not in grammar and len(texts) == len(words),
+                f'{path}: rule {rule} has broken braces or an empty place, or something stands twice')
         grammar[rule] = [(PART.findall(word['']), word) for word in words]
-    if 'plot' not in grammar:
-        raise Error(f'{path} has no rule plot')
+    require('plot' in grammar, f'{path} has no rule plot')
     return grammar
 
 
@@ -261,8 +261,7 @@ def tell_stories(grammar, n, seed):
         nonlocal nats
         told = {word[''] for word in memory.values()}
         options = [option for option in grammar[rule] if option[1][''] not in told]
-        if not options:
-            raise Error(f'stories: all words of the list {rule} are in use')
+        require(options, f'stories: all words of the list {rule} are in use')
         nats += math.log(len(options))
         parts, word = options[int(draw() * len(options))]
         text = ''
@@ -299,7 +298,7 @@ def read_text(path, separator=''):
                 begins = True
             rest = rest.lstrip('\n') if begins else rest
             if len(rest) > 1 << 20:
-                end = len(rest) - len(separator)            # the block may end within a separator
+                end = len(rest[:-len(separator) or None].rstrip('\n'))      # it may end within a separator
                 yield rest[:end], False
                 rest, begins = rest[end:], False
         yield rest, True
@@ -390,8 +389,7 @@ def find_files(patterns: str) -> list[Path]:
         if path.is_dir():
             paths = path.rglob('*')                         # follows no links to folders, which may circle
         hits = sorted(path for path in paths if path.suffix.lower() in READERS and path.is_file())
-        if not hits:
-            raise Error(f'--input={pattern}: no {" ".join(READERS)} file there')
+        require(hits, f'--input={pattern}: no {" ".join(READERS)} file there')
         found += hits
     return found
 
@@ -418,8 +416,8 @@ def read_dataset(place):
 
     with blaming(f'dataset {place} cannot be opened'):
         splits = load_dataset(place, streaming=Path(place).exists())
-    if 'train' not in splits or splits['train'].info.builder_name == 'text':
-        raise Error(f'dataset {place} has no split train, or holds text files, for which there is --input')
+    require('train' in splits and splits['train'].info.builder_name != 'text',
+            f'dataset {place} has no split train, or holds text files, for which there is --input')
     licence = splits['train'].info.license
     val = next((key for key in ('validation', 'valid', 'val', 'dev', 'test') if key in splits), None)
     if not val:
@@ -451,8 +449,7 @@ def spool(readers, f, alphabet):
                 start = end
     if lost:
         warn(f'{lost:,} characters of the text are U+FFFD: invalid UTF-8, or lone surrogates')
-    if not end:
-        raise Error('the source is empty')
+    require(end, 'the source is empty')
     f.flush()
     return np.frombuffer(documents, DOCUMENT)
 
@@ -474,9 +471,10 @@ def divide(raw, documents):
             left -= len(text[:left])
         kept, val = kept.repeat(2), np.array([False, True])
         kept['end'][0] = kept['start'][1] = middle
+        kept['nats'] = math.nan                             # of the halves it is not known
     sides = {'train': kept[~val], 'val': kept[val]}
-    if not all((side['end'] > side['start']).any() for side in sides.values()):
-        raise Error('the source is too short to be divided into train and val')
+    require(all((side['end'] > side['start']).any() for side in sides.values()),
+            'the source is too short to be divided into train and val')
     return sides
 
 
@@ -485,6 +483,7 @@ def encode_pieces(tok, texts):
     def encode(chunk):
         texts, ends = zip(*chunk)
         ids = tok.encode_documents(texts)
+        require((ids == tok.eot).sum() == len(texts), 'this tokenizer makes end-of-text of ordinary text')
         return np.delete(ids, np.flatnonzero(ids == tok.eot)[~np.array(ends)])
 
     waiting = deque()
@@ -501,6 +500,7 @@ def write_dataset(folder, meta, tok, raw, sides):
     dtype = np.dtype(np.uint16 if tok.vocab_size <= 1 << 16 else np.uint32)
     meta |= {'tokenizer': tok.spec, 'vocab_size': tok.vocab_size, 'eot': tok.eot, 'dtype': dtype.name}
     with contextlib.ExitStack() as stack:                   # renames in reverse order
+        stack.callback(lock(folder / '.lock').release)      # two at once would mix their files
         meta_path = stack.enter_context(atomic(folder / 'meta.json'))
         for split, documents in sides.items():
             path = stack.enter_context(atomic(folder / f'{split}.bin'))
@@ -517,7 +517,8 @@ def write_dataset(folder, meta, tok, raw, sides):
             path.write_text(tok.spec['json'], encoding='utf-8')
         meta['checksum'] = _checksum(meta)
         meta_path.write_text(json.dumps(meta), encoding='utf-8')
-        (folder / 'meta.json').unlink(missing_ok=True)      # an old one never stands beside new bins
+        for name in ('meta.json', 'tokenizer.json'):        # old ones never stand beside new bins
+            (folder / name).unlink(missing_ok=True)
 
 
 def _checksum(meta):
@@ -604,16 +605,15 @@ def prepare(folder, meta, readers):
 
 def main():
     logging.disable(logging.CRITICAL)                       # of the libraries: what matters they raise
-    if not 0 < val_fraction < 1:
-        raise Error(f'val_fraction={val_fraction} is not between 0 and 1')
-    if vocab_size and not 257 <= vocab_size <= 1 << 24:
-        raise Error(f'vocab_size={vocab_size}: a bpe has 257 tokens (all bytes and end-of-text) or more')
+    require(0 < val_fraction < 1, f'val_fraction={val_fraction} is not between 0 and 1')
+    require(not vocab_size or 257 <= vocab_size <= 1 << 24,
+            f'vocab_size={vocab_size}: a bpe has 257 tokens (all bytes and end-of-text) or more')
     place = 'roneneldan/TinyStories' if dataset == 'tinystories' else dataset
     first = Path(re.split(r'/?[^/]*[*?[]', (input or dataset).split(',')[0].strip())[0])    # up to a glob
-    target = first.resolve().stem if input else first.resolve().name
+    target = first.resolve().stem if first.is_file() else first.resolve().name
     target = name or target + f'_{tokenizer}' * (tokenizer in ('gpt2', 'char'))
-    if target != Path(target).name or target in ('', '..'):
-        raise Error(f'name={target} is not the name of a folder in data/')
+    require(target == Path(target).name not in ('', '..'),
+            f'name={target} is not the name of a folder in data/')
     folder = Path('data', target)
     try:
         files = find_files(input) if input else [GRAMMAR] if place == 'stories' else Path(place).rglob('*')
@@ -623,9 +623,9 @@ def main():
         fingerprint = blake2b(inputs.encode(), digest_size=8).hexdigest()
         if (folder / 'meta.json').exists() and not overwrite:
             meta, *_ = open_dataset(target)
-            if meta.get('fingerprint') != fingerprint:
-                raise Error(f'{folder} holds something else ({meta["command"]}); use another --name, '
-                            'or --overwrite=True')
+            require(meta.get('fingerprint') == fingerprint,
+                    f'{folder} holds something else ({meta["command"]}); use another --name, '
+                    'or --overwrite=True')
             print(f'{folder} is there already, of the same text and knobs: nothing to do')
         else:
             if input:
@@ -635,8 +635,9 @@ def main():
                 readers, licence = {'': ((text, True, nats) for text, nats in stories)}, 'MIT'
             else:
                 readers, licence = read_dataset(place)
+            command = shlex.join(['python', *sys.argv])
             prepare(folder, {'format': FORMAT, 'source': input or place, 'licence': licence or None,
-                             'command': ' '.join(['python', *sys.argv]), 'fingerprint': fingerprint}, readers)
+                             'command': command, 'fingerprint': fingerprint}, readers)
     except OSError as e:
         raise Error(f'{e.filename or folder}: {e.strerror or e}; what was there before is intact') from e
     print(f'next: python train.py --dataset={target}')

@@ -1,7 +1,7 @@
 """Sample from a trained model, talk to it, measure, compare, export it. python sample.py [--knob=value ...]
 
 In Python: `from sample import load; print(load('out').generate('Once upon a time', max_new_tokens=100))`."""
-from config import Error, atomic, configure, setup
+from config import Error, atomic, configure, require, setup
 
 out_dir = 'out'             # the run to sample from, a checkpoint, or the folder of a Hugging Face model
 start = ''                  # the prompt, or FILE:path to read it from; '' = begin a new document
@@ -22,7 +22,7 @@ dataset = ''                # data/NAME that has the validation text; '' = what 
 eval_tokens = 0             # tokens of the validation text to measure on; 0 = all
 export = ''                 # write a folder for Hugging Face, or if it ends in .gguf a file for llama.cpp
 device = 'auto'             # auto (cuda, mps or cpu), or one of them by name
-dtype = 'auto'              # bfloat16, float16 or float32; auto = the best the hardware has natively
+dtype = 'auto'              # bfloat16, float16 or float32, to sample in; auto = the best that is native
 compile = False             # compile first, half a minute: then a text comes several times faster
 config = configure(globals())
 
@@ -37,6 +37,7 @@ import time
 import zlib
 from dataclasses import dataclass
 from html import escape
+from importlib.util import find_spec
 from itertools import takewhile
 from pathlib import Path
 
@@ -70,10 +71,10 @@ class LanguageModel:
             top_k: int = 0, top_p: float = 1.0, repetition_penalty: float = 1.0, seed: int = 1337):
         """Yield the next ids (num_samples,) after end-of-text and the prompt."""
         import torch
-        if min(num_samples, max_new_tokens) < 1 or min(temperature, top_k, seed) < 0:
-            raise Error('num_samples, max_new_tokens are at least 1; temperature, top_k, seed at least 0')
-        if not 0 < top_p <= 1 or repetition_penalty <= 0:
-            raise Error('top_p is above 0 and at most 1; repetition_penalty is above 0')
+        require(min(num_samples, max_new_tokens) >= 1 and min(temperature, top_k, seed) >= 0,
+                'num_samples, max_new_tokens are at least 1; temperature, top_k, seed at least 0')
+        require(0 < top_p <= 1 and repetition_penalty > 0,
+                'top_p is above 0 and at most 1; repetition_penalty is above 0')
         eot = self.tokenizer.eot
         idx = torch.tensor([[eot, *self.tokenizer.encode(prompt)]] * num_samples)
         return self.model.generate(idx.to(self.model.wte.weight.device), max_new_tokens, temperature, top_k,
@@ -122,8 +123,7 @@ def read_weights(place, *needed: str, hub: bool = False) -> dict:
         checkpoint = load_checkpoint(found or place, *needed)
     tokens = Tokenizer.from_spec(checkpoint['tokenizer']).vocab_size
     rows = checkpoint['model_config']['vocab_size']
-    if tokens > rows:
-        raise Error(f'{place}: {tokens} tokens do not fit vocab_size={rows}')
+    require(tokens <= rows, f'{place}: {tokens} tokens do not fit vocab_size={rows}')
     return checkpoint
 
 
@@ -273,8 +273,7 @@ def validation_text(lm: LanguageModel):
 
     from prepare import Tokenizer, open_dataset
     name = dataset or lm.dataset
-    if not name:
-        raise Error('this model does not say what it was trained on: set dataset')
+    require(name, 'this model does not say what it was trained on: set dataset')
     meta, train, val = open_dataset(name)
     if Tokenizer.from_spec(meta['tokenizer']) != lm.tokenizer:
         raise Error(f'data/{name} has another tokenizer than the model: set another dataset')
@@ -315,7 +314,8 @@ def print_loss(lm: LanguageModel, autocast):
         floor = val['entropy'] / val['tokens']
         print(f'floor       {floor:.4f} nats per token, the entropy of the text: {loss / floor - 1:+.1%}')
     held_out = [document[:-1][:300].tolist() for document in documents[:20]]
-    for name, rows in (('samples', lm.rows(num_samples=20)), ('held-out documents', held_out)):
+    samples = lm.rows(num_samples=20, temperature=temperature, seed=seed)
+    for name, rows in (('samples', samples), ('held-out documents', held_out)):
         run = longest_overlap(rows, train)
         text = lm.tokenizer.decode(run)
         print(f'overlap     {len(run)} tokens, {len(text.split())} words of a training text, at most, in '
@@ -332,10 +332,8 @@ def print_comparison(lm: LanguageModel, names: list[str], prompt: str, place, au
     import torch.nn.functional as F
 
     from model import pack_documents
-    try:
-        from transformers import AutoModelForCausalLM, AutoTokenizer, logging
-    except ImportError as e:
-        raise Error('compare needs transformers: pip install transformers') from e
+    require(find_spec('transformers'), 'compare needs transformers: pip install transformers')
+    from transformers import AutoModelForCausalLM, AutoTokenizer, logging
     logging.set_verbosity_error()
     logging.disable_progress_bar()
     texts = [lm.tokenizer.decode(document) for document in validation_text(lm)[3]]
@@ -421,10 +419,9 @@ def export_hf(lm: LanguageModel, folder):
 
 def export_gguf(lm: LanguageModel, path: str):
     """Write a file for llama.cpp, in fp32. Error if llama.cpp does not split text as this tokenizer does."""
-    try:
-        from gguf import MODEL_ARCH, GGUFWriter, TokenType, get_tensor_name_map
-    except ImportError as e:
-        raise Error('export to GGUF needs gguf: pip install gguf') from e
+    require(find_spec('gguf'), 'export to GGUF needs gguf: pip install gguf')
+    from gguf import MODEL_ARCH, GGUFWriter, TokenType, get_tensor_name_map
+
     from model import to_hf
     c, eot = lm.model.config, lm.tokenizer.eot
     bpe = json.loads(tokenizer_json(lm.tokenizer.spec))
@@ -465,8 +462,8 @@ def main():
         print(f'written: {Path(runs[0]) / "plot.png"}')
         return
     for key, ending in (('attention', '.png'), ('surprise', '.html')):
-        if config[key] and not config[key].endswith(ending):
-            raise Error(f'{key}={config[key]}: name a file that ends in {ending}')
+        require(not config[key] or config[key].endswith(ending),
+                f'{key}={config[key]}: name a file that ends in {ending}')
     prompt = read_prompt(start)
     exact = export or attention or surprise or evaluate or compare      # not sampled, but measured or shown
     lm = load(out_dir, device, 'float32' if exact else dtype, compile and not exact)

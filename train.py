@@ -14,7 +14,7 @@ max_minutes = 0.0           # stop and save after this many minutes; 0 = no limi
 # evaluation and logs, all counted in optimizer steps
 eval_interval = 900         # evaluate and save every so many steps, and at the end; 0 = only at the end
 eval_tokens = 0             # tokens of the validation split an evaluation takes; 0 = all
-eval_only = False           # evaluate the weights there are, and stop
+eval_only = False           # evaluate what init_from names, and stop
 log_interval = 10           # steps between two lines of the log
 wandb_project = ''          # also log to this Weights & Biases project; '' = off
 # model
@@ -55,6 +55,7 @@ import csv
 import importlib.util
 import math
 import os
+import re
 import signal
 import sys
 import textwrap
@@ -88,7 +89,7 @@ def batches(data, T: int, size: int, seed: int):
     @lru_cache(2)
     def epoch_starts(epoch):
         rng = np.random.default_rng((seed, epoch))
-        return rng.integers(min(T, len(data) - n * T)) + T * rng.permutation(n)
+        return rng.integers(len(data) - n * T) + T * rng.permutation(n)
 
     def batch(step, first, count):
         index = step * size + first + np.arange(count)
@@ -149,6 +150,8 @@ if __name__ == '__main__':
     checkpoint = None
     resumed = init_from == 'resume' or (init_from == 'auto' and os.path.exists(out / 'ckpt.pt'))
     if resumed:
+        if main and not eval_only and (out / 'ckpt.pt').exists():
+            held = lock(out / '.lock')                          # what is read is the last, also after a wait
         checkpoint = read_weights(out / 'ckpt.pt', *RESUMED)
         kept = {k: v for k, v in checkpoint['config'].items()
                 if k in config and k not in ('init_from', 'out_dir', 'overwrite', 'eval_only', 'max_minutes')}
@@ -168,7 +171,7 @@ if __name__ == '__main__':
         if device == 'cuda' or (device == 'auto' and torch.cuda.is_available()):
             device = f'cuda:{os.environ["LOCAL_RANK"]}'
             torch.cuda.set_device(device)
-        torch.distributed.init_process_group('nccl' if device.startswith('cuda') else 'gloo')
+        torch.distributed.init_process_group()                  # nccl for tensors on GPUs, gloo for others
     device, dtype, autocast = setup(device, dtype, seed)
     on_cuda = device.type == 'cuda'
     share = batch_size // world_size                            # sequences of this process in a step
@@ -224,15 +227,21 @@ if __name__ == '__main__':
     groups = [group for o in optimizers for group in o.param_groups]
     flops_per_token = 6 * model.num_params() + 12 * n_layer * n_head * model.config.head_dim * block_size
     chip = torch.cuda.get_device_name(device) if on_cuda else ''
-    peak = next((tera * 1e12 for name, tera in PEAK_TFLOPS.items() if name in chip), None)
+    peak = next((tera * 1e12 for name, tera in PEAK_TFLOPS.items() if re.search(rf'\b{name}\b', chip)), None)
 
     # ---- the run's folder and its log
-    log_path = out / 'log.csv'
+    log_path, wandb = out / 'log.csv', None
     if main and not eval_only:
         held = lock(out / '.lock')
         require(resumed or overwrite or not (out / 'ckpt.pt').exists(),
                 f'{out} holds a run already: continue it with --init_from=resume, replace it with '
                 '--overwrite=True, or choose another --out_dir')
+        if wandb_project:                                       # before anything is removed, as it may fail
+            import wandb
+            try:
+                wandb.init(project=wandb_project, name=out_dir, config=config, dir=out_dir)
+            except wandb.Error as e:                            # no account, no network
+                raise Error(f'wandb_project={wandb_project}: {e}; WANDB_MODE=offline needs neither') from e
         if not resumed:
             for name in FILES:
                 (out / name).unlink(missing_ok=True)
@@ -265,14 +274,6 @@ if __name__ == '__main__':
 
     signal.signal(signal.SIGINT, ask_to_stop)
     signal.signal(signal.SIGTERM, ask_to_stop)
-
-    wandb = None
-    if wandb_project and main and not eval_only:
-        import wandb
-        try:
-            wandb.init(project=wandb_project, name=out_dir, config=config, dir=out_dir)
-        except wandb.Error as e:                                # no account, no network
-            raise Error(f'wandb_project={wandb_project}: {e}; WANDB_MODE=offline needs neither') from e
 
     def save(name, **more):
         if main:
@@ -321,7 +322,6 @@ if __name__ == '__main__':
 
         flags = torch.tensor([stop, int(max_minutes and time.monotonic() - began > 60 * max_minutes)])
         if world_size > 1:
-            flags = flags.to(device)
             torch.distributed.all_reduce(flags, torch.distributed.ReduceOp.MAX)
         stopping, out_of_time = flags.tolist()                  # on all ranks at the same step
         due = step == max_iters or (eval_interval > 0 and step % eval_interval == 0)

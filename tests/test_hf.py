@@ -200,6 +200,14 @@ def test_a_model_of_transformers_comes_in_exactly(tmp_path, kind, how):
     assert shorter.config.block_size == 32 and shorter(idx[:, :32]).shape == (2, 32, 320)
 
 
+def test_other_files_of_weights_beside_the_model_are_not_read(tmp_path):
+    expected = from_hf(good(tmp_path))['model']
+    zeros = {name: torch.zeros_like(t) for name, t in load_file(tmp_path / 'model.safetensors').items()}
+    for name in ('model.fp16.safetensors', 'model_old.safetensors', 'model-00001-of-00001.safetensors'):
+        save_file(zeros, tmp_path / name)
+    assert all(torch.equal(t, expected[name]) for name, t in from_hf(tmp_path)['model'].items())
+
+
 def test_an_old_gpt2_file_has_no_prefix_and_holds_masks(tmp_path):
     hf = theirs()
     hf.save_pretrained(tmp_path)

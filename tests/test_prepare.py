@@ -3,6 +3,7 @@ import json
 import os
 import re
 import runpy
+import shlex
 import shutil
 import signal
 import subprocess
@@ -455,8 +456,46 @@ def test_preparing_again(run, tmp_path):
         run('--input=a.txt')
     assert {p: (p.stat().st_mtime_ns, p.read_bytes()) for p in (tmp_path / 'data/a').iterdir()} == before
     assert 'four' in documents(*run('--input=a.txt', '--overwrite=True'))
-    assert sorted(os.listdir('data/a')) == ['meta.json', 'tokenizer.json', 'train.bin', 'val.bin']
+    assert sorted(os.listdir('data/a')) == ['.lock', 'meta.json', 'tokenizer.json', 'train.bin', 'val.bin']
+    run('--input=a.txt', '--tokenizer=char', '--name=a', '--overwrite=True')
+    assert sorted(os.listdir('data/a')) == ['.lock', 'meta.json', 'train.bin', 'val.bin']
     assert os.listdir(tmp_path / 'data') == ['a']
+
+
+def test_two_at_once_do_not_mix_their_files(run, tmp_path):
+    (tmp_path / 'data/stories').mkdir(parents=True)
+    hold = 'import pathlib, config; held = config.lock(pathlib.Path("data/stories/.lock")); print(); input()'
+    other = subprocess.Popen([sys.executable, '-c', hold], stdin=subprocess.PIPE, stdout=subprocess.PIPE,
+                             env=os.environ | {'PYTHONPATH': str(ROOT)})
+    other.stdout.readline()
+    with pytest.raises(Error, match='in use by another run'):
+        run('--num_stories=20')
+    other.communicate(b'\n')
+    run('--num_stories=20')
+
+
+def test_a_name_may_have_dots_and_a_command_blanks(run, tmp_path):
+    for folder in ('my texts.v1', 'my texts.v2'):
+        (tmp_path / folder).mkdir()
+        write(tmp_path / folder / 'a.txt', f'one {folder}<|endoftext|>two<|endoftext|>three')
+        meta, *_ = run(f'--input={folder}')
+        assert Path('data', folder).is_dir()
+        assert shlex.split(meta['command'])[2:] == [f'--input={folder}']
+
+
+def test_of_a_story_cut_in_two_no_entropy_is_known(run):
+    meta, *_ = run('--num_stories=1')
+    assert meta['train']['entropy'] is meta['val']['entropy'] is None
+
+
+def test_a_tokenizer_whose_unknown_is_its_end_of_text_is_refused(run, tmp_path):
+    import tokenizers
+    words = tokenizers.Tokenizer(tokenizers.models.WordLevel({'</s>': 0, 'one': 1}, unk_token='</s>'))
+    words.pre_tokenizer = tokenizers.pre_tokenizers.Whitespace()
+    words.save(str(tmp_path / 'tokenizer.json'))
+    write(tmp_path / 'a.txt', 'one two<|endoftext|>two one')
+    with pytest.raises(Error, match='end-of-text of ordinary text'):
+        run('--input=a.txt', f'--tokenizer={tmp_path}')
 
 
 def test_the_same_twice_gives_the_same_bytes(run, tmp_path):

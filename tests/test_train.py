@@ -250,6 +250,8 @@ def test_batches_deal_out_every_window_once_an_epoch_whatever_the_slices(run, da
         assert len(set((epoch[:, 0] % 16).tolist())) == 1  # one phase
     assert len({int(epoch[0, 0]) % 16 for epoch in rows.view(16, n, 16)}) > 5
     assert not torch.equal(rows[:n].sort(0)[0], rows[:n])
+    short = done['batches'](data, 400, 8, 5)  # hardly longer than a window: yet all of it is trained on
+    assert set(range(1, 1000)) == {int(i) for step in range(400) for i in short(step, 0, 8)[1].unique()}
     x, y = batch(11, 0, 8)
     assert torch.equal(y, x + 1)
     assert torch.equal(torch.cat([batch(11, i, 2)[0] for i in (0, 2, 4, 6)]), x)
@@ -361,7 +363,7 @@ def test_a_run_stopped_before_its_first_step_leaves_no_row_of_its_own(run, datas
 
 
 def test_processes_that_see_different_checkpoints_do_not_train(run, dataset):
-    run('train.py', f'--dataset={dataset}', *TINY)
+    run('train.py', f'--dataset={dataset}', *TINY)['held'].release(force=True)
     with socket.socket() as free:
         free.bind(('localhost', 0))
         port = str(free.getsockname()[1])
@@ -565,6 +567,21 @@ def test_weights_and_biases_gets_the_log_without_account_or_network(run, dataset
     (file,) = Path('out').glob('wandb/offline-run-*/run-*.wandb')
     for row in read_log():
         assert all(value.encode() in file.read_bytes() for value in row.values())
+
+
+def test_weights_and_biases_without_a_key_leaves_the_run_before_as_it_was(run, dataset, tmp_path):
+    before = run('train.py', f'--dataset={dataset}', *TINY)
+    before['held'].release(force=True)
+    environment = {key: value for key, value in os.environ.items() if not key.startswith('WANDB')}
+    failed = subprocess.run(
+        [sys.executable, str(ROOT / 'train.py'), f'--dataset={dataset}', *TINY, '--overwrite=True']
+        + ['--wandb_project=letters'],
+        capture_output=True,
+        text=True,
+        env=environment | {'HOME': str(tmp_path), 'NETRC': str(tmp_path / 'none')},
+    )
+    assert failed.returncode == 2 and 'WANDB_MODE=offline' in failed.stderr.splitlines()[-1]
+    assert same_weights(load_checkpoint('out/best.pt')['model'], before['model'].state_dict())
 
 
 def test_weights_and_biases_is_asked_for_before_anything_is_written(run, dataset, monkeypatch):
