@@ -159,4 +159,4 @@ def test_the_default_run_learns_to_tell_them(run):
     assert config['best_val_loss'] < 1.05 * config['floor']
     lm = config['LanguageModel'](config['model'].eval(), config['tokenizer'])
     texts = [lm.tokenizer.decode(ids) for ids in lm.rows(num_samples=200, temperature=1.0, seed=5)]
-    assert sum(len(parse(GRAMMAR, text)) == 1 for text in texts) >= 180  # 192 where it was measured
+    assert sum(len(parse(GRAMMAR, text)) == 1 for text in texts) >= 180  # 189 where it was measured
