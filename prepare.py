@@ -483,8 +483,9 @@ def encode_pieces(tok, texts):
     def encode(chunk):
         texts, ends = zip(*chunk)
         ids = tok.encode_documents(texts)
-        require((ids == tok.eot).sum() == len(texts), 'this tokenizer makes end-of-text of ordinary text')
-        return np.delete(ids, np.flatnonzero(ids == tok.eot)[~np.array(ends)])
+        eots = np.flatnonzero(ids == tok.eot)
+        require(len(eots) == len(texts), 'this tokenizer makes end-of-text of ordinary text')
+        return np.delete(ids, eots[~np.array(ends)])
 
     waiting = deque()
     with ThreadPoolExecutor(WORKERS) as pool:
@@ -609,8 +610,9 @@ def main():
     require(not vocab_size or 257 <= vocab_size <= 1 << 24,
             f'vocab_size={vocab_size}: a bpe has 257 tokens (all bytes and end-of-text) or more')
     place = 'roneneldan/TinyStories' if dataset == 'tinystories' else dataset
-    first = Path(re.split(r'/?[^/]*[*?[]', (input or dataset).split(',')[0].strip())[0])    # up to a glob
-    target = first.resolve().stem if first.is_file() else first.resolve().name
+    first = re.split(r'/?[^/]*[*?[]', (input or dataset).split(',')[0].strip())[0]          # up to a glob
+    first = Path(first).resolve()
+    target = first.stem if first.is_file() else first.name
     target = name or target + f'_{tokenizer}' * (tokenizer in ('gpt2', 'char'))
     require(target == Path(target).name not in ('', '..'),
             f'name={target} is not the name of a folder in data/')

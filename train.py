@@ -55,7 +55,6 @@ import csv
 import importlib.util
 import math
 import os
-import re
 import signal
 import sys
 import textwrap
@@ -226,11 +225,12 @@ if __name__ == '__main__':
     ddp = torch.nn.parallel.DistributedDataParallel(model) if world_size > 1 else model
     groups = [group for o in optimizers for group in o.param_groups]
     flops_per_token = 6 * model.num_params() + 12 * n_layer * n_head * model.config.head_dim * block_size
-    chip = torch.cuda.get_device_name(device) if on_cuda else ''
-    peak = next((tera * 1e12 for name, tera in PEAK_TFLOPS.items() if re.search(rf'\b{name}\b', chip)), None)
+    chip = torch.cuda.get_device_name(device).replace('-', ' ').split() if on_cuda else []
+    peak = next((tera * 1e12 for name, tera in PEAK_TFLOPS.items() if name in chip), None)
 
     # ---- the run's folder and its log
-    log_path, wandb = out / 'log.csv', None
+    log_path = out / 'log.csv'
+    wandb = None
     if main and not eval_only:
         held = lock(out / '.lock')
         require(resumed or overwrite or not (out / 'ckpt.pt').exists(),

@@ -462,6 +462,14 @@ def test_preparing_again(run, tmp_path):
     assert os.listdir(tmp_path / 'data') == ['a']
 
 
+def test_a_separator_at_the_border_of_a_block_takes_its_newlines_along(tmp_path):
+    path, border = tmp_path / 'a.txt', 2 << 20
+    for size in range(border - 20, border + 3):
+        write(path, 'x' * size + '\n\n<|endoftext|>\n\n' + 'y' * border)
+        told = ''.join(text + '|' * end for text, end in prepare.read_text(path, '<|endoftext|>'))
+        assert told == 'x' * size + '|' + 'y' * border + '|'
+
+
 def test_two_at_once_do_not_mix_their_files(run, tmp_path):
     (tmp_path / 'data/stories').mkdir(parents=True)
     hold = 'import pathlib, config; held = config.lock(pathlib.Path("data/stories/.lock")); print(); input()'

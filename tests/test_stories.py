@@ -158,5 +158,7 @@ def test_the_default_run_learns_to_tell_them(run):
     config = run('train.py')
     assert config['best_val_loss'] < 1.05 * config['floor']
     lm = config['LanguageModel'](config['model'].eval(), config['tokenizer'])
-    texts = [lm.tokenizer.decode(ids) for ids in lm.rows(num_samples=200, temperature=1.0, seed=5)]
-    assert sum(len(parse(GRAMMAR, text)) == 1 for text in texts) >= 180  # 189 where it was measured
+    texts = [lm.tokenizer.decode(ids) for ids in lm.rows(num_samples=1000, temperature=1.0, seed=5)]
+    told = sum(len(parse(GRAMMAR, text)) == 1 for text in texts)
+    print(f'{told} of 1,000 samples are stories of the grammar')
+    assert told >= 930

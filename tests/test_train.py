@@ -363,7 +363,7 @@ def test_a_run_stopped_before_its_first_step_leaves_no_row_of_its_own(run, datas
 
 
 def test_processes_that_see_different_checkpoints_do_not_train(run, dataset):
-    run('train.py', f'--dataset={dataset}', *TINY)['held'].release(force=True)
+    run('train.py', f'--dataset={dataset}', *TINY)['held'].release()
     with socket.socket() as free:
         free.bind(('localhost', 0))
         port = str(free.getsockname()[1])
@@ -571,7 +571,7 @@ def test_weights_and_biases_gets_the_log_without_account_or_network(run, dataset
 
 def test_weights_and_biases_without_a_key_leaves_the_run_before_as_it_was(run, dataset, tmp_path):
     before = run('train.py', f'--dataset={dataset}', *TINY)
-    before['held'].release(force=True)
+    before['held'].release()
     environment = {key: value for key, value in os.environ.items() if not key.startswith('WANDB')}
     failed = subprocess.run(
         [sys.executable, str(ROOT / 'train.py'), f'--dataset={dataset}', *TINY, '--overwrite=True']
