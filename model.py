@@ -346,17 +346,14 @@ def pick(logits: Tensor, draw: Tensor, temperature: float, top_k: int, top_p: fl
 def least_kept(p: Tensor, top_p: float) -> Tensor:
     """The least (B, 1) of the fewest, largest values of p (B, V), none above 1, whose sum reaches top_p.
 
-    No sort: floats are ordered as their bits are, which are found 10 by 10, by a histogram of the sums."""
-    bits, found = p.view(torch.int32), 0                    # found: the upper bits of what is looked for
-    larger = torch.zeros_like(p[:, :1])                     # the sum of what is above those
-    for shift in 20, 10, 0:
-        here = p * (bits >> shift + 10 == found)
-        sums = p.new_zeros(len(p), 1024).scatter_add_(1, (bits >> shift & 1023).long(), here).flip(-1)
-        reached = larger + sums.cumsum(-1)                  # by the largest digits, down to each
-        skipped = (reached < top_p).sum(-1, keepdim=True).clamp(max=1023)
-        larger = (reached - sums).gather(1, skipped)
-        found = (found << 10) + 1023 - skipped.int()
-    return found.view(torch.float32)
+    No sort: floats are ordered as their bits are, which are found 15 by 15, by a histogram of the sums."""
+    below, found = 0x3f800000 - p.view(torch.int32), 0      # by how many bit patterns a value is below 1.0
+    for shift in 15, 0:
+        digits = (below - found >> shift).clamp(-1, 1 << 15) + 1        # 0: above what was found
+        sums = p.new_zeros(len(p), (1 << 15) + 2).scatter_add_(1, digits.long(), p).cumsum(-1)
+        digit = torch.searchsorted(sums, p.new_full((len(p), 1), top_p)).clamp(max=1 << 15)
+        found = found + (digit.int() - 1 << shift)
+    return (0x3f800000 - found).view(torch.float32)
 
 
 def pack_documents(ids: Tensor, eot: int, block_size: int) -> tuple[Tensor, Tensor]:
