@@ -73,8 +73,8 @@ class LanguageModel:
         import torch
         require(min(num_samples, max_new_tokens) >= 1 and min(temperature, top_k, seed) >= 0,
                 'num_samples, max_new_tokens are at least 1; temperature, top_k, seed at least 0')
-        require(0 < top_p <= 1 and repetition_penalty > 0,
-                'top_p is above 0 and at most 1; repetition_penalty is above 0')
+        require(0 < top_p <= 1 and 0.01 <= repetition_penalty <= 100,
+                'top_p is above 0 and at most 1; repetition_penalty is 0.01 to 100')
         eot = self.tokenizer.eot
         idx = torch.tensor([[eot, *self.tokenizer.encode(prompt)]] * num_samples)
         return self.model.generate(idx.to(self.model.wte.weight.device), max_new_tokens, temperature, top_k,
@@ -95,9 +95,10 @@ class LanguageModel:
             seen.append(i)
             longer = self.tokenizer.decode(seen)
             if longer.endswith('\ufffd'):
-                longer = text
-            yield longer[len(text):]
-            text = longer
+                yield ''
+            else:
+                yield longer[len(text):]
+                seen, text = [i], self.tokenizer.decode([i])        # the next may depend on this one
         yield self.tokenizer.decode(seen)[len(text):]
 
     def rows(self, prompt: str = '', **knobs) -> list[list[int]]:
@@ -162,6 +163,8 @@ def plot_losses(runs: list, path, floor: float | None = None):
                 rows = list(csv.DictReader(f))
         except OSError as e:
             raise Error(f'{run}/log.csv: {e.strerror}; plot takes the out_dir of runs: A,B,...') from e
+        require(not rows or {'step', 'train_loss', 'val_loss', 'lr'} <= {*rows[0]},
+                f'{run}/log.csv is not a log of train.py: its columns are others')
         for column, label, axis, style in (
                 ('train_loss', 'train loss, in windows cut anywhere', axes, dict(lw=0.8, alpha=0.45)),
                 ('val_loss', 'val loss, in whole documents', axes, dict(marker='o', ms=3)),
@@ -499,10 +502,15 @@ def main():
         with contextlib.suppress(EOFError):
             for text in iter(lambda: input('> '), '') if interactive else [prompt]:
                 print('' if interactive else text, end='')
-                for piece in lm.stream(text, **knobs):
-                    tokens += 1
-                    print(piece, end='', flush=True)
-                print()
+                try:
+                    for piece in lm.stream(text, **knobs):
+                        tokens += 1
+                        print(piece, end='', flush=True)
+                    print()
+                except Error as e:              # such as of a character that the model does not know
+                    if not interactive:
+                        raise
+                    print(f'error: {e}', file=sys.stderr)
     if not interactive:
         print(f'{tokens / (time.perf_counter() - clock):,.0f} tokens per second', file=sys.stderr)
 

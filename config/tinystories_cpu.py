@@ -17,3 +17,4 @@ learning_rate = 4e-3
 decay_fraction = 0.6
 eval_interval = 500
 eval_tokens = 200_000
+compile = True              # pays after a minute or two; without a C++ compiler it warns and goes on

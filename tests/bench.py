@@ -220,9 +220,13 @@ def train_in_turn(dataset, V, L, H, C, T, B, n, wanted):
         compare(bar + ', GPU', lambda: slm_speed(knobs + '--device=cuda ', n), 'nanoGPT compiled',
                 lambda: nanogpt_speed(knobs + '--device=cuda', B * T, n), wanted)
         return
-    compare(bar, lambda: slm_speed(knobs + '--device=cpu ', n), 'nanoGPT',
-            lambda: nanogpt_speed(knobs + '--device=cpu --compile=False', B * T, n), wanted)
-    compare(bar, lambda: slm_speed(knobs + '--device=cpu ', n), 'transformers GPT2LMHeadModel',
+    eager, compiled = (knobs + f'--device=cpu --compile={compile} ' for compile in (False, True))
+    compare(bar, lambda: slm_speed(eager, n), 'nanoGPT', lambda: nanogpt_speed(eager, B * T, n), wanted)
+    compare(bar + ', slm compiled', lambda: slm_speed(compiled, n),
+            'nanoGPT, not compiled as in its example', lambda: nanogpt_speed(eager, B * T, n), wanted)
+    compare(bar + ', compiled', lambda: slm_speed(compiled, n),
+            'nanoGPT compiled', lambda: nanogpt_speed(compiled, B * T, n))
+    compare(bar, lambda: slm_speed(eager, n), 'transformers GPT2LMHeadModel',
             lambda: ask(transformers_speed, dataset, V, *size, n))
 
 

@@ -1,5 +1,6 @@
 import io
 import os
+import random
 import re
 import subprocess
 import sys
@@ -69,14 +70,19 @@ def test_streaming_never_yields_half_a_character(trained):
             return list(text.encode())
 
         def decode(self, ids):
+            longest.append(len(ids))
             return bytes(i for i in ids if i < 256).decode(errors='replace')
 
-    data = 'aé漢🙂!'.encode()
+    data, longest = 'aé漢🙂!'.encode(), []
     trained.tokenizer = Bytes()
     trained.ids = lambda prompt, **knobs: iter(torch.tensor([b]) for b in data)
     assert list(filter(None, trained.stream())) == ['a', 'é', '漢', '🙂', '!']
-    trained.ids = lambda prompt, **knobs: iter(torch.tensor([b]) for b in data[:-2])
+    data = data[:-2]
     assert ''.join(trained.stream()) == 'aé漢\ufffd'                # cut short, but not lost
+    assert max(longest) <= 5                                        # nor is all decoded again and again
+    for _ in range(200):
+        data = random.choices('aé漢🙂!'.encode(), k=12)               # much of it are no characters
+        assert ''.join(trained.stream()) == bytes(data).decode(errors='replace')
 
 
 def test_the_script_prints_samples_and_its_speed(run, trained, capsys):
@@ -97,8 +103,10 @@ def test_it_talks_until_an_empty_line(run, trained, capsys, monkeypatch):
     capsys.readouterr()
     run('sample.py', '--interactive=True', '--max_new_tokens=10')
     assert capsys.readouterr().out.count('> ') == 3
-    monkeypatch.setattr(sys, 'stdin', io.StringIO('the cat\n'))     # and at the end of the input
+    monkeypatch.setattr(sys, 'stdin', io.StringIO('Ünknown\nthe cat\n'))      # and at the end of the input
     run('sample.py', '--interactive=True', '--max_new_tokens=10')
+    shown = capsys.readouterr()
+    assert shown.out.count('> ') == 3 and "'Ü'" in shown.err        # what it does not know ends nothing
 
 
 def test_losses_of_several_runs_are_drawn_together(run, dataset, trained):
@@ -107,6 +115,9 @@ def test_losses_of_several_runs_are_drawn_together(run, dataset, trained):
         Path(name, 'loss.png').unlink()
     run('sample.py', '--plot=out,other')
     assert Path('out/plot.png').read_bytes()[:4] == b'\x89PNG'
+    Path('other/log.csv').write_text('epoch,loss\n1,2.5\n')
+    with pytest.raises(Error, match='other/log.csv'):
+        run('sample.py', '--plot=out,other')
 
 
 @pytest.mark.parametrize('args, names', [
@@ -114,7 +125,8 @@ def test_losses_of_several_runs_are_drawn_together(run, dataset, trained):
     (['--temperature=-1'], 'temperature'), (['--top_p=0'], 'top_p'), (['--top_p=1.5'], 'top_p'),
     (['--top_k=-1'], 'top_k'),
     (['--num_samples=0'], 'num_samples'), (['--max_new_tokens=0'], 'max_new_tokens'), (['--seed=-1'], 'seed'),
-    (['--repetition_penalty=0'], 'repetition_penalty'), (['--plot=nothing'], 'nothing'),
+    (['--repetition_penalty=0'], 'repetition_penalty'),
+    (['--repetition_penalty=1e-39'], 'repetition_penalty'), (['--plot=nothing'], 'nothing'),
     (['--device=tpu'], 'tpu'),
     (['--n_layer=3'], 'n_layer')])
 def test_bad_input_is_an_error(run, trained, args, names):
