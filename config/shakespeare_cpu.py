@@ -2,7 +2,7 @@
 #   python prepare.py --input=tinyshakespeare.txt --name=shakespeare --tokenizer=char --val_fraction=0.1
 #   python train.py config/shakespeare_cpu.py
 # Needs: two cores, 0.4 GB and 10 to 20 seconds for what that example reaches in 2,000 steps: val 1.89.
-# It writes: ROMEO: / No, I seen arm prils us / Though hears of the blown arture and and Richard?
+# It writes: ROMEO: / My day, conder prightis to my deepon perraties: / That, the placed all and her her in
 out_dir = 'out/shakespeare_cpu'
 dataset = 'shakespeare'
 n_layer, n_head, n_embd = 3, 3, 144
