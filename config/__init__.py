@@ -35,9 +35,11 @@ def _show(kind, error, trace):
         text = f'another process of this run was lost; go on with --init_from=resume ({text[:160]})'
     elif not issubclass(kind, Error):
         return sys.__excepthook__(kind, error, trace)
-    elif os.environ.get('LOCAL_RANK', '0') != '0':                      # one line per machine
-        sys.exit(2)
-    print('error: ' + ' '.join(text.split()), file=sys.__stderr__)      # torchrun swallows sys.stderr
+    if not issubclass(kind, Error) or os.environ.get('LOCAL_RANK', '0') == '0':     # one line per machine
+        print('error: ' + ' '.join(text.split()), file=sys.__stderr__)  # torchrun swallows sys.stderr
+    if 'RANK' in os.environ:                # one of several: to leave their group in order may hang, or abort
+        sys.stdout.flush()
+        os._exit(2)
     sys.exit(2)
 
 
