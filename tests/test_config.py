@@ -1,3 +1,4 @@
+import os
 import subprocess
 import sys
 import time
@@ -227,6 +228,16 @@ def test_a_lock_is_held_against_other_processes_until_its_own_ends_however_it_do
     assert second.returncode and 'in use by another run' in second.stderr
     del held, again
     assert subprocess.run(command, capture_output=True, text=True, cwd=ROOT, input='\n').returncode == 0
+
+
+def test_one_of_several_processes_leaves_an_error_at_once_whatever_would_go_wrong_at_its_end():
+    script = 'import atexit, os, config; atexit.register(os.abort); x = 1; config.configure(globals())'
+    command = [sys.executable, '-c', script, '--y=2']
+    for rank, shown in ('0', 1), ('1', 0):                              # one line per machine
+        ranks = os.environ | {'RANK': rank, 'LOCAL_RANK': rank}
+        ended = subprocess.run(command, capture_output=True, text=True, cwd=ROOT, env=ranks)
+        lines = ended.stderr.splitlines()
+        assert ended.returncode == 2 and len(lines) == shown and all('unknown knob' in line for line in lines)
 
 
 def test_a_lock_where_nothing_can_be_written_is_an_error(tmp_path):
