@@ -68,6 +68,51 @@ def test_residual_projections_start_smaller_and_ties_hold():
     ).lm_head.weight.data_ptr()
 
 
+@pytest.mark.parametrize('n_kv_head', [4, 2, 1])
+def test_attention_by_plain_products_is_the_fused_one(n_kv_head):
+    attention = make(n_kv_head=n_kv_head).h[0].attn
+    qkv = [torch.randn(3, 12, heads, 8, requires_grad=True) for heads in (4, n_kv_head, n_kv_head)]
+    q, k, v = (t.transpose(1, 2) for t in qkv)
+    fused = torch.nn.functional.scaled_dot_product_attention(q, k, v, is_causal=True, enable_gqa=True)
+    fused = fused.transpose(1, 2).flatten(2)
+    plain = attention.unfused(*qkv)
+    assert torch.allclose(plain, fused, atol=1e-6)
+    direction = torch.randn_like(plain)
+    for a, b in zip(*(torch.autograd.grad(y, qkv, direction) for y in (plain, fused))):
+        assert torch.allclose(a, b, atol=1e-5)
+    attention.dropout = 0.5
+    assert torch.equal(attention.unfused(*qkv), plain)          # not in training
+    attention.train()
+    mean = sum(attention.unfused(*qkv) for _ in range(2000)) / 2000
+    assert (mean - plain).abs().max() < 0.2 and not torch.equal(attention.unfused(*qkv), plain)
+
+
+@pytest.mark.parametrize('shape', SHAPES)
+def test_gradients_in_bf16_are_those_in_fp32_to_its_rounding(shape, monkeypatch):
+    model, ids = make(shape), torch.randint(50, (4, 16))
+    with torch.no_grad():
+        for p in model.parameters():
+            if p.ndim == 2:
+                p.div_(5)
+    taken, unfused = [], model_file.Attention.unfused
+    monkeypatch.setattr(model_file.Attention, 'unfused', lambda *a: taken.append(1) or unfused(*a))
+
+    def gradient(bf16):
+        model.zero_grad()
+        with torch.autocast('cpu', torch.bfloat16, enabled=bf16):
+            model(ids, ids.roll(1, 1)).backward()
+        return torch.cat([p.grad.flatten() for p in model.parameters()])
+
+    exact = gradient(False)
+    assert not taken                                            # fp32 keeps the fused kernel
+    assert (gradient(True) - exact).norm() < 0.02 * exact.norm() and len(taken) == 2
+    with torch.autocast('cpu', torch.bfloat16):
+        model_file.GPT(GPTConfig(n_layer=1, n_embd=8, block_size=513))(torch.zeros(1, 513, dtype=torch.long))
+        with torch.no_grad():                                   # and so do long contexts and evaluation
+            model(ids)
+    assert len(taken) == 2
+
+
 @pytest.mark.parametrize('shape', SHAPES)
 @pytest.mark.parametrize('prompt', [1, 16, 17, 40])
 def test_cached_and_uncached_logits_agree_at_every_position_also_past_block_size(shape, prompt, monkeypatch):
