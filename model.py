@@ -123,7 +123,7 @@ class Attention(nn.Module):
             qk = F.rms_norm(qk.float(), qk.shape[-1:], None, self.q_norm.eps)
             qk = rotate(qk * weight, rope)
         q, k = qk.split((H, K), 2)
-        if v.is_cpu and v.dtype == torch.bfloat16 and torch.is_grad_enabled() and T <= 512:
+        if v.is_cpu and v.dtype == torch.bfloat16 and torch.is_grad_enabled() and T <= 512 and cache is None:
             return self.c_proj(self.unfused(q.to(v.dtype), k.to(v.dtype), v).to(x.dtype))
         # The CPU's fused kernel is faster in fp32, by far when it has one query.
         dtype = torch.promote_types(v.dtype, torch.float32) if v.is_cpu else v.dtype

@@ -109,7 +109,11 @@ def test_gradients_in_bf16_are_those_in_fp32_to_its_rounding(shape, monkeypatch)
     with torch.autocast('cpu', torch.bfloat16):
         model_file.GPT(GPTConfig(n_layer=1, n_embd=8, block_size=513))(torch.zeros(1, 513, dtype=torch.long))
         with torch.no_grad():                                   # and so do long contexts and evaluation
-            model(ids)
+            whole = model.hidden(ids)
+        cache = [[] for _ in model.h]
+        spans = (0, 8), *((i, i + 1) for i in range(8, 16))
+        parts = [model.hidden(ids[:, a:b], cache, a) for a, b in spans]
+    assert torch.allclose(torch.cat(parts, 1), whole, atol=0.1)         # a cache is used, gradients or not
     assert len(taken) == 2
 
 
