@@ -171,7 +171,7 @@ def checksum(source, size: int = sys.maxsize) -> str:
     """CRC-32, as 8 hex digits, of a file (its path, or open) or of its next `size` bytes."""
     crc = 0
     with contextlib.nullcontext(source) if hasattr(source, 'read') else open(source, 'rb') as f:
-        while piece := f.read(min(size, 1 << 24)):
+        while piece := f.read(min(size, 1 << 20)):
             crc, size = zlib.crc32(piece, crc), size - len(piece)
     return f'{crc:08x}'
 

@@ -260,7 +260,7 @@ def test_duplicates_and_split(run, tmp_path):
     write(tmp_path / 'b.jsonl', '\n'.join(json.dumps({'text': text}) for text in texts[100:600]))
     fewer = run('--input=b.jsonl')
     assert set(documents(fewer[0], fewer[2])) <= set(documents(meta, val))
-    other = run('--input=a.jsonl', '--seed=2', '--name=other')
+    other = run('--input=a.jsonl', '--val_fraction=0.1', '--seed=2', '--name=other')
     assert documents(other[0], other[2]) != documents(meta, val)
 
 
