@@ -50,12 +50,16 @@ compile = 'auto'            # torch.compile the model; auto = on CUDA only
 verify = False              # check the dataset's checksums also above 1 GB
 config = configure(globals())
 
+import os
+import signal
+
+if __name__ == '__main__':      # Ctrl-C as an exception can be lost in what a library does as it is loaded
+    signal.signal(signal.SIGINT, lambda *_: os._exit(130))
+
 # The heavy imports come after the knobs, so that --help and a typo answer at once.
 import csv
 import importlib.util
 import math
-import os
-import signal
 import sys
 import textwrap
 import time
