@@ -591,3 +591,11 @@ def test_weights_and_biases_is_asked_for_before_anything_is_written(run, dataset
     with pytest.raises(Error, match='pip install wandb'):
         run('train.py', f'--dataset={dataset}', *TINY, '--wandb_project=letters')
     assert not Path('out').exists()
+
+
+def test_an_interrupt_that_a_library_would_swallow_as_it_is_loaded(tmp_path):
+    (tmp_path / 'numpy.py').write_text('import signal, sys\ntry:\n    signal.raise_signal(signal.SIGINT)\n'
+                                       'except KeyboardInterrupt:\n    sys.exit("it went on")\n')
+    p = subprocess.run([sys.executable, str(ROOT / 'train.py')], cwd=tmp_path, capture_output=True, text=True,
+                       env=os.environ | {'PYTHONPATH': str(tmp_path)})
+    assert (p.returncode, p.stderr) == (130, '')
