@@ -172,6 +172,16 @@ def test_a_compiled_step_gives_the_same_logits_for_one_row_and_for_several(shape
         del model.step, seen[:]
 
 
+@pytest.mark.slow
+def test_compiled_models_of_one_process_are_not_mistaken_for_each_other():
+    idx = torch.randint(50, (1, 4))
+    models = [make(**changes) for changes in ({}, dict(tie_weights=False), dict(n_inner=64))]
+    plain = [list(model.generate(idx, 30)) for model in models]
+    for model, expected in zip(models, plain):
+        model.compile_step()
+        assert torch.equal(torch.stack(expected), torch.stack(list(model.generate(idx, 30))))
+
+
 def test_past_block_size_the_context_restarts_on_its_last_half():
     model = make()
     lengths = [model.context_length(n) for n in range(1, 36)]
