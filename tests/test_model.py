@@ -206,10 +206,11 @@ def test_the_knobs_limits_are_greedy():
 
 def test_sampling_follows_the_distribution_that_the_knobs_define():
     logits = torch.tensor([[2.0, 1.0, 1.0, 0.0, -torch.inf]])
-    draws = (torch.arange(20000) / 20000)[:, None]
+    draws = (torch.arange(4000) / 4000)[:, None]
 
     def shares(*knobs):
-        return torch.bincount(pick(logits.expand(20000, -1), draws, *knobs), minlength=5) / 20000
+        ids = [pick(logits.expand(len(part), -1), part, *knobs) for part in draws.split(50)]
+        return torch.bincount(torch.cat(ids), minlength=5) / 4000
 
     p = logits[0].softmax(-1)
     assert torch.allclose(shares(1.0, 0, 1.0), p, atol=1e-3)
