@@ -12,7 +12,7 @@ overwrite = False           # start anew in an out_dir that holds another run
 seed = 1337                 # of weights, batches and dropout
 max_minutes = 0.0           # stop and save after this many minutes; 0 = no limit
 # evaluation and logs, all counted in optimizer steps
-eval_interval = 900         # evaluate and save every so many steps, and at the end; 0 = only at the end
+eval_interval = 800         # evaluate and save every so many steps, and at the end; 0 = only at the end
 eval_tokens = 0             # tokens of the validation split an evaluation takes; 0 = all
 eval_only = False           # evaluate what init_from names, and stop
 log_interval = 10           # steps between two lines of the log
@@ -28,7 +28,7 @@ block_size = 160            # tokens of context
 dropout = 0.0               # 0 unless epochs are many
 bias = False                # biases in linear layers and norms, gpt2 only
 tie_weights = True          # one matrix for embedding and output
-head_gain = 12.0            # of the last norm at the start, the output matrix being smaller by it; 1 = plain
+head_gain = 20.0            # of the last norm at the start, the output matrix being smaller by it; 1 = plain
 # optimization
 optimizer = 'muon'          # muon (for the blocks' matrices, AdamW for the rest) or adamw
 learning_rate = 2e-3        # its peak
@@ -36,7 +36,7 @@ min_lr = 0.0                # where the schedule ends
 schedule = 'wsd'            # wsd (flat, then linear decay) or cosine
 decay_fraction = 0.9        # wsd: the last part of the run, in which the rate decays
 warmup_iters = 50           # steps of linear warm-up
-max_iters = 3600            # optimizer steps
+max_iters = 3200            # optimizer steps
 batch_size = 12             # sequences in an optimizer step, over all devices
 micro_batch_size = 0        # sequences a device holds at once: lower it if memory runs out; 0 = all its share
 weight_decay = 0.1          # of matrices and embeddings
