@@ -2,7 +2,7 @@
 #   python prepare.py --dataset=Skylion007/openwebtext --tokenizer=gpt2 --name=openwebtext
 #   torchrun --standalone --nproc_per_node=8 train.py config/gpt2.py
 # Needs: 8 GPUs of 40 GB for some days as it stands; on one, the same training takes 8 times as long
-# (--micro_batch_size is all that has to fit; 8 sequences at once take 7.3 GB). Computed: 10 days on an H100,
+# (--micro_batch_size is all that has to fit; 8 sequences at once take 6.8 GB). Computed: 10 days on an H100,
 # 151 on a T4, 34 years on two CPU cores. nanoGPT publishes a loss of about 2.85. Not run to its end here.
 out_dir = 'out/gpt2'
 dataset = 'openwebtext'

@@ -1,7 +1,7 @@
 # Your own documents: a folder of PDFs (or .txt, .md, .jsonl, .parquet), its own vocabulary, 12.2M parameters.
 #   python prepare.py --input=papers/ --name=papers --vocab_size=4096 --val_fraction=0.1
 #   python train.py config/papers.py
-# Needs: a few hundred kB of text at least, 2.3 GB of memory and 1.4 hours on two CPU cores (from its first
+# Needs: a few hundred kB of text at least, 1.8 GB of memory and an hour on two CPU cores (from its first
 # steps), or a T4 (computed: 1 minute at least). Little text is read many times over, so dropout is on and
 # the validation loss tells when to stop: best.pt is the model to use.
 out_dir = 'out/papers'

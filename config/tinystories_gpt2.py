@@ -7,8 +7,8 @@
 #   python train.py config/tinystories_gpt2.py --n_layer=6 --n_head=6 --n_embd=336   25.1M parameters
 #   python train.py config/tinystories_gpt2.py --n_layer=8 --n_head=8 --n_embd=544   55.9M parameters
 #   python train.py config/tinystories_gpt2.py --n_layer=10 --n_head=10 --n_embd=640   81.6M parameters
-# Needs: a GPU; on a T4 (fp16 is chosen by itself) --micro_batch_size=32, which takes 4.2 GB. Computed: 7
-# minutes at least on an H100, 1.7 hours on a T4, 8 days on two CPU cores. Most parameters are the 50,257
+# Needs: a GPU; on a T4 (fp16 is chosen by itself) --micro_batch_size=32, which takes 2.8 GB. Computed: 7
+# minutes at least on an H100, 1.7 hours on a T4, 11 days on two CPU cores. Most parameters are the 50,257
 # rows of the embedding: config/tinystories.py, with its own vocabulary, uses them better. Not measured yet.
 out_dir = 'out/tinystories_gpt2'
 dataset = 'tinystories_gpt2'
