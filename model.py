@@ -293,7 +293,7 @@ class GPT(nn.Module):
                     layer.packed = mkldnn._reorder_linear_weight(layer.weight.detach())
 
     def compile_step(self):
-        """Let generate compile its steps of one token, when it takes the first."""
+        """Let generate compile its steps of one token, when it takes the first. No module may change then."""
         from torch._inductor.compile_fx import compile_fx
         torch._dynamo.config.suppress_errors = True         # no compiler here: warn and run uncompiled
         # On a CPU what a product takes is computed once, and not again for each row of its matrix.
