@@ -6,6 +6,7 @@ import json
 import math
 import os
 import re
+import warnings
 import zipfile
 from bisect import bisect
 from dataclasses import dataclass
@@ -294,16 +295,27 @@ class GPT(nn.Module):
 
     def compile_step(self):
         """Let generate compile its steps of one token, when it takes the first. No module may change then."""
+        from torch._dynamo.exc import FailOnRecompileLimitHit, TorchDynamoException
         from torch._inductor.compile_fx import compile_fx
-        torch._dynamo.config.suppress_errors = True         # no compiler here: warn and run uncompiled
         # On a CPU what a product takes is computed once, and not again for each row of its matrix.
         once = dict(realize_opcount_threshold=1, realize_reads_threshold=1) if self.wte.weight.is_cpu else {}
 
         def own_backend(graph, inputs):                     # as it serves one model, no step need check which
             return compile_fx(graph, inputs, config_patches=once)
 
-        self.step = torch.compile(self.next_logits, dynamic=True, backend=own_backend, options={
-            'guard_filter_fn': torch.compiler.skip_guard_on_all_nn_modules_unsafe})
+        compiled = torch.compile(
+            self.next_logits, fullgraph=True, dynamic=True, backend=own_backend,
+            options={'guard_filter_fn': torch.compiler.skip_guard_on_all_nn_modules_unsafe})
+
+        def step(*inputs):
+            try:
+                return compiled(*inputs)
+            except (TorchDynamoException, FailOnRecompileLimitHit) as error:        # no compiler here, say
+                warnings.warn('not compiled: ' + str(error).partition('\n')[0], stacklevel=2)
+                self.step = self.next_logits
+                return self.step(*inputs)
+
+        self.step = step
 
     def context_length(self, n: int) -> int:
         """How many of n tokens the model sees: all; past block_size the last half, growing until full."""
