@@ -55,7 +55,7 @@ def start(*command, shown='shown.txt', memory=0, file_size=0, **environment):
         out = os.open(shown, os.O_CREAT | os.O_TRUNC | os.O_WRONLY)
         os.dup2(out, 1), os.dup2(out, 2)
         sys.stdout = sys.stderr = open(1, 'w', buffering=1, closefd=False)
-        for kind, limit in ((resource.RLIMIT_AS, memory), (resource.RLIMIT_FSIZE, file_size)):
+        for kind, limit in ((resource.RLIMIT_DATA, memory), (resource.RLIMIT_FSIZE, file_size)):
             if limit:
                 resource.setrlimit(kind, (limit, limit))
         os.environ.update(environment)
