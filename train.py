@@ -28,7 +28,7 @@ block_size = 160            # tokens of context
 dropout = 0.0               # 0 unless epochs are many
 bias = False                # biases in linear layers and norms, gpt2 only
 tie_weights = True          # one matrix for embedding and output
-head_gain = 20.0            # of the last norm at the start, the output matrix being smaller by it; 1 = plain
+head_gain = 0.0             # initial last norm, the output matrix divided by it; 0 = 20 for stories, else 1
 # optimization
 optimizer = 'muon'          # muon (for the blocks' matrices, AdamW for the rest) or adamw
 learning_rate = 2e-3        # its peak
@@ -140,7 +140,7 @@ def check(knobs: dict, world_size: int):
         require(type(value) not in (int, float) or value >= 0, f'{key}={value} must not be negative')
     require(not wandb_project or importlib.util.find_spec('wandb'), 'wandb_project needs: pip install wandb')
     require(batch_size < 1 << 31, f'batch_size={batch_size} is out of reach')
-    require(0 < head_gain < 1e6, f'head_gain={head_gain} must be above 0; 1 is plain')
+    require(head_gain < 1e6, f'head_gain={head_gain} is out of reach; 1 is plain')
     require(0 <= decay_fraction <= 1, f'decay_fraction={decay_fraction} must be between 0 and 1')
     require(0 <= beta1 < 1 and 0 <= beta2 < 1, 'beta1 and beta2 must be at least 0 and less than 1')
 
@@ -204,9 +204,11 @@ if __name__ == '__main__':
     else:
         shape = {k: config[k] for k in (*MODEL_KNOBS, 'dropout')}
         model = GPT(GPTConfig(vocab_size=meta['vocab_size'], **shape))
-        with torch.no_grad():           # Adam moves the logits faster: the improbable soon become impossible
-            model.norm_f.weight *= head_gain
-            model.lm_head.weight /= head_gain
+        # Adam moves the logits faster: the improbable soon become impossible, too soon for natural text.
+        gain = head_gain or (20.0 if floor else 1.0)
+        with torch.no_grad():
+            model.norm_f.weight *= gain
+            model.lm_head.weight /= gain
     model.to(device)
     optimizers = model.make_optimizers(optimizer, learning_rate, weight_decay, (beta1, beta2))
     scaler = torch.amp.GradScaler(device.type, enabled=dtype == torch.float16)

@@ -8,7 +8,6 @@ out_dir = 'out/gpt2'
 dataset = 'openwebtext'
 arch = 'gpt2'
 n_layer, n_head, n_embd = 12, 12, 768
-head_gain = 1.0
 block_size = 1024
 bias = True
 batch_size = 480                    # 491,520 tokens

@@ -7,7 +7,6 @@
 out_dir = 'out/papers'
 dataset = 'papers'
 n_layer, n_head, n_embd = 6, 6, 384
-head_gain = 1.0
 block_size = 256
 dropout = 0.2
 batch_size = 16

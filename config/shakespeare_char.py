@@ -6,7 +6,6 @@
 out_dir = 'out/shakespeare_char'
 dataset = 'shakespeare'
 n_layer, n_head, n_embd = 6, 6, 384
-head_gain = 1.0
 block_size = 256
 dropout = 0.3
 batch_size = 64

@@ -6,7 +6,6 @@
 out_dir = 'out/shakespeare_cpu'
 dataset = 'shakespeare'
 n_layer, n_head, n_embd = 3, 3, 144
-head_gain = 1.0
 block_size = 64
 batch_size = 12
 warmup_iters = 15

@@ -6,7 +6,6 @@
 out_dir = 'out/tinystories'
 dataset = 'tinystories'
 n_layer, n_head, n_embd = 8, 8, 512
-head_gain = 1.0
 block_size = 512                    # most stories fit whole
 batch_size = 128
 max_iters = 10000

@@ -9,7 +9,6 @@
 out_dir = 'out/tinystories_cpu'
 dataset = 'tinystories'
 n_layer, n_head, n_embd = 4, 4, 192
-head_gain = 1.0
 block_size = 256
 batch_size = 16
 max_iters = 3000

@@ -14,7 +14,6 @@ out_dir = 'out/tinystories_gpt2'
 dataset = 'tinystories_gpt2'
 arch = 'gpt2'
 n_layer, n_head, n_embd = 6, 6, 384
-head_gain = 1.0
 block_size = 256
 bias = True
 dropout = 0.1

@@ -19,7 +19,6 @@ TINY = (
     '--n_layer=2',
     '--n_head=2',
     '--n_embd=16',
-    '--head_gain=1',
     '--block_size=16',
     '--batch_size=8',
     '--max_iters=12',

@@ -214,6 +214,13 @@ def test_head_gain_changes_the_training_but_not_the_start(run, dataset):
     assert losses[0][1] != pytest.approx(losses[1][1], rel=1e-3)
 
 
+def test_stories_start_with_a_head_gain_and_natural_text_without(run, dataset):
+    run('prepare.py', '--num_stories=100')
+    for name, gain in ((dataset, 1), ('stories', 20)):
+        model = run('train.py', f'--dataset={name}', *TINY, '--max_iters=1', f'--out_dir={name}')['model']
+        assert model.norm_f.weight.mean().item() == pytest.approx(gain, rel=0.1)
+
+
 def test_a_loss_that_is_not_finite_stops_the_run_names_the_step_and_keeps_the_last_checkpoint(
     run, dataset, monkeypatch
 ):
