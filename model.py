@@ -297,7 +297,7 @@ class GPT(nn.Module):
         from torch._dynamo.exc import FailOnRecompileLimitHit, TorchDynamoException
         from torch._inductor.compile_fx import compile_fx
         # On a CPU what a product takes is computed once, not again for each row of its matrix; the 6
-        # operations that convert and multiply a weight stay in the loop that adds (1.6 times as fast).
+        # operations that convert and multiply a weight stay in the loop that adds.
         once = dict(realize_opcount_threshold=8, realize_reads_threshold=1) if self.wte.weight.is_cpu else {}
 
         def own_backend(graph, inputs):                     # as it serves one model, no step need check which
