@@ -1,14 +1,15 @@
-"""Turn text, PDFs or a dataset into data/NAME/{train,val}.bin and meta.json, for train.py and sample.py.
+"""Turn text into a dataset: python prepare.py [--knob=value ...] writes data/NAME/train.bin, val.bin, meta.json.
 
-Here live class Tokenizer, the reading and dividing of documents, and open_dataset; batches are train.py's.
-A source is read once, into a temporary file (the spool), then divided and tokenized from there. So memory
-holds some MB of text and 120 bytes per document, however large the corpus and its largest document are."""
-from config import ROOT, Error, atomic, checksum, configure, lock, require
+Documents come from data/readers.py. They are written to one temporary file, divided into train and val,
+tokenized (data/tokenizer.py) and written, in this order below. So memory holds some MB of text and 24 bytes for
+each document, however large the corpus or a single document is. Then comes what train.py and sample.py use:
+open_dataset, the batches of the train split, and the windows in which the val split is evaluated."""
+from config import Error, configure, require
 
 # what is read
 dataset = 'stories'               # stories, tinystories, or a Hugging Face dataset: a name or a local folder
 input = ''                        # or: files, folders, globs of .txt .md .pdf .jsonl .parquet, with commas
-separator = '<|endoftext|>'       # stands between the documents of a .txt file; '' = a file is one document
+separator = '<|endoftext|>'       # divides a .txt file into documents; '' = a file is one document
 text_column = 'text'              # of a dataset, .jsonl or .parquet
 num_stories = 20000               # how many stories are told
 # what is made of it
@@ -20,639 +21,450 @@ seed = 1337                       # of the stories and the split
 overwrite = False                 # replace another dataset of this name
 config = configure(globals())
 
-import contextlib
+# The imports come after the knobs, so that --help and a mistyped knob are answered at once.
 import json
 import logging
 import math
 import mmap
 import os
-import random
 import re
 import shlex
-import struct
 import sys
 import tempfile
 import time
 import zlib
-from collections import Counter, deque
+from array import array
+from collections import deque
 from concurrent.futures import ThreadPoolExecutor
-from functools import partial
+from functools import lru_cache
 from hashlib import blake2b
 from itertools import islice
 from pathlib import Path
+from typing import NamedTuple
 
 import numpy as np
 from tqdm import tqdm
 
+from config._files import acquire_lock, checksum, sync
+from data.readers import Piece, find_files, read_dataset, read_files
+from data.stories.teller import GRAMMAR, read_grammar, tell_stories
+from data.tokenizer import Tokenizer, cut, read_tokenizer, to_utf8, train_bpe
+
 FORMAT = 1                        # of the files in data/NAME
-EOT = '<|endoftext|>'
-PIECE = 1 << 12                   # bytes of a document that are tokenized in one go, at most
-SAMPLE = 1 << 26                  # bytes of text that a bpe is trained on, at most
-PDF_WORK = 20_000_000             # operators and characters of a PDF, at most: about a minute of reading
+VOCABULARY_TEXT = 1 << 26         # bytes of text that a bpe is trained on, at most
 WORKERS = min(os.cpu_count() or 1, 16)
-GRAMMAR = ROOT / 'data/stories/grammar.txt'
-RULE = re.compile(r'^([a-z_]+)(?: \(([^()\n]*)\))?:(.*\n(?:[ \t]*\n|[ \t]+.*\n)*)', re.M)
-PART = re.compile(r'([^{}]*)(?:{(?:([a-z_]+)=)?([A-Za-z][a-z_]*)(?:\.([a-z_]+))?}|$)')
-# before one space, or after one newline, between visible characters: no token of bpe or gpt2 spans it
-BORDER = re.compile(r'(?<=\S)(?= \S)|(?<=\S\n)(?=\S)')
-# a document in the spool: its hash, offsets, split ('' where the source has none) and entropy (nan: unknown)
-DOCUMENT = np.dtype([('hash', '<u8'), ('start', 'i8'), ('end', 'i8'), ('split', 'S5'), ('nats', 'f8')])
 
 
-@contextlib.contextmanager
-def blaming(what):
-    """Show what a library raises, and be it a bare Exception, as an Error that says `what`."""
-    try:
-        yield
-    except Error:
-        raise
-    except Exception as e:
-        raise Error(f'{what} ({type(e).__name__}: {str(e)[:200]})') from e
-
-
-class Tokenizer:
-    """Text to ids and back. Kinds: bpe and gpt2 (run by tiktoken), char, and hf (any other tokenizer.json).
-
-    eot ends every document; no text encodes to it, decode shows nothing for it, vocab_size counts it.
-    spec is a dict for JSON with all that from_spec needs. encode_documents gives the ids of a list of valid
-    texts of at most PIECE bytes in one array, eot after each."""
-
-    def __init__(self, spec: dict):
-        self.spec, kind = spec, spec['kind']
-        if kind == 'char':
-            index = {character: i for i, character in enumerate([*spec['alphabet'], ''])}   # '' ends a text
-            self.eot, self.vocab_size = index[''], len(index)
-            self.encode_documents = lambda texts: np.array([index[c] for text in texts for c in (*text, '')])
-            self._decode = lambda ids: ''.join(spec['alphabet'][i] for i in ids)
-        elif kind in ('bpe', 'gpt2'):
-            bpe = _encoding(spec)
-            self.eot, self.vocab_size, self._decode = bpe.eot_token, bpe.n_vocab, bpe.decode
-
-            def encode_documents(texts):
-                if any(EOT in text for text in texts):      # one by one, as there it is no special token
-                    arrays = [bpe.encode_to_numpy(text, disallowed_special=()) for text in texts]
-                    return np.concatenate([np.append(ids, np.uint32(self.eot)) for ids in arrays])
-                joined = EOT.join([*texts, ''])
-                return bpe.encode_to_numpy(joined, allowed_special={EOT}, disallowed_special=())
-
-            self.encode_documents = encode_documents
-        elif kind == 'hf':
-            import tokenizers
-            hf = tokenizers.Tokenizer.from_str(spec['json'])
-            hf.no_truncation()
-            hf.no_padding()
-            hf.encode_special_tokens = True                 # a special token's name in a text is just text
-            self.eot, self.vocab_size = spec['eot'], max(hf.get_vocab().values()) + 1
-            encode_batch = partial(hf.encode_batch_fast, add_special_tokens=False)
-            self.encode_documents = lambda texts: np.array([
-                i for encoding in encode_batch(texts) for i in (*encoding.ids, self.eot)])
-            self._decode = lambda ids: hf.decode(ids, skip_special_tokens=True)
-        if not 0 <= self.eot < self.vocab_size:
-            raise ValueError(f'end-of-text {self.eot} outside a vocabulary of {self.vocab_size}')
-
-    @classmethod
-    def from_spec(cls, spec: dict) -> 'Tokenizer':
-        """The tokenizer of a spec. Raises Error on a damaged one."""
-        with blaming('the tokenizer is damaged'):
-            return cls(spec)
-
-    def encode(self, text: str) -> list[int]:
-        """Ids of a text of any length. Raises Error on a character outside a char tokenizer's alphabet."""
-        raw = utf8(text)
-        try:
-            found = pieces(raw, {'start': [0], 'end': [len(raw)]})
-            return np.concatenate([self.encode_documents([text])[:-1] for text, _ in found]).tolist()
-        except KeyError as e:
-            raise Error(f'character {e} (U+{ord(e.args[0]):04X}) is not in the alphabet of this model') from e
-
-    def encode_batch(self, texts) -> list[list[int]]:
-        return [self.encode(text) for text in texts]
-
-    def decode(self, ids) -> str:
-        """Text of ids in [0, vocab_size): U+FFFD for bytes that are no character, '' for special tokens."""
-        return self._decode([int(i) for i in ids if i != self.eot])
-
-    def __eq__(self, other) -> bool:
-        """Whether both give the same ids, whatever their kind: GPT-2's may come as a tokenizer.json too."""
-        if self.spec == other.spec:
-            return True
-        texts = [tok.decode(range(tok.vocab_size)) for tok in (self, other)]
-        return (self.vocab_size, self.eot, texts[0]) == (other.vocab_size, other.eot, texts[1]) \
-            and self.encode(texts[0]) == other.encode(texts[1])
-
-
-def _encoding(spec):
-    """GPT-2's or a trained byte-level BPE as tiktoken.Encoding, six times as fast as by tokenizers."""
-    import tiktoken
-    if spec['kind'] == 'gpt2':
-        with blaming('cannot fetch the gpt2 vocabulary: go online once, set TIKTOKEN_CACHE_DIR to a folder '
-                     'that has it, or use --tokenizer=bpe'):
-            ranks = tiktoken.get_encoding('gpt2')._mergeable_ranks
-    else:
-        visible = [b for b in range(256) if chr(b).isprintable() and b != 32]   # GPT-2 writes them so,
-        hidden = [b for b in range(256) if b not in visible]                # and these as chr(256), ...
-        byte = {chr(b): b for b in visible} | {chr(256 + i): b for i, b in enumerate(hidden)}
-        vocabulary = json.loads(spec['json'])['model']['vocab']
-        ranks = {bytes(byte[c] for c in token): rank for token, rank in vocabulary.items()}
-        if sorted(ranks.values()) != [*range(len(ranks))] or any(bytes([b]) not in ranks for b in range(256)):
-            raise ValueError('ids or bytes are missing')
-    # GPT-2's pattern; the brackets keep the look-ahead, and the slow engine for it, out of most matches
-    words = r"'(?:[sdmt]|ll|ve|re)| ?\p{L}+| ?\p{N}+| ?[^\s\p{L}\p{N}]+"
-    return tiktoken.Encoding(spec['kind'], pat_str=rf'(?:{words})|\s+(?!\S)|\s', mergeable_ranks=ranks,
-                             special_tokens={EOT: len(ranks)})
-
-
-def train_bpe(texts, size: int) -> dict:
-    """Spec of a byte-level BPE of `size` tokens, or fewer if texts hold too few pairs that occur twice."""
-    from tokenizers import Tokenizer, decoders, models, pre_tokenizers, trainers
-    bpe = Tokenizer(models.BPE())
-    bpe.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=False)
-    bpe.decoder = decoders.ByteLevel()
-    every_byte = pre_tokenizers.ByteLevel.alphabet()        # else bytes not seen in training would vanish
-    trainer = trainers.BpeTrainer(vocab_size=size - 1, min_frequency=2, initial_alphabet=every_byte,
-                                  show_progress=False)
-
-    def sample():                                           # training takes 100 bytes per character of a word
-        seen, left = set(), 4_000_000
-        for text in texts:
-            new = set(text.split()) - seen
-            seen |= new
-            left -= sum(map(len, new))
-            yield re.sub(r'\S{200}', r'\g<0>\n', text)      # each merge goes through the words it changes
-            if left < 0:
-                return
-
-    bpe.train_from_iterator(sample(), trainer)
-    bpe.add_special_tokens([EOT])                           # after the training: its id is the last
-    return {'kind': 'bpe', 'json': bpe.to_str()}
-
-
-def read_tokenizer(place: str) -> dict:
-    """Spec of the tokenizer.json in a folder or Hugging Face repository; its eos token is end-of-text."""
-    from huggingface_hub import snapshot_download
-    from tokenizers import Tokenizer
-    files = ['tokenizer.json', 'tokenizer_config.json']
-    with blaming(f'--tokenizer={place}: not bpe, gpt2, char or a place with a tokenizer.json'):
-        folder = Path(place if Path(place).is_dir() else snapshot_download(place, allow_patterns=files))
-        text, config = [path.read_text(encoding='utf-8') if path.exists() else '{}'
-                        for path in (folder / file for file in files)]
-        known, eos = Tokenizer.from_str(text), json.loads(config).get('eos_token')
-        eos = eos['content'] if isinstance(eos, dict) else eos
-    for token in (eos, EOT, '</s>', '<eos>'):
-        if token and known.token_to_id(token) is not None:
-            return {'kind': 'hf', 'json': text, 'eot': known.token_to_id(token)}
-    raise Error(f'--tokenizer={place} has no end-of-text: name an eos_token in its tokenizer_config.json')
-
-
-def utf8(text: str) -> bytes:
-    """text as UTF-8: a pair of surrogates becomes its character, a lone one U+FFFD."""
-    try:
-        return text.encode()
-    except UnicodeEncodeError:
-        return text.encode('utf-16', 'surrogatepass').decode('utf-16', 'replace').encode()
-
-
-def pieces(raw, documents):
-    """Yield (text, whether it ends its document), at most PIECE of the UTF-8 bytes raw at once.
-
-    A long document is cut where that changes no token if there is such a place."""
-    for start, end in zip(documents['start'], documents['end']):
-        while end - start > PIECE:
-            text = str(raw[start:start + PIECE], 'utf-8', 'ignore')         # half a character is left out
-            border = BORDER.search(text, len(text) // 2)
-            text = text[:border.start()] if border else text
-            start += len(text.encode())
-            yield text, False
-        yield str(raw[start:end], 'utf-8'), True
-
-
-# ---- stories: the grammar of data/stories and the telling ----------------------------------------------
-def read_grammar(path) -> dict:
-    """Read a grammar (the header of its file explains the notation) as {rule: [(parts, word), ...]}.
-
-    parts: tuples (text, variable, name, attribute), '' for none; word: {'': as written, attribute: value}.
-    Raises Error, naming the rule, on bad notation and on what is empty or there twice."""
-    grammar, text = {}, Path(path).read_text(encoding='utf-8') + '\n'
-    text = re.sub(r'^[ \t]*#.*\n', '', text, flags=re.M)
-    if stray := RULE.sub('', text).strip():
-        raise Error(f'{path}: expected `rule:` or an indented line, got {stray.splitlines()[0]!r}')
-    for rule, head, body in RULE.findall(text):
-        names = [name.strip() for name in head.split(',') if name]
-        with blaming(f'{path}: rule {rule} has a wrong number of attributes'):
-            if body.lstrip().startswith('- '):                        # texts of paragraphs
-                texts = [re.split(r'\n\s*\n', text) for text in re.split(r'^[ \t]+- ', body, flags=re.M)[1:]]
-                words = [{'': '\n'.join(' '.join(p.split()) for p in text if p.strip())} for text in texts]
-            elif names and '=' not in head:                             # a table
-                rows = [map(str.strip, row.split(',')) for row in body.strip().split('\n')]
-                words = [dict(zip(['', *names], row, strict=True)) for row in rows]
-            else:                                                       # a list
-                words = [dict([('', w.strip()), *(n.split('=') for n in names)]) for w in body.split(',')]
-        texts = {word[''] for word in words}
-        good = not any(PART.sub('', text) for text in texts) and all(all(word.values()) for word in words)
-        require(good and rule not in grammar and len(texts) == len(words),
-                f'{path}: rule {rule} has broken braces or an empty place, or something stands twice')
-        grammar[rule] = [(PART.findall(word['']), word) for word in words]
-    require('plot' in grammar, f'{path} has no rule plot')
-    return grammar
-
-
-def tell_stories(grammar, n, seed):
-    """Yield n times (text, nats): a story and -ln of its probability, summed over the draws.
-
-    Story i depends on seed and i only, on every machine: Python keeps the sequence of Random.random().
-    Raises Error where a name is unknown or not drawn yet, has no such attribute or cannot be remembered."""
-    def tell(rule):
-        nonlocal nats
-        told = {word[''] for word in memory.values()}
-        options = [option for option in grammar[rule] if option[1][''] not in told]
-        require(options, f'stories: all words of the list {rule} are in use')
-        nats += math.log(len(options))
-        parts, word = options[int(draw() * len(options))]
-        text = ''
-        for before, variable, name, attribute in parts:
-            key, value = name.lower(), ''
-            if attribute in memory.get(key, {}):
-                value = memory[key][attribute]
-            elif key in grammar and not attribute:
-                value, drawn = tell(key)
-                if variable and (variable in grammar or value != drawn['']):
-                    raise Error(f'stories: rule {rule}: {variable}={name} needs a new name and a list')
-                if variable:
-                    memory[variable] = drawn
-            elif key:
-                raise Error(f'stories: rule {rule}: {name} is not drawn yet or has no {attribute!r}')
-            text += before + (value if name == key else value[0].upper() + value[1:])
-        return text, word
-
-    for i in range(n):
-        draw, memory, nats = random.Random(f'{seed} {i}').random, {}, 0.
-        text, _ = tell('plot')
-        yield re.sub(r'\b([Aa]) (?=[aeiou])', r'\1n ', text), nats
-
-
-# ---- reading: a reader yields (text, whether its document ends) ----------------------------------------
-def read_text(path, separator=''):
-    """A .txt or .md file, in blocks as a document may be larger than memory; line ends become newlines."""
-    with open(path, encoding='utf-8-sig', errors='replace') as f:
-        rest, begins = '', False                            # begins: rest follows a separator
-        while block := f.read(1 << 20):
-            *documents, rest = (rest + block).split(separator) if separator else [rest + block]
-            for document in documents:                      # the newlines around a separator belong to it
-                yield (document.lstrip('\n') if begins else document).rstrip('\n'), True
-                begins = True
-            rest = rest.lstrip('\n') if begins else rest
-            if len(rest) > 1 << 20:
-                end = len(rest[:-len(separator) or None].rstrip('\n'))      # it may end within a separator
-                yield rest[:end], False
-                rest, begins = rest[end:], False
-        yield rest, True
-
-
-def read_rows(rows):
-    """The texts of rows, which are dicts; one without text is an empty document."""
-    for row in rows:
-        if text_column not in row:
-            raise ValueError(f'no column {text_column}, but {", ".join(row) or "none"}; set --text_column')
-        text = row[text_column]
-        if not isinstance(text, str | None):
-            raise ValueError(f'column {text_column} holds {type(text).__name__}, not text; set --text_column')
-        yield text or '', True
-
-
-def read_jsonl(path):
-    with open(path, 'rb') as f:
-        while line := f.readline(1 << 26):
-            if len(line) == 1 << 26:
-                raise ValueError(f'a line is longer than {1 << 26} bytes')
-            if line.strip():
-                yield from read_rows([json.loads(line.decode('utf-8-sig', 'replace'))])
-
-
-def read_batches(batches):
-    """The texts of Arrow's batches, whose other columns are left as they are."""
-    for batch in batches:
-        found = text_column in batch.column_names
-        yield from read_rows([{text_column: text} for text in batch[text_column].to_pylist()] if found
-                             else batch.to_pylist())
-
-
-def read_parquet(path):
-    from pyarrow import parquet
-    yield from read_batches(parquet.ParquetFile(path).iter_batches(1000))
-
-
-def read_pdf(path):
-    """The text of a .pdf file as one document. Raises what pypdf does, or ValueError, if there is none."""
-    import pypdf
-    left = PDF_WORK                                         # pypdf bounds each stream, this bounds the file
-
-    def count(_, operands, *__):
-        nonlocal left
-        left -= 1 + sum(len(operand) for operand in operands if isinstance(operand, str | bytes | list))
-        if left < 0:
-            raise ValueError('it inflates without end')
-
-    with open(path, 'rb') as f:
-        pages = pypdf.PdfReader(f).pages
-        text = clean_pdf([page.extract_text(visitor_operand_before=count) for page in pages])
-    if not text:
-        raise ValueError('it has no text; is it a scan?')
-    yield text, True
-
-
-def clean_pdf(pages: list[str]) -> str:
-    """Join the text of pages, without running heads and page numbers, words and paragraphs whole again."""
-    import ftfy
-    table = dict.fromkeys([*range(9), *range(11, 32), *range(127, 160)], ' ')       # control characters
-    table |= {0xfb00: 'ff', 0xfb01: 'fi', 0xfb02: 'fl', 0xfb03: 'ffi', 0xfb04: 'ffl'}       # ligatures
-    pages = [[ftfy.fix_encoding(line).translate(table).strip() for line in page.strip().split('\n')]
-             for page in pages]
-
-    digits = re.compile(r'\d+')                             # in which running heads may differ
-    heads = [{digits.sub('#', line) for line in page[:2] + page[-2:]} for page in pages]
-    counts = Counter(head for outer in heads for head in outer)
-    often = max(1, len(pages) / 3)                          # left and right pages may differ
-    pages = [[line for i, line in enumerate(page)
-              if 2 <= i < len(page) - 2 or counts[digits.sub('#', line)] <= often] for page in pages]
-    text = '\n'.join('\n'.join(page).strip() for page in pages)
-    text = re.sub(r'(\w)-\n(\w)', lambda m: m[1] + m[2] if (m[1] + m[2]).islower() else m[0], text)
-
-    lines = text.split('\n')
-    wide = 0.7 * np.percentile([len(line) for line in lines if line] or [0], 75)
-    text = lines[0]
-    for last, line in zip(lines, lines[1:]):                # a short line is a heading, or ends its paragraph
-        goes_on = last and line and (len(last) > wide or line[0].islower())
-        text += (' ' if goes_on else '\n') + line
-    return re.sub(r'\n{3,}', '\n\n', text).strip()
-
-
-READERS = {'.txt': lambda path: read_text(path, separator), '.md': read_text, '.pdf': read_pdf,
-           '.jsonl': read_jsonl, '.parquet': read_parquet}
-
-
-def find_files(patterns: str) -> list[Path]:
-    """The files with a reader that files, folders and globs name, in a fixed order."""
-    found = []
-    for pattern in [part.strip() for part in patterns.split(',') if part.strip()] or [patterns]:
-        path = Path(pattern)
-        root = Path(path.anchor)
-        paths = [path] if path.exists() else root.glob(str(path.relative_to(root)))
-        if path.is_dir():
-            paths = path.rglob('*')                         # follows no links to folders, which may circle
-        hits = sorted(path for path in paths if path.suffix.lower() in READERS and path.is_file())
-        require(hits, f'--input={pattern}: no {" ".join(READERS)} file there')
-        found += hits
-    return found
-
-
-def read_files(files):
-    """The documents of files; a PDF that cannot be read is named and left out."""
-    for path in files:
-        try:
-            yield from READERS[path.suffix.lower()](path)
-        except Exception as e:
-            if path.suffix.lower() != '.pdf':
-                raise Error(f'{path} cannot be read: {e}') from e
-            warn(f'{path} is left out: {e or type(e).__name__}')
-
-
-def read_dataset(place):
-    """{split: reader} and licence of a Hugging Face dataset. A folder is read in place, a download cached."""
-    from datasets import load_dataset
-
-    def read(table):
-        with blaming(f'dataset {place} cannot be read'):
-            yield from read_batches(table.with_format('arrow').iter(1000))
-
-    with blaming(f'dataset {place} cannot be opened'):
-        splits = load_dataset(place, streaming=Path(place).exists())
-    require('train' in splits and splits['train'].info.builder_name != 'text',
-            f'dataset {place} has no split train, or holds text files, for which there is --input')
-    licence = splits['train'].info.license
-    val = next((key for key in ('validation', 'valid', 'val', 'dev', 'test') if key in splits), None)
-    if not val:
-        return {'': read(splits['train'])}, licence
-    return {'val': read(splits[val]), 'train': read(splits['train'])}, licence
-
-
-# ---- dividing and writing ------------------------------------------------------------------------------
-def spool(readers, f, alphabet):
-    """Write the texts of {split or '': reader} to f, their characters to the set alphabet.
-
-    Returns an array of DOCUMENT, whose hash is of seed and text."""
-    documents, pack, start, end, lost = bytearray(), struct.Struct('=8sqq5sd').pack, 0, 0, 0     # as DOCUMENT
-    key = blake2b(digest_size=8, key=str(seed).encode())
-    for split, reader in readers.items():
-        for text, ends, *nats in tqdm(reader, f'reading {split}', disable=None, leave=False):
-            if start == end:
-                digest = key.copy()
-                if ends and not text.strip():
-                    continue                                # an empty document
-            raw = utf8(text)
+# ---- 1. all documents into one temporary file
+class Corpus(NamedTuple):
+    """Where N documents are in the temporary file, and what is known of them; each array is (N,)."""
+    start: np.ndarray             # first byte
+    end: np.ndarray               # behind the last byte
+    hash: np.ndarray              # of seed and text
+    nats: np.ndarray              # -ln of its probability, nan where that is unknown
+    split: np.ndarray             # 'train' or 'val', '' where the source has no splits
+
+
+def write_documents(splits: dict, file, seed: int, alphabet: set | None = None) -> Corpus:
+    """Write the documents of {split: reader} to file as UTF-8, one after the other; empty ones are skipped.
+
+    The characters are added to `alphabet` if it is given."""
+    end, hashes, nats = array('q'), array('Q'), array('d')
+    size = lost = 0
+    documents = {}                                          # of each split
+    for split, reader in splits.items():
+        before = len(end)
+        digest = None
+        for piece in tqdm(reader, f'reading {split}', disable=None, leave=False):
+            if digest is None:                              # a document begins
+                if piece.ends and not piece.text.strip():
+                    continue
+                digest = blake2b(digest_size=8, key=str(seed).encode())
+            raw = to_utf8(piece.text)
             digest.update(raw)
-            end += f.write(raw)
-            lost += 0 if raw.isascii() else raw.count('\ufffd'.encode())
-            if tokenizer == 'char':
+            size += file.write(raw)
+            if not raw.isascii():
+                lost += raw.count('\ufffd'.encode())
+            if alphabet is not None:
                 alphabet.update(raw.decode())
-            if ends:
-                documents += pack(digest.digest(), start, end, split.encode(), *(nats or [math.nan]))
-                start = end
+            if piece.ends:
+                end.append(size)
+                hashes.append(int.from_bytes(digest.digest(), 'little'))
+                nats.append(piece.nats)
+                digest = None
+        documents[split] = len(end) - before
+    file.flush()
+    require(size, 'the source is empty')
     if lost:
         warn(f'{lost:,} characters of the text are U+FFFD: invalid UTF-8, or lone surrogates')
-    require(end, 'the source is empty')
-    f.flush()
-    return np.frombuffer(documents, DOCUMENT)
+    end = np.frombuffer(end, np.int64)
+    return Corpus(np.append(0, end[:-1]), end, np.frombuffer(hashes, np.uint64), np.frombuffer(nats),
+                  np.repeat(list(documents), list(documents.values())))
 
 
-def divide(raw, documents):
-    """{'train': documents, 'val': documents}, the first of equal ones; by hash where the source has no split.
+# ---- 2. train and val
+def divide(corpus: Corpus, raw, val_fraction: float) -> tuple[Corpus, dict[str, np.ndarray]]:
+    """The corpus and {'train': indices, 'val': indices} of its documents, without those that occur twice.
 
-    A single document of n characters is cut after int(n * (1 - val_fraction)) of them."""
-    kept = documents[np.sort(np.unique(documents['hash'], return_index=True)[1])]
-    if kept['split'][0]:
-        val = kept['split'] == b'val'
-    elif len(kept) > 1:
-        val = kept['hash'] / 2**64 < val_fraction
-        val[kept['hash'].argmin()], val[kept['hash'].argmax()] = True, False    # each side has at least one
+    The source's own split is kept. Without one, a document belongs to val if its hash is small enough, which
+    does not depend on the other documents. A single document is cut in two."""
+    if len(corpus.end) == 1:
+        corpus = cut_in_two(corpus, raw, val_fraction)
+    kept = np.sort(np.unique(corpus.hash, return_index=True)[1])
+    if corpus.split[0]:
+        is_val = corpus.split[kept] == 'val'
     else:
-        left, middle = int(sum(len(text) for text, _ in pieces(raw, kept)) * (1 - val_fraction)), 0
-        for text, _ in pieces(raw, kept):
-            middle += len(text[:left].encode())
-            left -= len(text[:left])
-        kept, val = kept.repeat(2), np.array([False, True])
-        kept['end'][0] = kept['start'][1] = middle
-        kept['nats'] = math.nan                             # of the halves it is not known
-    sides = {'train': kept[~val], 'val': kept[val]}
-    require(all((side['end'] > side['start']).any() for side in sides.values()),
-            'the source is too short to be divided into train and val')
-    return sides
+        hashes = corpus.hash[kept]
+        is_val = hashes / 2 ** 64 < val_fraction
+        is_val[hashes.argmin()] = True                      # each side has one document at least
+        is_val[hashes.argmax()] = False
+    sides = {'train': kept[~is_val], 'val': kept[is_val]}
+    for side in sides.values():
+        require((corpus.end[side] > corpus.start[side]).any(),
+                'the source is too short to be divided into train and val')
+    return corpus, sides
 
 
-def encode_pieces(tok, texts):
-    """Yield arrays of the ids of (text, whether its document ends), in order, encoded in threads."""
+def cut_in_two(corpus: Corpus, raw, val_fraction: float) -> Corpus:
+    """A corpus of one document of n characters as one of two: the first int(n * (1 - val_fraction)) of its
+    characters, and the others. Of a story that is cut in two no entropy is known."""
+    size = int(corpus.end[0])
+    n = sum(len(text) for text, _ in cut(raw, 0, size))
+    characters = int(n * (1 - val_fraction))
+    middle = 0                                              # the byte where that many characters end
+    for text, _ in cut(raw, 0, size):
+        middle += len(text[:characters].encode())
+        characters -= len(text[:characters])
+    return Corpus(start=np.array([0, middle]), end=np.array([middle, size]),
+                  hash=np.array([1, 0], np.uint64), nats=np.array([math.nan] * 2),
+                  split=np.array(['train', 'val']))
+
+
+# ---- 3. tokens
+def texts_of(raw, corpus: Corpus, indices):
+    """(text, whether it ends its document) for these documents, in order, in pieces that fit into memory."""
+    for i in indices:
+        yield from cut(raw, int(corpus.start[i]), int(corpus.end[i]))
+
+
+def make_tokenizer(kind: str, vocab_size: int, raw, corpus: Corpus, train, alphabet: set | None) -> Tokenizer:
+    """The tokenizer that the knob asks for; a bpe is trained on the documents `train`."""
+    if kind == 'bpe':
+        size = int((corpus.end[train] - corpus.start[train]).sum())
+        every = size // VOCABULARY_TEXT + 1                 # of a large corpus each n-th piece
+        texts = (text for text, _ in islice(texts_of(raw, corpus, train), 0, None, every))
+        return Tokenizer(train_bpe(texts, vocab_size))
+    if kind == 'char':
+        return Tokenizer({'kind': 'char', 'alphabet': ''.join(sorted(alphabet))})
+    return Tokenizer({'kind': 'gpt2'} if kind == 'gpt2' else read_tokenizer(kind))
+
+
+def tokenize(tokenizer: Tokenizer, texts):
+    """Yield arrays of the ids of (text, whether it ends its document), in order; threads share the work."""
     def encode(chunk):
         texts, ends = zip(*chunk)
-        ids = tok.encode_documents(texts)
-        eots = np.flatnonzero(ids == tok.eot)
+        ids = tokenizer.encode_documents(list(texts))
+        eots = np.flatnonzero(ids == tokenizer.eot)         # one after each text
         require(len(eots) == len(texts), 'this tokenizer makes end-of-text of ordinary text')
         return np.delete(ids, eots[~np.array(ends)])
 
-    waiting = deque()
+    texts, waiting = iter(texts), deque()
     with ThreadPoolExecutor(WORKERS) as pool:
-        while chunk := list(islice(texts, 1000)):           # few calls, as each has to wait for Python's lock
+        while chunk := list(islice(texts, 1000)):
             waiting.append(pool.submit(encode, chunk))
             if len(waiting) > 2 * WORKERS:
                 yield waiting.popleft().result()
-        yield from (future.result() for future in waiting)
+        for future in waiting:
+            yield future.result()
 
 
-def write_dataset(folder, meta, tok, raw, sides):
-    """Write all files beside what is there; when every one is whole they take its place, meta.json last."""
-    dtype = np.dtype(np.uint16 if tok.vocab_size <= 1 << 16 else np.uint32)
-    meta |= {'tokenizer': tok.spec, 'vocab_size': tok.vocab_size, 'eot': tok.eot, 'dtype': dtype.name}
-    with contextlib.ExitStack() as stack:                   # renames in reverse order
-        stack.callback(lock(folder / '.lock').release)      # two at once would mix their files
-        meta_path = stack.enter_context(atomic(folder / 'meta.json'))
-        for split, documents in sides.items():
-            path = stack.enter_context(atomic(folder / f'{split}.bin'))
+# ---- 4. files
+def write_dataset(folder: Path, tokenizer: Tokenizer, raw, corpus: Corpus, sides: dict, about: dict) -> dict:
+    """Write the files of a dataset and return meta.json's content; `about` is what is known of the source.
+
+    They are written to a folder of their own and take their places at the end, meta.json last. So there is
+    the old dataset, a new one, or one without meta.json, which open_dataset refuses."""
+    folder.mkdir(parents=True, exist_ok=True)
+    with acquire_lock(folder / '.lock'), tempfile.TemporaryDirectory(dir=folder, prefix='.new') as new:
+        new = Path(new)
+        dtype = np.uint16 if tokenizer.vocab_size <= 1 << 16 else np.uint32
+        meta = {
+            'format': FORMAT,
+            **about,                                        # source, licence, command, fingerprint
+            'tokenizer': tokenizer.spec,
+            'vocab_size': tokenizer.vocab_size,
+            'eot': tokenizer.eot,                           # the id after every document
+            'dtype': np.dtype(dtype).name,                  # of the ids in the .bin files
+        }
+        for split, indices in sides.items():
+            path = new / f'{split}.bin'
             with open(path, 'wb') as f:
-                texts = tqdm(pieces(raw, documents), f'tokenizing {split}', disable=None, leave=False)
-                size = sum(f.write(ids.astype(dtype)) for ids in encode_pieces(tok, iter(texts)))
-            nats = documents['nats']
-            meta[split] = {'tokens': size // dtype.itemsize, 'documents': len(documents),
-                           'bytes': int((documents['end'] - documents['start']).sum()),
-                           'checksum': checksum(path),
-                           'entropy': None if np.isnan(nats).any() else float(nats.sum())}
-        if 'json' in tok.spec:
-            path = stack.enter_context(atomic(folder / 'tokenizer.json'))
-            path.write_text(tok.spec['json'], encoding='utf-8')
-        meta['checksum'] = _checksum(meta)
-        meta_path.write_text(json.dumps(meta), encoding='utf-8')
-        for name in ('meta.json', 'tokenizer.json'):        # old ones never stand beside new bins
-            (folder / name).unlink(missing_ok=True)
+                texts = tqdm(texts_of(raw, corpus, indices), f'tokenizing {split}', disable=None, leave=False)
+                size = sum(f.write(ids.astype(dtype)) for ids in tokenize(tokenizer, texts))
+            nats = corpus.nats[indices]
+            meta[split] = {
+                'tokens': size // np.dtype(dtype).itemsize,
+                'documents': len(indices),
+                'bytes': int((corpus.end[indices] - corpus.start[indices]).sum()),      # of UTF-8
+                'checksum': checksum(path),
+                'entropy': None if np.isnan(nats).any() else float(nats.sum()),         # nats of the split
+            }
+        meta['checksum'] = checksum_of_meta(meta)
+        if 'json' in tokenizer.spec:
+            (new / 'tokenizer.json').write_text(tokenizer.spec['json'], encoding='utf-8')
+        (new / 'meta.json').write_text(json.dumps(meta), encoding='utf-8')
+        replace_files(folder, new)
+    return meta
 
 
-def _checksum(meta):
+def replace_files(folder: Path, new: Path):
+    """Move the files of the folder `new` into a dataset's folder, so that no mixture looks complete."""
+    files = ['train.bin', 'val.bin', 'tokenizer.json', 'meta.json']
+    for name in files:
+        if (new / name).exists():
+            sync(new / name)
+    for name in ('meta.json', 'tokenizer.json'):            # without meta.json the old files do not count
+        (folder / name).unlink(missing_ok=True)
+    for name in files:
+        if (new / name).exists():
+            os.replace(new / name, folder / name)
+    sync(folder)
+
+
+def checksum_of_meta(meta: dict) -> str:
     content = {key: value for key, value in meta.items() if key != 'checksum'}
     return f'{zlib.crc32(json.dumps(content, sort_keys=True).encode()):08x}'
 
 
-# ---- opening, for train.py and sample.py ---------------------------------------------------------------
-def open_dataset(name: str, verify: bool = False):
-    """(meta, train, val) of data/NAME; train and val are read-only memory maps of ids, shape (tokens,).
+# ---- opening a dataset
+def open_dataset(name: str, verify: bool = False) -> tuple[dict, np.ndarray, np.ndarray]:
+    """(meta, train, val) of data/NAME; train and val are memory maps of ids, each (tokens,).
 
-    Checksums and ids are verified in files up to 1 GB, or with verify=True. Raises Error on any fault."""
-    folder, (base, _, kind) = Path('data', name), name.rpartition('_')
-    source, kind = (base, f' --tokenizer={kind}') if kind in ('gpt2', 'char') else (name, '')
-    known = source in ('stories', 'tinystories')
-    command = f'python prepare.py {f"--dataset={source}" if known else f"--input=FILES --name={name}"}{kind}'
-
-    def require(condition, problem):
-        if not condition:
-            raise Error(f'{folder} {problem}; make it with: {command}')
-
-    require(os.path.exists(folder / 'meta.json'), 'is not there, or only half written')
-    command += ' --overwrite=True'
+    Checksums and ids are verified in files up to 1 GB, or with verify=True. Raises Error for any damage,
+    with the command that makes the dataset again."""
+    folder = Path('data', name)
+    command = guess_command(name)
+    require((folder / 'meta.json').exists(),
+            f'{folder} is not there, or only half written; make it with: {command}')
     try:
         meta = json.loads((folder / 'meta.json').read_text(encoding='utf-8'))
-        require(meta['format'] == FORMAT, f'is of format {meta["format"]}, and this program reads {FORMAT}')
-        require(meta['checksum'] == _checksum(meta), 'has a damaged meta.json')
-        command = meta['command'].removesuffix(' --overwrite=True') + ' --overwrite=True'
-        V, dtype = meta['vocab_size'], np.dtype({'uint16': np.uint16, 'uint32': np.uint32}[meta['dtype']])
-        arrays = []
-        for split in ('train', 'val'):
-            side, path = meta[split], folder / f'{split}.bin'
-            numbers = [V, meta['eot'] + 1, *(side[key] for key in ('tokens', 'bytes', 'documents'))]
-            sane = all(type(n) is int and n > 0 for n in numbers) and 0 <= (side['entropy'] or 0) < math.inf
-            sane = sane and meta['eot'] < V <= 1 << 8 * dtype.itemsize
-            require(sane, 'has numbers in meta.json that cannot be')
-            require(path.stat().st_size == side['tokens'] * dtype.itemsize, f'has a cut {path.name}')
-            ids = np.memmap(path, dtype, 'r')
-            if verify or ids.nbytes <= 10**9:
-                require(checksum(path) == side['checksum'], f'has a damaged {path.name}')
-                require(ids.max() < V, f'has ids in {path.name} that are not below its vocab_size of {V}')
-            arrays.append(ids)
+        verify_meta(meta)
+        command = meta['command'].removesuffix(' --overwrite=True')
+        train, val = (open_split(folder, meta, split, verify) for split in ('train', 'val'))
     except (OSError, ValueError, RecursionError, AttributeError, KeyError, TypeError) as e:
-        require(False, f'is damaged ({type(e).__name__}: {e})')
-    return meta, *arrays
+        raise Error(f'{folder} is damaged ({type(e).__name__}: {e}); make it again with: '
+                    f'{command} --overwrite=True') from e
+    return meta, train, val
 
 
-def warn(text):
+def guess_command(name: str) -> str:
+    """The command that makes data/NAME, as far as its name says it."""
+    base, _, kind = name.rpartition('_')
+    source, option = (base, f' --tokenizer={kind}') if kind in ('gpt2', 'char') else (name, '')
+    if source in ('stories', 'tinystories'):
+        return f'python prepare.py --dataset={source}{option}'
+    return f'python prepare.py --input=FILES --name={name}{option}'
+
+
+def verify_meta(meta: dict):
+    """Raise ValueError, KeyError or TypeError if meta.json is damaged or contains impossible values."""
+    if meta['format'] != FORMAT:
+        raise ValueError(f'format {meta["format"]}, this program reads {FORMAT}')
+    if meta['checksum'] != checksum_of_meta(meta):
+        raise ValueError('meta.json is damaged')
+    counts = [meta['vocab_size'], meta['eot'] + 1]
+    for split in ('train', 'val'):
+        counts += [meta[split][key] for key in ('tokens', 'bytes', 'documents')]
+        entropy = meta[split]['entropy'] or 0
+        if not 0 <= entropy < math.inf:
+            raise ValueError(f'meta.json says entropy={entropy}')
+    largest = {'uint16': 1 << 16, 'uint32': 1 << 32}[meta['dtype']]
+    are_counts = all(type(count) is int and count > 0 for count in counts)
+    if not are_counts or not meta['eot'] < meta['vocab_size'] <= largest:
+        raise ValueError('meta.json contains impossible values')
+
+
+def open_split(folder: Path, meta: dict, split: str, verify: bool) -> np.ndarray:
+    """The memory map of a split's ids, (tokens,). Raises OSError or ValueError if the file is damaged."""
+    path, about = folder / f'{split}.bin', meta[split]
+    if path.stat().st_size != about['tokens'] * np.dtype(meta['dtype']).itemsize:
+        raise ValueError(f'{path.name} has another size than meta.json says')
+    ids = np.memmap(path, meta['dtype'], 'r')
+    if verify or ids.nbytes <= 10 ** 9:
+        if checksum(path) != about['checksum']:
+            raise ValueError(f'{path.name} has another checksum than meta.json says')
+        if ids.max() >= meta['vocab_size']:
+            raise ValueError(f'{path.name} has ids that are not below its vocab_size of {meta["vocab_size"]}')
+    return ids
+
+
+# ---- batches of the train split
+@lru_cache(2)
+def window_starts(tokens: int, block_size: int, seed: int, epoch: int) -> np.ndarray:
+    """Where the windows of an epoch begin, in the order in which they are trained on.
+
+    Each epoch cuts the tokens into windows at another phase and shuffles them, so that every window occurs
+    once. A window has block_size inputs; its last target is the token after them."""
+    windows = max(1, (tokens - block_size) // block_size)
+    rng = np.random.default_rng((seed, epoch))
+    phase = rng.integers(tokens - windows * block_size)
+    return phase + block_size * rng.permutation(windows)
+
+
+def get_batch(data, block_size: int, seed: int, sequences: range) -> tuple[np.ndarray, np.ndarray]:
+    """Inputs and targets, (len(sequences), block_size) each, of these sequences of the training.
+
+    A training numbers all its sequences from 0: step s of batch_size B takes s * B to s * B + B - 1. So a
+    batch is a pure function, a resumed run needs no state of its data, and processes take slices."""
+    require(len(data) > block_size,
+            f'the train split has {len(data)} tokens; lower block_size below that')
+    windows = len(window_starts(len(data), block_size, seed, 0))
+    starts = [window_starts(len(data), block_size, seed, i // windows)[i % windows] for i in sequences]
+    ids = np.stack([data[start:start + block_size + 1] for start in starts]).astype(np.int64)
+    return ids[:, :-1], ids[:, 1:]
+
+
+# ---- the val split
+class Validation(NamedTuple):
+    """What is evaluated: all of the val split, or its first tokens."""
+    ids: np.ndarray               # (N,)
+    bytes: int                    # of their text in UTF-8
+    entropy: float | None         # nats of the text, where they are known
+
+
+def validation_text(meta: dict, val, tokenizer: Tokenizer, eval_tokens: int) -> Validation:
+    """The first eval_tokens ids of the val split, 0 = all. The entropy is known for all of it only."""
+    if eval_tokens == 0 or eval_tokens >= len(val):
+        return Validation(val.astype(np.int64), meta['val']['bytes'], meta['val']['entropy'])
+    ids = val[:eval_tokens].astype(np.int64)
+    return Validation(ids, len(tokenizer.decode(ids).encode()), None)
+
+
+def evaluation_windows(ids, eot: int, block_size: int) -> tuple[np.ndarray, np.ndarray]:
+    """Cut ids (N,), documents with eot after each, into windows: inputs and targets, (windows, block_size).
+
+    Documents are packed whole; only one that is longer than a window is cut. Every id is a target once, and
+    its input is the token before it, an eot for the first of a document. The rest of a window is filled with
+    eot as input and -1, which does not count, as target. A document sees those before it in its window."""
+    ends = np.concatenate(([0], np.flatnonzero(ids == eot) + 1, [len(ids)]))
+    cuts = [0]
+    while cuts[-1] < len(ids):
+        limit = cuts[-1] + block_size
+        last_end = ends[np.searchsorted(ends, limit, side='right') - 1]
+        cuts.append(last_end if last_end > cuts[-1] else limit)
+    x = np.full((len(cuts) - 1, block_size), eot)
+    y = np.full_like(x, -1)
+    before = np.append(eot, ids)
+    for row, (start, end) in enumerate(zip(cuts, cuts[1:])):
+        x[row, :end - start] = before[start:end]
+        y[row, :end - start] = ids[start:end]
+    return x, y
+
+
+def bits_per_byte(nats: float, size: int) -> float:
+    """Nats of a whole text as bits for each of its `size` bytes: comparable across tokenizers."""
+    return nats / size / math.log(2)
+
+
+# ---- the command
+def warn(text: str):
     print('warning:', text, file=sys.stderr)
 
 
-def prepare(folder, meta, readers):
-    """Make data/NAME of {split or '': reader}, and report; meta is what is known of it already."""
-    start, alphabet = time.time(), set()
+def dataset_name() -> str:
+    """NAME of data/NAME: the knob, or the last part of the source, up to a * or the like."""
+    if name:
+        target = name
+    else:
+        first = re.split(r'/?[^/]*[*?[]', (input or dataset).split(',')[0].strip())[0]
+        path = Path(first).resolve()
+        target = path.stem if path.is_file() else path.name
+        if tokenizer in ('gpt2', 'char'):
+            target += f'_{tokenizer}'
+    require(target == Path(target).name and target not in ('', '..'),
+            f'name={target} is not the name of a folder in data/')
+    return target
+
+
+def source_files() -> tuple[str, list[Path]]:
+    """The source that the knobs name, and its local files."""
+    if input:
+        return input, find_files(input)
+    if dataset == 'stories':
+        return dataset, [GRAMMAR]
+    source = 'roneneldan/TinyStories' if dataset == 'tinystories' else dataset
+    return source, [path for path in Path(source).rglob('*') if path.is_file()]
+
+
+def read_source(source: str, files: list[Path]) -> tuple[dict, str | None]:
+    """({split: its documents}, licence) of a source; the split is '' where the source has none."""
+    if input:
+        return {'': read_files(files, text_column, separator)}, None
+    if dataset == 'stories':
+        stories = tell_stories(read_grammar(), num_stories, seed)
+        return {'': (Piece(text, nats=nats) for text, nats in stories)}, 'MIT'
+    return read_dataset(source, text_column)
+
+
+def fingerprint(files: list[Path]) -> str:
+    """Hash of the knobs and the local files that a dataset is made of: equal ones make equal datasets."""
+    files = sorted(files) + sorted(Path(tokenizer).glob('*.json'))
+    knobs = {key: value for key, value in config.items() if key not in ('name', 'overwrite')}
+    content = repr([knobs, [(path.name, checksum(path)) for path in files]])
+    return blake2b(content.encode(), digest_size=8).hexdigest()
+
+
+def make_dataset(folder: Path, splits: dict, about: dict):
+    """Run the steps 1 to 4 and print what came out."""
+    began = time.time()
+    alphabet = set() if tokenizer == 'char' else None
     folder.parent.mkdir(exist_ok=True)
-    with tempfile.TemporaryFile(dir=folder.parent) as f:
-        documents = spool(readers, f, alphabet)
-        raw = mmap.mmap(f.fileno(), 0, access=mmap.ACCESS_READ)
-        sides = divide(raw, documents)
-        if tokenizer == 'bpe':
-            step = int((sides['train']['end'] - sides['train']['start']).sum()) // SAMPLE + 1
-            texts = (text for text, _ in islice(pieces(raw, sides['train']), 0, None, step))
-            spec = train_bpe(texts, vocab_size or (2048 if meta['source'] == 'stories' else 4096))
-        elif tokenizer == 'char':
-            spec = {'kind': 'char', 'alphabet': ''.join(sorted(alphabet))}
-        else:
-            spec = {'kind': 'gpt2'} if tokenizer == 'gpt2' else read_tokenizer(tokenizer)
-        write_dataset(folder, meta, Tokenizer.from_spec(spec), raw, sides)
-    train, val, nats = meta['train'], meta['val'], meta['val']['entropy']
-    dropped = len(documents) - len(np.unique(documents['hash']))
-    print(f'documents  {train["documents"]:,} train, {val["documents"]:,} val, {dropped:,} dropped as equal')
-    print(f'tokens     {train["tokens"]:,} train, {val["tokens"]:,} val, {val["bytes"] / val["tokens"]:.2f} '
-          f'bytes per token, vocabulary {meta["vocab_size"]:,}')
-    if nats:
-        print(f'floor      {nats / val["documents"]:.2f} nats per story, {nats / val["tokens"]:.4f} '
-              f'per token, {nats / val["bytes"] / math.log(2):.4f} bits per byte')
-    print(f'{folder} made in {time.time() - start:.1f} s')
+    with tempfile.TemporaryFile(dir=folder.parent) as file:
+        found = write_documents(splits, file, seed, alphabet)
+        raw = mmap.mmap(file.fileno(), 0, access=mmap.ACCESS_READ)
+        corpus, sides = divide(found, raw, val_fraction)
+        size = vocab_size or (2048 if about['source'] == 'stories' else 4096)
+        tok = make_tokenizer(tokenizer, size, raw, corpus, sides['train'], alphabet)
+        meta = write_dataset(folder, tok, raw, corpus, sides, about)
+    train, val = meta['train'], meta['val']
+    print(f'documents  {train["documents"]:,} train, {val["documents"]:,} val, '
+          f'{len(found.hash) - len(np.unique(found.hash)):,} dropped as equal')
+    print(f'tokens     {train["tokens"]:,} train, {val["tokens"]:,} val, '
+          f'{val["bytes"] / val["tokens"]:.2f} bytes per token, vocabulary {meta["vocab_size"]:,}')
+    if val['entropy']:
+        print(f'floor      {val["entropy"] / val["documents"]:.2f} nats per story, '
+              f'{val["entropy"] / val["tokens"]:.4f} per token, '
+              f'{bits_per_byte(val["entropy"], val["bytes"]):.4f} bits per byte')
+    print(f'{folder} made in {time.time() - began:.1f} s')
     share = val['bytes'] / (val['bytes'] + train['bytes'])
-    if input and share > 2 * val_fraction:                  # the only other document, say
+    if input and share > 2 * val_fraction:
         warn(f'{share:.0%} of the text is held out, as a document stays whole; smaller ones divide better')
     if val['tokens'] < 1000:
         warn(f'only {val["tokens"]} tokens for validation: their loss will say little')
 
 
 def main():
-    logging.disable(logging.CRITICAL)                       # of the libraries: what matters they raise
+    logging.disable(logging.CRITICAL)                       # of libraries: what matters they raise
     require(0 < val_fraction < 1, f'val_fraction={val_fraction} is not between 0 and 1')
-    require(not vocab_size or 257 <= vocab_size <= 1 << 24,
+    require(vocab_size == 0 or 257 <= vocab_size <= 1 << 24,
             f'vocab_size={vocab_size}: a bpe has 257 tokens (all bytes and end-of-text) or more')
-    place = 'roneneldan/TinyStories' if dataset == 'tinystories' else dataset
-    first = re.split(r'/?[^/]*[*?[]', (input or dataset).split(',')[0].strip())[0]          # up to a glob
-    first = Path(first).resolve()
-    target = first.stem if first.is_file() else first.name
-    target = name or target + f'_{tokenizer}' * (tokenizer in ('gpt2', 'char'))
-    require(target == Path(target).name not in ('', '..'),
-            f'name={target} is not the name of a folder in data/')
-    folder = Path('data', target)
+    folder = Path('data', dataset_name())
     try:
-        files = find_files(input) if input else [GRAMMAR] if place == 'stories' else Path(place).rglob('*')
-        files = [path for path in sorted([*files, *Path(tokenizer).glob('*.json')]) if path.is_file()]
-        knobs = {key: value for key, value in config.items() if key not in ('name', 'overwrite')}
-        inputs = repr([knobs, [(path.name, checksum(path)) for path in files]])
-        fingerprint = blake2b(inputs.encode(), digest_size=8).hexdigest()
+        source, files = source_files()
+        about = {'source': source, 'command': shlex.join(['python', *sys.argv]),
+                 'fingerprint': fingerprint(files)}
         if (folder / 'meta.json').exists() and not overwrite:
-            meta, *_ = open_dataset(target)
-            require(meta.get('fingerprint') == fingerprint,
+            meta, *_ = open_dataset(folder.name)
+            require(meta.get('fingerprint') == about['fingerprint'],
                     f'{folder} holds something else ({meta["command"]}); use another --name, '
                     'or --overwrite=True')
             print(f'{folder} is there already, of the same text and knobs: nothing to do')
         else:
-            if input:
-                readers, licence = {'': read_files(find_files(input))}, None
-            elif place == 'stories':
-                stories = tell_stories(read_grammar(GRAMMAR), num_stories, seed)
-                readers, licence = {'': ((text, True, nats) for text, nats in stories)}, 'MIT'
-            else:
-                readers, licence = read_dataset(place)
-            command = shlex.join(['python', *sys.argv])
-            prepare(folder, {'format': FORMAT, 'source': input or place, 'licence': licence or None,
-                             'command': command, 'fingerprint': fingerprint}, readers)
+            splits, about['licence'] = read_source(source, files)
+            make_dataset(folder, splits, about)
     except OSError as e:
         raise Error(f'{e.filename or folder}: {e.strerror or e}; what was there before is intact') from e
-    print(f'next: python train.py --dataset={target}')
+    print(f'next: python train.py --dataset={folder.name}')
 
 
 if __name__ == '__main__':

@@ -1,8 +1,8 @@
-"""Train a GPT on a prepared dataset: python train.py [config/NAME.py] [--knob=value ...]
+"""Train a GPT on a dataset of prepare.py: python train.py [config/NAME.py] [--knob=value ...]
 
-The knobs, then the pieces (batches, schedule, log), then one flat run: set up, load, loop. On several
-devices: torchrun --nproc_per_node=8 train.py ... The data is prepare.py's, the mathematics model.py's."""
-from config import Error, atomic, configure, lock, require, setup
+First the knobs, then the functions of a run, then the run itself, from top to bottom. On several devices:
+torchrun --standalone --nproc_per_node=8 train.py [config/NAME.py] [--knob=value ...]"""
+from config import configure
 
 # run
 out_dir = 'out'             # where checkpoints, log.csv and loss.png go
@@ -11,24 +11,20 @@ init_from = 'scratch'       # scratch, resume, auto (resume if it can), a checkp
 overwrite = False           # start anew in an out_dir that holds another run
 seed = 1337                 # of weights, batches and dropout
 max_minutes = 0.0           # stop and save after this many minutes; 0 = no limit
-# evaluation and logs, all counted in optimizer steps
+# evaluation and logs, counted in optimizer steps
 eval_interval = 800         # evaluate and save every so many steps, and at the end; 0 = only at the end
-eval_tokens = 0             # tokens of the validation split an evaluation takes; 0 = all
+eval_tokens = 0             # tokens of the validation split that are evaluated; 0 = all
 eval_only = False           # evaluate what init_from names, and stop
 log_interval = 10           # steps between two lines of the log
 wandb_project = ''          # also log to this Weights & Biases project; '' = off
-# model
+# model; the other fields of GPTConfig in model.py are knobs as well
 arch = 'qwen3'              # qwen3 (RoPE, RMSNorm, SwiGLU) or gpt2 (learned positions, LayerNorm, GELU)
 n_layer = 2                 # blocks
 n_head = 3                  # attention heads
-n_kv_head = 0               # heads of keys and values, qwen3 only; 0 = n_head
 n_embd = 144                # channels
-head_dim = 0                # channels of a head, qwen3 only; 0 = n_embd / n_head
 block_size = 160            # tokens of context
-dropout = 0.0               # 0 unless epochs are many
-bias = False                # biases in linear layers and norms, gpt2 only
-tie_weights = True          # one matrix for embedding and output
-head_gain = 0.0             # initial last norm, the output matrix divided by it; 0 = 20 for stories, else 1
+dropout = 0.0               # above 0 where a text is read many times over
+head_gain = 20.0            # 20 is for the stories; 1 is better for natural text
 # optimization
 optimizer = 'muon'          # muon (for the blocks' matrices, AdamW for the rest) or adamw
 learning_rate = 2e-3        # its peak
@@ -38,388 +34,383 @@ decay_fraction = 0.9        # wsd: the last part of the run, in which the rate d
 warmup_iters = 50           # steps of linear warm-up
 max_iters = 3200            # optimizer steps
 batch_size = 12             # sequences in an optimizer step, over all devices
-micro_batch_size = 0        # sequences a device holds at once: lower it if memory runs out; 0 = all its share
+micro_batch_size = 0        # sequences a device holds at once: lower it if memory runs out; 0 = its share
 weight_decay = 0.1          # of matrices and embeddings
 beta1 = 0.9                 # AdamW's
 beta2 = 0.95                # AdamW's
 grad_clip = 1.0             # largest norm of the gradient; 0 = off
 # system
 device = 'auto'             # auto (cuda, mps or cpu), or one of them by name
-dtype = 'auto'              # of matrix products: bfloat16, float16, float32; auto = the best that is native
+dtype = 'auto'              # of matrix products: bfloat16, float16, float32; auto = the fastest that is native
 compile = 'auto'            # torch.compile the model; auto = on CUDA only
-verify = False              # check the dataset's checksums also above 1 GB
-config = configure(globals())
+fast = True                 # use the faster routines for this machine in extras/, if they are there
+verify = False              # verify the dataset's checksums also above 1 GB
+config = configure(globals(), dataclass=('model.py', 'GPTConfig'))
 
-import os
 import signal
 
-if __name__ == '__main__':      # Ctrl-C as an exception can be lost in what a library does as it is loaded
-    signal.signal(signal.SIGINT, lambda *_: os._exit(130))
+if __name__ == '__main__':  # Ctrl-C ends the process at once, before an import can swallow it
+    signal.signal(signal.SIGINT, signal.SIG_DFL)
 
-# The heavy imports come after the knobs, so that --help and a typo answer at once.
-import csv
-import importlib.util
+# The other imports come after the knobs, so that --help and a mistyped knob are answered at once.
+import dataclasses
 import math
+import os
 import sys
 import textwrap
 import time
-from functools import lru_cache
 from pathlib import Path
 
-import numpy as np
 import torch
-from tqdm import tqdm
 
-from model import GPT, GPTConfig, evaluate, model_from, pack_documents, save_checkpoint
-from prepare import Tokenizer, open_dataset
-from sample import LanguageModel, plot_losses, read_weights
+from config import extra, pick_dtype, require
+from config._files import acquire_lock
+from config._run import Log, PoliteStop, peak_flops, start_device
+from data.tokenizer import Tokenizer
+from model import (GPT, GPTConfig, build_model, evaluate, load_checkpoint, load_optimizers,
+                   load_weights, save_checkpoint)
+from prepare import bits_per_byte, evaluation_windows, get_batch, open_dataset, validation_text
 
-MODEL_KNOBS = 'arch n_layer n_head n_kv_head n_embd head_dim block_size bias tie_weights'.split()
-RESUMED = ('config', 'data', 'step', 'val_loss', 'best_val_loss', 'optimizer', 'scaler')
-COLUMNS = 'step tokens train_loss val_loss bits_per_byte lr grad_norm tokens_per_second'.split()
-FILES = ('best.pt', 'ckpt.pt', 'log.csv', 'loss.png')
-PEAK_TFLOPS = {'H200': 989, 'H100': 989, 'A100': 312, 'L4': 121, 'T4': 65, '4090': 165, '3090': 71}    # dense
-
-
-def batches(data, T: int, size: int, seed: int):
-    """Return batch(step, first, count) -> inputs, targets (count, T): rows first.. of a step's `size`.
-
-    A pure function: each epoch cuts data (N,) into windows at a new phase and deals them out in a new order,
-    without replacement. So resuming needs no state, and ranks and micro-batches take slices."""
-    require(len(data) > T, f'the train split has {len(data)} tokens; lower block_size below that')
-    n = max(1, (len(data) - T) // T)                            # windows in an epoch
-
-    @lru_cache(2)
-    def epoch_starts(epoch):
-        rng = np.random.default_rng((seed, epoch))
-        return rng.integers(len(data) - n * T) + T * rng.permutation(n)
-
-    def batch(step, first, count):
-        index = step * size + first + np.arange(count)
-        starts = [epoch_starts(e)[i] for e, i in zip(index // n, index % n)]
-        ids = torch.from_numpy(np.stack([data[s:s + T + 1] for s in starts]).astype(np.int64))
-        return ids[:, :-1], ids[:, 1:]
-
-    return batch
+MODEL_KNOBS = [field.name for field in dataclasses.fields(GPTConfig) if field.name in config]
+FILES = ['best.pt', 'ckpt.pt', 'log.csv', 'loss.png']       # what a run writes to out_dir
 
 
+# ---- the training: its rate, its batches, its measurements
 def learning_rate_at(step: int) -> float:
-    """Rate of update `step`, 1 to max_iters: linear warm-up, then cosine, or flat and linear decay (wsd)."""
+    """Rate of update `step`, 1 to max_iters: linear warm-up, then cosine, or flat and linear decay."""
     if step <= warmup_iters:
         return learning_rate * step / warmup_iters
     if schedule == 'cosine':
-        done = (step - warmup_iters) / max(1, max_iters - warmup_iters)
-        return min_lr + (learning_rate - min_lr) * 0.5 * (1 + math.cos(math.pi * done))
-    decay = max(1, min(round(decay_fraction * max_iters), max_iters - warmup_iters))
-    left = (max_iters - step + 1) / decay
-    return min_lr + (learning_rate - min_lr) * min(1, left)
+        progress = (step - warmup_iters) / max(1, max_iters - warmup_iters)     # 0 to 1
+        return min_lr + (learning_rate - min_lr) * 0.5 * (1 + math.cos(math.pi * progress))
+    decay_iters = max(1, min(round(decay_fraction * max_iters), max_iters - warmup_iters))
+    progress = (max_iters - step + 1) / decay_iters                             # falls below 1, to 0
+    return min_lr + (learning_rate - min_lr) * min(1, progress)
 
 
-def begin_log(path, last_step: int):
-    """Write log.csv anew: what there is of it up to last_step, without what a crash wrote past it."""
-    rows = []
-    if os.path.exists(path):
-        with open(path, newline='', encoding='utf-8') as f:
-            rows = [row for row in csv.reader(f) if len(row) == len(COLUMNS) and row[0].isdigit()]
-    with atomic(path) as temporary, open(temporary, 'w', newline='', encoding='utf-8') as f:
-        csv.writer(f).writerows([COLUMNS, *(row for row in rows if int(row[0]) <= last_step)])
+def micro_batches(step: int):
+    """Yield inputs and targets (micro, T) on the device: this process's part of the step's batch."""
+    begin = (step - 1) * batch_size + rank * share
+    for first in range(begin, begin + share, micro):
+        batch = get_batch(train_data, block_size, seed, range(first, first + micro))
+        x, y = (torch.from_numpy(ids) for ids in batch)
+        if device.type == 'cuda':               # pinned memory is copied while the host goes on
+            x, y = x.pin_memory(), y.pin_memory()
+        if dropout:                             # its masks are a function of (seed, first sequence)
+            torch.manual_seed(hash((seed, first)))
+        yield x.to(device, non_blocking=True), y.to(device, non_blocking=True)
 
 
-def check(knobs: dict, world_size: int):
-    """Raise Error on knobs that contradict each other."""
+def training_row(losses: list, norms: list, seconds: float) -> dict:
+    """The row of log.csv for the last of some steps. This is where the host waits for the device."""
+    losses, norms = torch.stack(losses), torch.stack(norms)                     # (steps,) each
+    if world_size > 1:
+        torch.distributed.all_reduce(losses)
+        losses /= world_size
+    losses, norms = losses.tolist(), norms.tolist()
+    first = step - len(losses) + 1
+    for at, (loss, norm) in enumerate(zip(losses, norms), first):
+        is_finite = math.isfinite(loss) and (math.isfinite(norm) or scaler.is_enabled())
+        require(is_finite, f'step {at}: the loss is {loss:.4f}, the gradient norm {norm:.4f}: '
+                           f'lower learning_rate; the last good checkpoint is in {out}')
+    tokens = batch_size * block_size
+    return {'step': step, 'tokens': step * tokens, 'train_loss': losses[-1], 'grad_norm': norms[-1],
+            'lr': learning_rate_at(step), 'tokens_per_second': round(len(losses) * tokens / seconds)}
+
+
+def validation_row() -> dict:
+    """The row's columns for the validation split."""
+    loss = evaluate(model, val_x, val_y, micro, autocast, rank, world_size)
+    require(math.isfinite(loss), f'step {step}: the validation loss is {loss}: lower learning_rate; '
+                                 f'the last good checkpoint is in {out}')
+    if floor and loss < 0.995 * floor:
+        log.say(f'warning: the validation loss is below its floor, {floor:.4f}: training text leaked')
+    bits = bits_per_byte(loss * len(validation.ids), validation.bytes)
+    return {'val_loss': loss, 'bits_per_byte': bits}
+
+
+def show(row: dict):
+    """Show a row, with what only some runs have: the MFU, updates that were skipped, the floor."""
+    notes = ''
+    if peak and 'train_loss' in row:
+        mfu = row['tokens_per_second'] / world_size * flops_per_token / peak
+        notes += f'  MFU {mfu:.1%}'
+    if skipped:
+        notes += f'  {skipped} skipped'
+    if floor and 'val_loss' in row:
+        notes += f'  {row["val_loss"] / floor - 1:+.1%} of the floor'
+    log.show(row, notes)
+
+
+def show_sample():
+    """Print a text of the model in its present state."""
+    prompt = torch.tensor([[tokenizer.eot]], device=device)
+    model.eval()
+    with autocast:
+        new = model.generate(prompt, 150, temperature=0.8, eot=tokenizer.eot, seed=seed)
+        text = tokenizer.decode([int(i) for i in new])
+    model.train()
+    for line in text.splitlines():
+        log.say(textwrap.indent(textwrap.fill(line, 92), ' ' * 8))
+
+
+# ---- checks, and what a run takes over from another
+def check_knobs():
+    """Raise Error for knobs that are out of range or contradict each other."""
     require(compile in ('auto', True, False), f'compile={compile!r} is not known: auto, True or False')
     require(schedule in ('wsd', 'cosine'), f'schedule={schedule!r} is not known: wsd or cosine')
-    require(min_lr <= learning_rate, f'min_lr={min_lr} is above learning_rate={learning_rate}; lower it')
+    for name, value in config.items():
+        require(type(value) not in (int, float) or value >= 0, f'{name}={value} must not be negative')
+    for name in ('max_iters', 'batch_size', 'block_size', 'log_interval'):
+        require(1 <= config[name] < 1 << 31, f'{name}={config[name]} must be at least 1')
     require(batch_size % world_size == 0,
             f'batch_size={batch_size} does not divide among {world_size} processes')
     require((batch_size // world_size) % (micro_batch_size or 1) == 0,
             f'micro_batch_size={micro_batch_size} does not divide a share of {batch_size // world_size}')
-    for key in ('max_iters', 'batch_size', 'block_size', 'log_interval'):
-        require(knobs[key] >= 1, f'{key}={knobs[key]} must be at least 1')
-    for key, value in knobs.items():
-        require(type(value) not in (int, float) or value >= 0, f'{key}={value} must not be negative')
-    require(not wandb_project or importlib.util.find_spec('wandb'), 'wandb_project needs: pip install wandb')
-    require(batch_size < 1 << 31, f'batch_size={batch_size} is out of reach')
-    require(head_gain < 1e6, f'head_gain={head_gain} is out of reach; 1 is plain')
+    require(min_lr <= learning_rate, f'min_lr={min_lr} is above learning_rate={learning_rate}; lower it')
     require(0 <= decay_fraction <= 1, f'decay_fraction={decay_fraction} must be between 0 and 1')
     require(0 <= beta1 < 1 and 0 <= beta2 < 1, 'beta1 and beta2 must be at least 0 and less than 1')
 
 
+def adopt_knobs(saved: dict) -> dict[str, str]:
+    """Take the knobs of the run that is resumed, except those given now; return the changes as text.
+
+    Raises Error for a change that weights, batches or optimizer states cannot follow."""
+    of_this_start = ('init_from', 'out_dir', 'overwrite', 'eval_only', 'max_minutes')
+    saved = {name: value for name, value in saved.items() if name not in of_this_start}
+    config.adopt(saved)
+    globals().update(config)
+    changes = {name: f'{saved[name]} -> {config[name]}' for name in config
+               if name in saved and config[name] != saved[name]}
+    fixed = {*MODEL_KNOBS, 'seed', 'optimizer'} - {'dropout', 'head_gain'}
+    wrong = [f'{name}: {change}' for name, change in changes.items() if name in fixed]
+    require(not wrong, f'{", ".join(wrong)}: this cannot change on resume; leave it, or the config file '
+                       'that sets it, out, or use another out_dir')
+    return changes
+
+
+def adopt_shape(weights: dict):
+    """Take the model's shape from the weights that the run starts from.
+
+    block_size may be smaller, and dropout is the run's own. Raises Error for a knob that contradicts."""
+    shape = {name: weights[name] for name in MODEL_KNOBS if name not in ('dropout', 'head_gain')}
+    for name in config.given & shape.keys() - {'block_size'}:
+        require(config[name] == shape[name], f'{name}={config[name]} contradicts the weights of '
+                                             f'{init_from}, which have {shape[name]}: leave it out')
+    config.adopt(shape)
+    globals().update(config)
+
+
+def save(name: str, **state):
+    """Write a checkpoint of the run to out_dir; `state` is what only a resume needs."""
+    if rank == 0:
+        save_checkpoint(out / name, model, meta['tokenizer'], dict(config), step=step, data=checksums,
+                        val_loss=val_loss, best_val_loss=best_val_loss, **state)
+
+
+def save_all():
+    """Write ckpt.pt, from which the run can be resumed."""
+    save('ckpt.pt', optimizer=[opt.state_dict() for opt in optimizers], scaler=scaler.state_dict())
+
+
+# ---- the run
 if __name__ == '__main__':
-    # ---- where the run starts: from nothing, from its own checkpoint, or from other weights
     out = Path(out_dir)
     rank, world_size = int(os.environ.get('RANK', 0)), int(os.environ.get('WORLD_SIZE', 1))
-    main = rank == 0
-    checkpoint = None
-    resumed = init_from == 'resume' or (init_from == 'auto' and os.path.exists(out / 'ckpt.pt'))
-    if resumed:
-        if main and not eval_only and (out / 'ckpt.pt').exists():
-            held = lock(out / '.lock')                          # what is read is the last, also after a wait
-        checkpoint = read_weights(out / 'ckpt.pt', *RESUMED)
-        kept = {k: v for k, v in checkpoint['config'].items()
-                if k in config and k not in ('init_from', 'out_dir', 'overwrite', 'eval_only', 'max_minutes')}
-        config = configure(globals(), below=kept)
-        changed = {k: f'{v} -> {config[k]}' for k, v in kept.items() if config[k] != v}
-        fixed = changed.keys() & {*MODEL_KNOBS, 'seed', 'optimizer'}
-        require(not fixed, f'{", ".join(sorted(fixed))} cannot change on resume: use another out_dir')
+    is_writer = rank == 0 and not eval_only     # whether this process writes to out_dir
+
+    # where the weights come from: this run's checkpoint, other weights, or nothing
+    checkpoint, changes = None, {}
+    is_resumed = init_from == 'resume' or (init_from == 'auto' and (out / 'ckpt.pt').exists())
+    if is_resumed:
+        if is_writer and (out / 'ckpt.pt').exists():
+            lock = acquire_lock(out / '.lock')  # before reading, so that no other run writes on
+        checkpoint = load_checkpoint(out / 'ckpt.pt', 'config', 'data', 'step', 'val_loss',
+                                     'best_val_loss', 'optimizer', 'scaler')
+        changes = adopt_knobs(checkpoint['config'])
     elif init_from not in ('scratch', 'auto'):
-        checkpoint = read_weights(init_from, hub=True)
-        shape = {k: checkpoint['model_config'][k] for k in MODEL_KNOBS if k != 'block_size'}
-        config.update(shape)
-        globals().update(shape)
-    check(config, world_size)
+        checkpoint = load_weights(init_from, from_hub=True)
+        adopt_shape(checkpoint['model_config'])
+    check_knobs()
 
-    # ---- device, precision, processes
-    if world_size > 1:
-        if device == 'cuda' or (device == 'auto' and torch.cuda.is_available()):
-            device = f'cuda:{os.environ["LOCAL_RANK"]}'
-            torch.cuda.set_device(device)
-        torch.distributed.init_process_group()                  # nccl for tensors on GPUs, gloo for others
-    device, dtype, autocast = setup(device, dtype, seed)
-    on_cuda = device.type == 'cuda'
-    share = batch_size // world_size                            # sequences of this process in a step
-    micro = micro_batch_size or share
-    tokens_per_step = batch_size * block_size
+    # device and precision
+    device = start_device(device, world_size)
+    dtype = pick_dtype(dtype, device)
+    autocast = torch.autocast(device.type, dtype, enabled=dtype != torch.float32)
+    share = batch_size // world_size                        # sequences of this process in a step
+    micro = micro_batch_size or share                       # sequences that it holds at once
 
-    # ---- data
+    # data
     meta, train_data, val_data = open_dataset(dataset, verify)
-    tokenizer = Tokenizer.from_spec(meta['tokenizer'])
-    fingerprint = {split: meta[split]['checksum'] for split in ('train', 'val')}
-    require(not resumed or checkpoint['data'] == fingerprint,
-            f'data/{dataset} is not what {out}/ckpt.pt was trained on; use another out_dir')
+    tokenizer = Tokenizer(meta['tokenizer'])
+    checksums = {split: meta[split]['checksum'] for split in ('train', 'val')}
     require((tokenizer.vocab_size, tokenizer.eot) == (meta['vocab_size'], meta['eot']),
             f'data/{dataset}/meta.json does not fit its tokenizer; prepare it again')
-    require(not checkpoint or Tokenizer.from_spec(checkpoint['tokenizer']) == tokenizer,
+    require(not is_resumed or checkpoint['data'] == checksums,
+            f'data/{dataset} is not what {out}/ckpt.pt was trained on; use another out_dir')
+    require(checkpoint is None or Tokenizer(checkpoint['tokenizer']) == tokenizer,
             f'data/{dataset} has another tokenizer than the checkpoint; prepare it with that one')
-    batch = batches(train_data, block_size, batch_size, seed)
-    val_ids = torch.from_numpy(val_data[:eval_tokens or None].astype(np.int64))
-    val_x, val_y = pack_documents(val_ids, meta['eot'], block_size)
-    to_bits = {k: meta[k]['tokens'] / meta[k]['bytes'] / math.log(2) for k in ('train', 'val')}  # bits/byte
-    entropy = None if eval_tokens else meta['val']['entropy']   # it is known of the whole text only
-    floor = entropy / meta['val']['tokens'] if entropy else None
+    require(len(train_data) > block_size,
+            f'the train split has {len(train_data)} tokens; lower block_size below that')
+    validation = validation_text(meta, val_data, tokenizer, eval_tokens)
+    windows = evaluation_windows(validation.ids, tokenizer.eot, block_size)
+    val_x, val_y = (torch.from_numpy(ids) for ids in windows)
+    floor = None                                            # nats per token that no model can undercut
+    if validation.entropy:
+        floor = validation.entropy / len(validation.ids)
 
-    # ---- model and optimizers
+    # model and optimizers
+    torch.manual_seed(seed)
     if checkpoint:
-        model = model_from(checkpoint, dropout=dropout, block_size=block_size)
+        model = build_model(checkpoint, block_size=block_size, dropout=dropout)
     else:
-        shape = {k: config[k] for k in (*MODEL_KNOBS, 'dropout')}
+        shape = {name: config[name] for name in MODEL_KNOBS}
         model = GPT(GPTConfig(vocab_size=meta['vocab_size'], **shape))
-        # Adam moves the logits faster: the improbable soon become impossible, too soon for natural text.
-        gain = head_gain or (20.0 if floor else 1.0)
-        with torch.no_grad():
-            model.norm_f.weight *= gain
-            model.lm_head.weight /= gain
-    model.to(device)
-    optimizers = model.make_optimizers(optimizer, learning_rate, weight_decay, (beta1, beta2))
+    model.to(device).train()
+    muon = torch.optim.Muon
+    if fast and extra('muon'):
+        muon = extra('muon').Muon
+    if fast and extra('cpu') and device.type == 'cpu':
+        extra('cpu').speed_up_training(model)
+    optimizers = model.make_optimizers(optimizer, learning_rate, weight_decay, (beta1, beta2), muon)
+    groups = [group for opt in optimizers for group in opt.param_groups]
     scaler = torch.amp.GradScaler(device.type, enabled=dtype == torch.float16)
     start, val_loss, best_val_loss = 0, math.inf, math.inf
-    if resumed:
-        require(0 <= checkpoint['step'] <= max_iters,
-                f'{out}/ckpt.pt is at step {checkpoint["step"]}: raise max_iters={max_iters}')
-        start, val_loss, best_val_loss = (checkpoint[k] for k in ('step', 'val_loss', 'best_val_loss'))
-        model.load_optimizers(optimizers, checkpoint['optimizer'])
+    if is_resumed:
+        start, val_loss, best_val_loss = (
+            checkpoint[key] for key in ('step', 'val_loss', 'best_val_loss'))
+        require(0 <= start <= max_iters, f'{out}/ckpt.pt is at step {start}: raise max_iters={max_iters}')
+        load_optimizers(optimizers, checkpoint['optimizer'])
         if checkpoint['scaler']:
             scaler.load_state_dict(checkpoint['scaler'])
-    del checkpoint
+    step = start
+    if compile is True or (compile == 'auto' and device.type == 'cuda'):
+        model.compile(dynamic=False)
+    parallel = model
     if world_size > 1:
         starts = [0] * world_size
         torch.distributed.all_gather_object(starts, start)
-        require(len({*starts}) == 1, f'the processes begin at steps {starts}: all need the same {out}')
-    if compile is True or (compile == 'auto' and on_cuda):
-        torch._dynamo.config.suppress_errors = True             # no compiler here: warn and run uncompiled
-        model.compile()
-    ddp = torch.nn.parallel.DistributedDataParallel(model) if world_size > 1 else model
-    groups = [group for o in optimizers for group in o.param_groups]
-    flops_per_token = 6 * model.num_params() + 12 * n_layer * n_head * model.config.head_dim * block_size
-    chip = torch.cuda.get_device_name(device).replace('-', ' ').split() if on_cuda else []
-    peak = next((tera * 1e12 for name, tera in PEAK_TFLOPS.items() if name in chip), None)
+        require(len(set(starts)) == 1, f'the processes begin at steps {starts}: all need the same {out}')
+        parallel = torch.nn.parallel.DistributedDataParallel(model)
+    peak = peak_flops(device)
+    attention_flops = 12 * n_layer * n_head * model.config.head_dim * block_size
+    flops_per_token = 6 * model.num_params() + attention_flops      # Chowdhery et al. 2022, appendix B
 
-    # ---- the run's folder and its log
-    log_path = out / 'log.csv'
-    wandb = None
-    if main and not eval_only:
-        held = lock(out / '.lock')
-        require(resumed or overwrite or not (out / 'ckpt.pt').exists(),
+    # the run's folder
+    tracker = None
+    if is_writer:
+        lock = acquire_lock(out / '.lock')                  # until this process ends
+        require(is_resumed or overwrite or not (out / 'ckpt.pt').exists(),
                 f'{out} holds a run already: continue it with --init_from=resume, replace it with '
                 '--overwrite=True, or choose another --out_dir')
-        if wandb_project:                                       # before anything is removed, as it may fail
-            import wandb
-            try:
-                wandb.init(project=wandb_project, name=out_dir, config=config, dir=out_dir)
-            except wandb.Error as e:                            # no account, no network
-                raise Error(f'wandb_project={wandb_project}: {e}; WANDB_MODE=offline needs neither') from e
-        if not resumed:
+        if wandb_project:                                   # first, as it may fail
+            tracker = extra('tracking', needed_by='wandb_project').start(wandb_project, out, config)
+        if not is_resumed:
             for name in FILES:
                 (out / name).unlink(missing_ok=True)
-        begin_log(log_path, start)
+    log = Log(out / 'log.csv', start, max_iters, is_shown=rank == 0, is_written=is_writer)
+    log.say(f'model   {arch}, {model.num_params():,} parameters: {n_layer} layers, {n_head} heads, '
+            f'{n_embd} channels, vocabulary {meta["vocab_size"]:,}')
+    log.say(f'data    {dataset}: {len(train_data):,} tokens to train on, {len(validation.ids):,} held out'
+            + (f', whose entropy is {floor:.4f} nats per token' if floor else ''))
+    log.say(f'steps   {max_iters:,} of {batch_size} x {block_size} tokens, '
+            f'{max_iters * batch_size * block_size / len(train_data):.2f} epochs')
+    log.say(f'device  {world_size} x {device.type}, {share // micro} x {micro} sequences each, '
+            + str(dtype).removeprefix('torch.'))
+    if is_resumed:
+        log.say(f'resume  {out}/ckpt.pt at step {start}'
+                + ''.join(f', {name}: {change}' for name, change in changes.items()))
 
-    def say(text=''):
-        if main:
-            tqdm.write(text)
+    # ---- the loop: an update, then what is due after it
+    stop = PoliteStop(max_minutes)
+    began = clock = time.perf_counter()
+    losses, norms, skipped = [], [], 0          # of the updates since the last row, on the device
+    if eval_only:
+        show({'step': start, **validation_row()})
+        max_iters = start
+    elif eval_interval > 0 and not is_resumed:  # the untrained model
+        row = {'step': 0, 'tokens': 0, **validation_row()}
+        val_loss = row['val_loss']
+        show(row)
+        log.write(row)
+        save_all()
+    for step in range(start + 1, max_iters + 1):
+        for group in groups:
+            group['lr'] = learning_rate_at(step)
+        loss = torch.zeros((), device=device)
+        for i, (x, y) in enumerate(micro_batches(step), 1):
+            parallel.require_backward_grad_sync = i == share // micro       # DDP: at the last one
+            with autocast:
+                part = parallel(x, y) * micro / share
+            scaler.scale(part).backward()
+            loss += part.detach()
+        for opt in optimizers:
+            scaler.unscale_(opt)
+        norm = torch.nn.utils.clip_grad_norm_(model.parameters(), grad_clip or math.inf)
+        if scaler.is_enabled() and not norm.isfinite():
+            skipped += 1                        # fp16 overflowed: no optimizer takes this gradient
+        else:
+            for opt in optimizers:
+                opt.step()
+        scaler.update()
+        model.zero_grad()
+        losses.append(loss)
+        norms.append(norm)
 
-    say(f'model   {arch}, {model.num_params():,} parameters: {n_layer} layers, {n_head} heads, '
-        f'{n_embd} channels, vocabulary {meta["vocab_size"]:,}')
-    say(f'data    {dataset}: {len(train_data):,} tokens to train on, {len(val_ids):,} held out'
-        + (f', whose entropy is {floor:.4f} nats per token' if floor else ''))
-    say(f'steps   {max_iters:,} of {batch_size} x {block_size} tokens, '
-        f'{max_iters * tokens_per_step / len(train_data):.2f} epochs')
-    say(f'device  {world_size} x {device.type}, {share // micro} x {micro} sequences each, '
-        + str(dtype).removeprefix('torch.'))
-    if resumed:
-        say(f'resume  {out}/ckpt.pt at step {start}' + ''.join(f', {k}: {v}' for k, v in changed.items()))
-
-    # ---- polite stops: finish the step and save; a second signal, if not a launcher's echo, ends at once
-    stop, stop_time = 0, 0.0
-
-    def ask_to_stop(number, frame):
-        global stop, stop_time
-        if not stop:
-            stop, stop_time = 128 + number, time.monotonic()
-        elif time.monotonic() - stop_time > 2:
-            os._exit(128 + number)
-
-    signal.signal(signal.SIGINT, ask_to_stop)
-    signal.signal(signal.SIGTERM, ask_to_stop)
-
-    def save(name, **more):
-        if main:
-            save_checkpoint(out / name, dict(
-                model=model.state_dict(), model_config=vars(model.config), tokenizer=meta['tokenizer'],
-                step=step, val_loss=val_loss, best_val_loss=best_val_loss, config=config, data=fingerprint,
-                versions={'torch': str(torch.__version__), 'python': sys.version.split()[0]}, **more))
-
-    # ---- the loop: after `step` updates evaluate, log and save; the last weights are measured and saved too
-    pending = []                    # (step, loss, gradient norm) on the device: no step waits for them
-    seconds = 0.0                   # spent in these updates
-    skipped = 0                     # updates fp16 had to skip because the gradient overflowed
-    advice = f': lower learning_rate; the last good checkpoint is in {out}'
-    lm = LanguageModel(model, tokenizer)
-    step, stopping, began = start, 0, time.monotonic()
-    first = start + 1 if resumed and not eval_only else start   # a resumed run has logged its start already
-    bar = tqdm(total=max_iters, initial=start, disable=None if main else True,
-               bar_format='{l_bar}{bar}| {n_fmt}/{total_fmt} steps, {remaining} left{postfix}')
-    for step in range(first, max_iters + 1):
-        if step > start:
-            clock = time.perf_counter()
-            lr = learning_rate_at(step)
-            for group in groups:
-                group['lr'] = lr
-            train_loss = 0.0
-            for m in range(share // micro):
-                x, y = (t.to(device) for t in batch(step - 1, rank * share + m * micro, micro))
-                if dropout:
-                    torch.manual_seed(hash((seed, step, rank, m)))
-                ddp.require_backward_grad_sync = m == share // micro - 1
-                with autocast():
-                    loss = ddp(x, y) / (share // micro)         # windows are equally long: a mean of means
-                scaler.scale(loss).backward()
-                train_loss += loss.detach()
-            for o in optimizers:
-                scaler.unscale_(o)
-            norm = torch.nn.utils.clip_grad_norm_(model.parameters(), grad_clip or math.inf)
-            if scaler.is_enabled() and not norm.isfinite():
-                skipped += 1
-            else:
-                for o in optimizers:
-                    o.step()
-            scaler.update()
-            model.zero_grad()
-            pending.append((step, train_loss, norm))
-
-        flags = torch.tensor([stop, int(max_minutes and time.monotonic() - began > 60 * max_minutes)])
-        if world_size > 1:
-            torch.distributed.all_reduce(flags, torch.distributed.ReduceOp.MAX)
-        stopping, out_of_time = flags.tolist()                  # on all ranks at the same step
-        due = step == max_iters or (eval_interval > 0 and step % eval_interval == 0)
-        in_log = due or (pending and step % log_interval == 0)  # no row that an unbroken run would not have
-        evaluating = due or out_of_time or eval_only
-        logging = in_log or evaluating or stopping
-        if logging and on_cuda:
-            torch.cuda.synchronize(device)
-        if pending:
-            seconds += time.perf_counter() - clock
-        if not logging:
+        is_eval_due = step == max_iters or (eval_interval > 0 and step % eval_interval == 0)
+        is_row_due = is_eval_due or step % log_interval == 0
+        is_stopping = stop.is_agreed(device, is_row_due)
+        if not is_row_due and not is_stopping:
             continue
-
-        # ---- read what the updates measured
-        for at, loss, norm in pending:
-            if world_size > 1:
-                torch.distributed.all_reduce(loss)
-                loss /= world_size
-            require(math.isfinite(loss) and (math.isfinite(norm) or scaler.is_enabled()),
-                    f'step {at}: the loss is {float(loss):.4f}, the gradient norm {float(norm):.4f}{advice}')
-        row = {'step': step, 'tokens': step * tokens_per_step}
-        text = f'step {step:>6}'
-        if pending:
-            train_loss, norm, speed = float(loss), float(norm), len(pending) * tokens_per_step / seconds
-            row |= {'train_loss': train_loss, 'lr': lr, 'grad_norm': norm, 'tokens_per_second': round(speed)}
-            text += f'  loss {train_loss:.4f}  lr {lr:.2e}  norm {norm:.2f}  {speed:>9,.0f} tokens/s'
-            text += f'  MFU {speed / world_size * flops_per_token / peak:.1%}' if peak else ''
-            bar.set_postfix_str(f'train loss {train_loss:.3f} = {train_loss * to_bits["train"]:.3f} '
-                                f'bits/byte, {speed:,.0f} tokens/s', refresh=False)
-        text += f'  {skipped} skipped' if skipped else ''
-        bar.update(step - bar.n)
-        pending, seconds = [], 0.0
-
-        # ---- measure and save
-        if evaluating:
-            val_loss = evaluate(model, val_x, val_y, micro, autocast, rank, world_size)
-            require(math.isfinite(val_loss), f'step {step}: the validation loss is {val_loss}{advice}')
-            if due:
-                row |= {'val_loss': val_loss, 'bits_per_byte': val_loss * to_bits['val']}
-            text += f'  val {val_loss:.4f}  {val_loss * to_bits["val"]:.4f} bits/byte'
-            if floor:
-                text += f'  {val_loss / floor - 1:+.1%} of the floor'
-                if val_loss < 0.995 * floor:
-                    say(f'warning: validation loss under its floor of {floor:.4f}: training text leaked')
-        if evaluating or bar.disable:
-            say(text)
-        if eval_only:
+        row = training_row(losses, norms, time.perf_counter() - clock)
+        losses, norms = [], []
+        if is_eval_due or stop.is_out_of_time:
+            measured = validation_row()
+            show(row | measured)
+            val_loss = measured['val_loss']
+            if val_loss < best_val_loss:
+                best_val_loss = val_loss
+                save('best.pt')
+            show_sample()
+            if is_eval_due:                     # log.csv gets no value that an unbroken run has not
+                row |= measured
+        else:
+            show(row)
+        if is_row_due:
+            log.write(row)
+            if tracker:
+                tracker.log(row, step=step)
+        if is_eval_due or is_stopping:
+            save_all()
+        if is_stopping:
             break
-        if main and in_log:
-            try:
-                with open(log_path, 'a', newline='', encoding='utf-8') as f:
-                    csv.writer(f).writerow([row.get(c, '') for c in COLUMNS])
-            except OSError as e:
-                raise Error(f'cannot write {log_path}: {e}; the last checkpoint is intact') from e
-        if wandb and in_log:
-            wandb.log(row, step=step)
-        if evaluating and step and val_loss < best_val_loss:    # what has learned nothing is never the best
-            best_val_loss = val_loss
-            save('best.pt')
-        if evaluating and main and step:
-            model.eval()
-            with autocast():
-                for line in lm.generate(max_new_tokens=150).splitlines():
-                    say(textwrap.fill(line, 108, initial_indent=' ' * 8, subsequent_indent=' ' * 8))
-            model.train()
-        if evaluating or stopping:
-            save('ckpt.pt', optimizer=[o.state_dict() for o in optimizers], scaler=scaler.state_dict())
-        if stopping or out_of_time:
-            break
+        clock = time.perf_counter()
 
     # ---- the end
-    bar.close()
-    if main and not eval_only:
-        plot_losses([out_dir], out / 'loss.png', floor)
-        say()
+    log.bar.close()
+    if is_writer:
+        if extra('plots'):
+            extra('plots').plot_losses([out], out / 'loss.png', floor)
+        log.say()
         if best_val_loss < math.inf:
-            say(f'best    val loss {best_val_loss:.4f}, {best_val_loss * to_bits["val"]:.4f} bits per byte'
-                + (f', {best_val_loss / floor - 1:+.1%} of the floor' if floor else ''))
+            bits = bits_per_byte(best_val_loss * len(validation.ids), validation.bytes)
+            log.say(f'best    val loss {best_val_loss:.4f}, {bits:.4f} bits per byte'
+                    + (f', {best_val_loss / floor - 1:+.1%} of the floor' if floor else ''))
         if step < max_iters:
-            say(f'stopped at step {step:,} of {max_iters:,}')
-        say(f'spent   {(time.monotonic() - began) / 60:.1f} minutes, '
-            f'{(step - start) * tokens_per_step:,} tokens'
-            + (f', {torch.cuda.max_memory_allocated(device) / 2**30:.1f} GiB at most' if on_cuda else ''))
-        say('saved   ' + ', '.join(f'{out}/{name}' for name in FILES if (out / name).exists()))
-        flag = '' if out_dir == 'out' else f' --out_dir={out_dir}'
-        say('next    python ' + ('sample.py' if step == max_iters else 'train.py --init_from=resume') + flag)
-    if wandb:
-        wandb.finish()
+            log.say(f'stopped at step {step:,} of {max_iters:,}')
+        memory = ''
+        if device.type == 'cuda':
+            memory = f', {torch.cuda.max_memory_allocated(device) / 2 ** 30:.1f} GiB at most'
+        log.say(f'spent   {(time.perf_counter() - began) / 60:.1f} minutes, '
+                f'{(step - start) * batch_size * block_size:,} tokens' + memory)
+        log.say('saved   ' + ', '.join(f'{out}/{name}' for name in FILES if (out / name).exists()))
+        command = 'sample.py' if step == max_iters else 'train.py --init_from=resume'
+        log.say(f'next    python {command}' + ('' if out_dir == 'out' else f' --out_dir={out_dir}'))
+    if tracker:
+        tracker.finish()
     if world_size > 1:
         torch.distributed.destroy_process_group()
         sys.stdout.flush()
         sys.stderr.flush()
-        os._exit(stopping)                                      # gloo's threads can abort an ordinary end
-    if stopping:
-        sys.exit(stopping)
+        os._exit(stop.status)                   # gloo's threads can abort an ordinary end
+    sys.exit(stop.status)

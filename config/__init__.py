@@ -1,194 +1,213 @@
-"""What the four scripts share: knobs, errors, device and precision, atomic writing. No defaults live here."""
+"""What the scripts share: knobs, errors, device and precision. Files that are written safely: _files.py.
+
+No default of a knob lives here. The other files of this folder are recipes for train.py."""
+import ast
 import contextlib
 import difflib
+import importlib
 import os
 import re
-import runpy
 import sys
-import types
-import zlib
 from pathlib import Path
 
 ROOT = Path(__file__).resolve().parent.parent
-MOVED = {'gradient_accumulation_steps': 'micro_batch_size', 'eval_iters': 'eval_tokens',
-         'decay_lr': 'schedule', 'lr_decay_iters': 'max_iters',
-         'wandb_log': 'wandb_project', 'backend': 'device'}    # of nanoGPT
+RENAMED = {                     # knobs of nanoGPT: what does their work here
+    'gradient_accumulation_steps': 'micro_batch_size', 'eval_iters': 'eval_tokens',
+    'decay_lr': 'schedule', 'lr_decay_iters': 'max_iters', 'lr': 'learning_rate',
+    'wandb_log': 'wandb_project', 'backend': 'device'}
 
 
+# ---- errors
 class Error(Exception):
-    """What the user can mend: shown as one line that says what is wrong and what to do, exit status 2."""
+    """An error the user can fix. Printed as one line on stderr; the exit status is 2."""
 
 
-def require(good, text: str):
-    """Raise Error with this text unless what it says is good."""
-    if not good:
-        raise Error(text)
+def require(condition, message: str):
+    """Raise Error(message) if the condition is false."""
+    if not condition:
+        raise Error(message)
 
 
-def _show(kind, error, trace):
-    text = str(error)
+def print_error(kind, error, trace):
+    """The excepthook of the scripts: one line for what the user can fix, a traceback for a bug."""
+    message = str(error)
     if issubclass(kind, KeyboardInterrupt):
         sys.exit(130)
-    if issubclass(kind, MemoryError) or re.search("out of memory|can't allocate memory", text):
-        text = 'out of memory: lower micro_batch_size, which does not change the training, or the model'
-    elif re.search('gloo/transport|NCCL', text):
-        text = f'another process of this run was lost; go on with --init_from=resume ({text[:160]})'
+    if issubclass(kind, MemoryError) or re.search("out of memory|can't allocate memory", message):
+        message = 'out of memory: lower micro_batch_size, which needs no other change, or use a smaller model'
+    elif re.search('gloo/transport|NCCL', message):
+        message = f'another process of this run was lost; continue with --init_from=resume ({message[:160]})'
     elif not issubclass(kind, Error):
         return sys.__excepthook__(kind, error, trace)
-    if not issubclass(kind, Error) or os.environ.get('LOCAL_RANK', '0') == '0':     # one line per machine
-        print('error: ' + ' '.join(text.split()), file=sys.__stderr__)  # torchrun swallows sys.stderr
-    if 'RANK' in os.environ:                # one of several: to leave their group in order may hang, or abort
+    is_first_process = os.environ.get('LOCAL_RANK', '0') == '0'
+    if issubclass(kind, Error) and not is_first_process:
+        message = ''                            # an Error is the same in all processes: one line a machine
+    if message:
+        print('error:', ' '.join(message.split()), file=sys.__stderr__)
+    if 'RANK' in os.environ:                    # leaving a process group in order can hang: leave at once
         sys.stdout.flush()
         os._exit(2)
     sys.exit(2)
 
 
-def configure(knobs: dict, argv: list[str] | None = None, below: dict | None = None) -> dict:
-    """Override a script's knobs, its public scalar globals, in place and return them as a dict.
-
-    Arguments apply in order: a path is a config file (Python, sees the knobs), `--key=value` sets one knob.
-    argv is the command line where the script is __main__, else nothing; `below`, a checkpoint's knobs, ranks
-    between it and the defaults. Raises Error on an unknown knob or a value of the wrong type."""
-    defaults = knobs.setdefault('_defaults', {k: v for k, v in knobs.items() if not k.startswith('_')
-                                              and type(v) in (bool, int, float, str)})
-    if knobs['__name__'] == '__main__':
-        sys.excepthook = _show
-        argv = sys.argv[1:] if argv is None else argv
-
-    def override(key, value, where):
-        if key not in defaults:
-            near = difflib.get_close_matches(MOVED.get(key, key), defaults, 1)
-            hint = f'did you mean {near[0]}?' if near else '--help lists them'
-            raise Error(f'{where}: unknown knob {key!r}: {hint}')
-        kinds = (str, bool) if defaults[key] == 'auto' else (type(defaults[key]),)
-        sane = type(value) not in (int, float) or abs(value) < 1 << 63      # nan is not
-        if kinds == (float,) and type(value) is int and sane:
-            value = float(value)
-        require(type(value) in kinds and sane,
-                f'{where}: {key} expects {kinds[0].__name__}, like {defaults[key]!r}; got {value!r}')
-        knobs[key] = value
-
-    for key, value in {**defaults, **(below or {})}.items():
-        override(key, value, 'checkpoint')
-    for arg in argv or []:
-        if arg in ('-h', '--help'):
-            _help(knobs, defaults)
-        elif not arg.startswith('-'):
-            for key, value in _run_file(arg, {k: knobs[k] for k in defaults}).items():
-                if not (key.startswith('_') or callable(value) or isinstance(value, types.ModuleType)):
-                    override(key, value, arg)
-        else:
-            key, equals, value = arg.removeprefix('--').partition('=')
-            require(equals and arg.startswith('--'), f'{arg}: expected --key=value or a config file')
-            kind = type(defaults.get(key))
-            if kind is bool or defaults.get(key) == 'auto':
-                value = {'True': True, 'False': False}.get(value, value)
-            elif kind in (int, float):
-                with contextlib.suppress(ValueError):                   # override says what it should be
-                    value = kind(value)
-            override(key, value, arg)
-    return {k: knobs[k] for k in defaults}
-
-
-def _run_file(name, knobs):
-    path = next((p for p in (Path(name), ROOT / name) if os.path.isfile(p)), None)
-    if path is None:
-        recipes = [f'config/{p.name}' for p in (ROOT / 'config').glob('[!_]*.py')]
-        near = difflib.get_close_matches(name, recipes, 1)
-        raise Error(f'{name}: no such config file' + (f', did you mean {near[0]}?' if near else ''))
+def extra(name: str, needed_by: str = ''):
+    """The module extras/NAME.py. If it is missing: Error if something is named that needs it, else None."""
     try:
-        return runpy.run_path(str(path), init_globals=knobs)
+        return importlib.import_module(f'extras.{name}')
+    except ModuleNotFoundError as e:
+        if e.name not in ('extras', f'extras.{name}'):
+            raise Error(f'{needed_by or name} needs the package {e.name}: pip install {e.name}') from e
+        require(not needed_by, f'{needed_by} needs extras/{name}.py, which is not there')
+        return None
+
+
+# ---- knobs
+class Config(dict):
+    """The knobs of a script by name; `given` holds the names that a config file or an argument has set."""
+
+    def __init__(self, defaults: dict):
+        super().__init__(defaults)
+        self.given = set()
+
+    def adopt(self, saved: dict):
+        """Take the values of a saved Config for the knobs that are not given."""
+        for name in (self.keys() & saved.keys()) - self.given:
+            self[name] = check_type(name, saved[name], self, 'checkpoint')
+
+
+def configure(knobs: dict, argv: list[str] | None = None, dataclass: tuple[str, str] | None = None) -> Config:
+    """Set a script's knobs, its public scalar globals, from config files and --key=value arguments, in order.
+
+    `knobs` is the caller's globals(): it is updated in place, and the knobs are returned as a Config. The
+    arguments are those of the command line if the script is __main__, else `argv`. The fields of a
+    `dataclass`, named as (file, class), are knobs too, unless the script sets others. A config file is
+    Python and sees the knobs. Raises Error for an unknown knob and for a value of the wrong type."""
+    if knobs['__name__'] == '__main__':
+        sys.excepthook = print_error
+        argv = sys.argv[1:] if argv is None else argv
+    fields = read_fields(*dataclass) if dataclass else {}
+    own = {name: value for name, value in knobs.items()
+           if not name.startswith('_') and type(value) in (bool, int, float, str)}
+    defaults = {**own, **{name: value for name, value in fields.items() if name not in own}}
+    config = Config(defaults)
+    for argument in argv or []:
+        if argument in ('-h', '--help'):
+            print_help(knobs, defaults, dataclass)
+            sys.exit(0)
+        if argument.startswith('-'):
+            settings = parse_option(argument, defaults)
+        else:
+            settings = run_config_file(argument, config)
+        for name, value in settings.items():
+            config[name] = check_type(name, value, defaults, argument)
+            config.given.add(name)
+    knobs.update(config)
+    return config
+
+
+def parse_option(argument: str, defaults: dict) -> dict:
+    """{name: value} of an argument --name=value; the type of the knob's default decides how it is read."""
+    name, equals, text = argument.removeprefix('--').partition('=')
+    require(equals and argument.startswith('--'), f'{argument}: expected --key=value or a config file')
+    default = defaults.get(name)
+    value = text
+    if type(default) is bool or default == 'auto':
+        value = {'True': True, 'False': False}.get(text, text)
+    elif type(default) in (int, float):
+        with contextlib.suppress(ValueError):               # check_type says what is expected
+            value = type(default)(text)
+    return {name: value}
+
+
+def check_type(name: str, value, defaults: dict, where: str):
+    """The value, an int as a float where a float belongs. Raises Error if the knob or the type is wrong."""
+    if name not in defaults:
+        near = difflib.get_close_matches(RENAMED.get(name, name), defaults, 1)
+        hint = f'did you mean {near[0]}?' if near else '--help lists them'
+        raise Error(f'{where}: unknown knob {name!r}: {hint}')
+    default = defaults[name]
+    if type(default) is float and type(value) is int:
+        value = float(value)
+    kinds = (str, bool) if default == 'auto' else (type(default),)
+    expected = ' or '.join('True or False' if kind is bool else kind.__name__ for kind in kinds)
+    is_sensible = type(value) not in (int, float) or abs(value) < 2 ** 63      # which nan is not
+    require(type(value) in kinds and is_sensible,
+            f'{where}: {name} expects {expected}, like {default!r}; got {value!r}')
+    return value
+
+
+def run_config_file(name: str, config: dict) -> dict:
+    """{name: value} of the variables that a config file assigns, but for those that begin with _."""
+    path = next((path for path in (Path(name), ROOT / name) if path.is_file()), None)
+    if path is None:
+        recipes = [f'config/{path.name}' for path in (ROOT / 'config').glob('[!_]*.py')]
+        near = difflib.get_close_matches(name, recipes, 1)
+        raise Error(f'{name}: there is no such config file' + (f'; did you mean {near[0]}?' if near else ''))
+    namespace = {**config, '__file__': str(path)}
+    try:
+        tree = ast.parse(path.read_bytes(), str(path))
+        exec(compile(tree, str(path), 'exec'), namespace)
     except Exception as e:
         raise Error(f'{name}: {type(e).__name__}: {e}') from e
+    assigned = [node.id for node in ast.walk(tree)
+                if isinstance(node, ast.Name) and isinstance(node.ctx, ast.Store)]
+    return {name: namespace[name] for name in assigned if name in namespace and not name.startswith('_')}
 
 
-def _help(knobs, defaults):
-    print(knobs['__doc__'].strip() + '\n\nknobs, as --key=value or in a config file:')
+def read_fields(file: str, class_name: str) -> dict:
+    """{field: default} of a dataclass in a file of the project. It is read as text, not imported: model.py
+    would load torch, and --help and a mistyped knob should be answered at once."""
+    tree = ast.parse((ROOT / file).read_text(encoding='utf-8'))
+    body = next(node.body for node in tree.body
+                if isinstance(node, ast.ClassDef) and node.name == class_name)
+    return {field.target.id: ast.literal_eval(field.value) for field in body
+            if isinstance(field, ast.AnnAssign) and field.value is not None}
+
+
+def print_help(knobs: dict, defaults: dict, dataclass: tuple[str, str] | None):
+    """Print the script's docstring and each knob with its default and the comment behind it."""
     source = Path(knobs['__file__']).read_text(encoding='utf-8')
-    comments = dict(re.findall(r'^(\w+) = .*?  # (.*)$', source, re.M))
-    for key, value in defaults.items():
-        print(f'  --{key}={value!r}'.ljust(32), comments.get(key, ''))
-    sys.exit(0)
+    if dataclass:
+        source = (ROOT / dataclass[0]).read_text(encoding='utf-8') + source
+    comments = dict(re.findall(r'^ *(\w+)(?:: \w+)? = .*?  # (.*)$', source, re.M))
+    print(knobs['__doc__'].strip() + '\n\nknobs, as --key=value or in a config file:')
+    for name, value in defaults.items():
+        print(f'  --{name}={value!r}'.ljust(32), comments.get(name, ''))
 
 
-def setup(device: str, dtype: str, seed: int):
-    """Resolve 'auto', seed torch; return (torch.device, torch.dtype of matrix products, autocast maker).
-
-    bf16 only where the hardware has it natively: is_bf16_supported() also says yes where it is emulated."""
+# ---- device and precision
+def pick_device(device: str = 'auto'):
+    """The torch.device of that name; 'auto': cuda, mps or cpu, the first that is there. Error if it is not."""
     import torch
     if device == 'auto':
-        mps = torch.backends.mps.is_available()
-        device = 'cuda' if torch.cuda.is_available() else 'mps' if mps else 'cpu'
+        if torch.cuda.is_available():
+            device = 'cuda'
+        elif torch.backends.mps.is_available():
+            device = 'mps'
+        else:
+            device = 'cpu'
     try:
-        kind = torch.empty(0, device=device).device.type
-        torch.autocast(kind)                                        # knows no device that does not compute
+        found = torch.empty(0, device=device).device
+        torch.autocast(found.type)                          # raises for a device that cannot compute
     except Exception as e:
         raise Error(f'device={device} is not available here; try --device=cpu') from e
+    return found
+
+
+def pick_dtype(dtype: str, device):
+    """The torch.dtype of matrix products on a device; 'auto': the fastest that its hardware has natively.
+
+    torch.cuda.is_bf16_supported() is not asked: it also says yes where bf16 is emulated, which is slow."""
+    import torch
     if dtype == 'auto':
         dtype = 'float32'
-        if kind == 'cuda':
-            dtype = 'bfloat16' if torch.cuda.get_device_capability(device)[0] >= 8 else 'float16'
-        elif kind == 'cpu' and (torch.cpu._is_avx512_bf16_supported() or torch.cpu._is_amx_tile_supported()):
-            dtype = 'bfloat16'
-    require(dtype in ('float32', 'bfloat16') or (dtype, kind) == ('float16', 'cuda'),
-            f'dtype={dtype} does not work on {kind}: auto, float32, bfloat16; float16 on cuda')
-    if kind == 'cuda':
-        torch.set_float32_matmul_precision('high')                  # TF32 for what stays in fp32
-    if kind == 'cpu' and sys.platform == 'linux':
-        # glibc would give back the memory of each large tensor, and every step would fault it in anew.
-        import ctypes
-        for parameter, value in ((-3, 1 << 25), (-1, 1 << 30)):     # M_MMAP_THRESHOLD, M_TRIM_THRESHOLD
-            ctypes.CDLL(None).mallopt(parameter, value)
-    torch.manual_seed(seed)
-    number = getattr(torch, dtype)
-    return torch.device(device), number, lambda: torch.autocast(kind, number, enabled=dtype != 'float32')
-
-
-@contextlib.contextmanager
-def atomic(path):
-    """Yield a temporary path beside `path`; on success it is fsynced and renamed over it, else removed."""
-    path = Path(path)
-    temporary = path.with_name(path.name + '.tmp')
-    try:
-        path.parent.mkdir(parents=True, exist_ok=True)
-        yield temporary
-        with open(temporary, 'rb+') as f:
-            os.fsync(f.fileno())
-        os.replace(temporary, path)
-        with contextlib.suppress(OSError):                              # the rename, too; Windows cannot
-            folder = os.open(path.parent, os.O_RDONLY)
-            os.fsync(folder)
-            os.close(folder)
-    except BaseException as e:
-        with contextlib.suppress(OSError):
-            temporary.unlink(missing_ok=True)
-        if isinstance(e, OSError) or re.search('inline_container|iostream', str(e)):    # torch's full disk
-            raise Error(f'cannot write {path}: {e}; what was there before is intact') from e
-        raise
-
-
-def checksum(source, size: int = sys.maxsize) -> str:
-    """CRC-32, as 8 hex digits, of a file (its path, or open) or of its next `size` bytes."""
-    crc = 0
-    with contextlib.nullcontext(source) if hasattr(source, 'read') else open(source, 'rb') as f:
-        while piece := f.read(min(size, 1 << 20)):
-            crc, size = zlib.crc32(piece, crc), size - len(piece)
-    return f'{crc:08x}'
-
-
-def lock(path):
-    """Hold the file `path` until this process ends, however it ends; Error if another process holds it."""
-    from filelock import FileLock, Timeout
-    try:
-        path.parent.mkdir(parents=True, exist_ok=True)
-        path.touch()
-    except OSError as e:
-        raise Error(f'cannot write to {path.parent}: {e.strerror}; choose another') from e
-    held = FileLock(path, is_singleton=True)                            # which this process may take again
-    try:
-        held.acquire(timeout=0)
-    except Timeout as e:
-        raise Error(f'{path.parent} is in use by another run; choose another, or wait for its end') from e
-    except OSError:
-        pass                                                            # a file system that knows no locks
-    return held
+        if device.type == 'cuda':
+            is_recent = torch.cuda.get_device_capability(device)[0] >= 8
+            dtype = 'bfloat16' if is_recent else 'float16'
+        elif device.type == 'cpu':
+            has = getattr(torch.cpu, 'get_capabilities', dict)()
+            if has.get('avx512_bf16') or has.get('amx_bf16'):
+                dtype = 'bfloat16'
+    allowed = ('float32', 'bfloat16', 'float16') if device.type == 'cuda' else ('float32', 'bfloat16')
+    require(dtype in allowed, f'dtype={dtype} does not work on {device.type}: use auto, {", ".join(allowed)}')
+    return getattr(torch, dtype)

@@ -1,0 +1,125 @@
+"""What train.py has around its loop: its processes, its log on disk and screen, and stops without loss."""
+import csv
+import os
+import signal
+import time
+from pathlib import Path
+
+import torch
+from tqdm import tqdm
+
+from config import Error, pick_device
+from config._files import atomic
+
+COLUMNS = ['step', 'tokens', 'train_loss', 'val_loss', 'bits_per_byte', 'lr', 'grad_norm',
+           'tokens_per_second']
+# Peak of dense matrix products in 16 bits, in TFLOP/s, by a word in the name of a GPU
+PEAK_TFLOPS = {'H200': 989, 'H100': 989, 'A100': 312, 'L4': 121, 'T4': 65, '4090': 165, '3090': 71}
+
+
+def peak_flops(device: torch.device) -> float | None:
+    """FLOP/s that a device reaches at most, or None if it is not known."""
+    if device.type != 'cuda':
+        return None
+    words = torch.cuda.get_device_name(device).replace('-', ' ').split()
+    if 'H100' in words and ('PCIe' in words or 'NVL' in words):         # their clocks are lower
+        return 756e12 if 'PCIe' in words else 835e12
+    return next((tera * 1e12 for name, tera in PEAK_TFLOPS.items() if name in words), None)
+
+
+def start_device(device: str, world_size: int) -> torch.device:
+    """Pick the device and, if torchrun started several processes, make them a group.
+
+    Each process of a machine takes one of its GPUs. Raises Error if the device is not there."""
+    if world_size > 1 and device in ('auto', 'cuda') and torch.cuda.is_available():
+        device = f'cuda:{os.environ["LOCAL_RANK"]}'
+    device = pick_device(device)
+    if device.type == 'cuda':
+        torch.cuda.set_device(device)
+        torch.set_float32_matmul_precision('high')          # TF32 for what stays in fp32
+    if world_size > 1 and device.type == 'cuda':
+        torch.distributed.init_process_group('cpu:gloo,cuda:nccl', device_id=device)
+    elif world_size > 1:
+        torch.distributed.init_process_group('gloo')
+    return device
+
+
+class Log:
+    """Rows of log.csv; on the screen a progress bar, or where there is no terminal a line for each row."""
+
+    def __init__(self, path: Path, step: int, last_step: int, is_shown: bool, is_written: bool):
+        """step: the steps done so far. log.csv is begun with the rows that it has up to that step: a crash
+        may have left others behind them, for steps that are trained again."""
+        self.path = path
+        self.is_shown = is_shown
+        self.is_written = is_written
+        self.bar = tqdm(total=last_step, initial=step, disable=None if is_shown else True,
+                        bar_format='{l_bar}{bar}| {n_fmt}/{total_fmt} steps, {remaining} left{postfix}')
+        if is_written:
+            rows = []
+            if path.exists():
+                with open(path, newline='', encoding='utf-8') as f:
+                    rows = [row for row in csv.reader(f) if len(row) == len(COLUMNS)]
+            rows = [row for row in rows if row[0].isdigit() and int(row[0]) <= step]
+            with atomic(path) as temporary, open(temporary, 'w', newline='', encoding='utf-8') as f:
+                csv.writer(f).writerows([COLUMNS, *rows])
+
+    def say(self, text: str = ''):
+        if self.is_shown:
+            tqdm.write(text)
+
+    def write(self, row: dict):
+        """Append a row to log.csv; columns without a value stay empty."""
+        if not self.is_written:
+            return
+        try:
+            with open(self.path, 'a', newline='', encoding='utf-8') as f:
+                csv.writer(f).writerow([row.get(column, '') for column in COLUMNS])
+        except OSError as e:
+            raise Error(f'cannot write {self.path}: {e}; the last checkpoint is intact') from e
+
+    def show(self, row: dict, notes: str = ''):
+        """Move the bar, and print the row if there is no bar or if it has a validation loss."""
+        text = f'step {row["step"]:>6}'
+        if 'train_loss' in row:
+            text += f'  loss {row["train_loss"]:.4f}  lr {row["lr"]:.2e}  norm {row["grad_norm"]:.2f}'
+            text += f'  {row["tokens_per_second"]:>9,} tokens/s'
+            self.bar.set_postfix_str(f'train loss {row["train_loss"]:.3f}, '
+                                     f'{row["tokens_per_second"]:,} tokens/s', refresh=False)
+        if 'val_loss' in row:
+            text += f'  val {row["val_loss"]:.4f}  {row["bits_per_byte"]:.4f} bits/byte'
+        self.bar.update(row['step'] - self.bar.n)
+        if 'val_loss' in row or self.bar.disable:
+            self.say(text + notes)
+
+
+class PoliteStop:
+    """Lets Ctrl-C, SIGTERM and a limit of minutes end a run after a step, when all processes know.
+
+    A second signal ends the process at once, except within 2 s: launchers send duplicates."""
+
+    def __init__(self, max_minutes: float):
+        self.deadline = time.monotonic() + 60 * max_minutes if max_minutes else float('inf')
+        self.status = 0                         # the exit status that a signal asks for
+        self.is_out_of_time = False
+        self.first_signal = 0.0                 # when it came
+        signal.signal(signal.SIGINT, self.ask)
+        signal.signal(signal.SIGTERM, self.ask)
+
+    def ask(self, number, frame):
+        if not self.status:
+            self.status = 128 + number
+            self.first_signal = time.monotonic()
+        elif time.monotonic() - self.first_signal > 2:
+            os._exit(128 + number)
+
+    def is_agreed(self, device: torch.device, is_row_due: bool) -> bool:
+        """Whether to stop now. Several processes ask each other, for which they wait, if a row is due."""
+        self.is_out_of_time = time.monotonic() > self.deadline
+        if torch.distributed.is_initialized():
+            if not is_row_due:
+                return False
+            flags = torch.tensor([self.status, self.is_out_of_time], device=device)
+            torch.distributed.all_reduce(flags, torch.distributed.ReduceOp.MAX)
+            self.status, self.is_out_of_time = flags.tolist()
+        return bool(self.status or self.is_out_of_time)

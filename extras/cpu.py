@@ -1,0 +1,99 @@
+"""Faster routines for training and sampling on CPUs, swapped into a model from outside.
+
+Training: memory is kept between steps, and in bf16 attention is computed by plain products. Sampling, used by
+extras/sampling.py: packed weights in bf16, sums of rows when compiled, top-p without a sort."""
+import ctypes
+import math
+import sys
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+from model import Attention
+
+M_TRIM_THRESHOLD, M_MMAP_THRESHOLD = -1, -3     # of glibc's mallopt
+LONGEST = 512                                   # tokens up to which plain products are faster
+
+
+def speed_up_training(model: nn.Module):
+    """Swap the faster routines into a model on a CPU."""
+    keep_memory()
+    for block in model.h:
+        block.attn.__class__ = CPUAttention
+
+
+def keep_memory():
+    """Make glibc keep freed memory: it would give large tensors back, and every step fault them in anew."""
+    if sys.platform == 'linux':
+        libc = ctypes.CDLL(None)
+        if hasattr(libc, 'mallopt'):
+            libc.mallopt(M_MMAP_THRESHOLD, 1 << 25)
+            libc.mallopt(M_TRIM_THRESHOLD, 1 << 30)
+
+
+class CPUAttention(Attention):
+    """The same attention in bf16: by plain products in training, elsewhere by the fused kernel in fp32,
+    which is faster there than in bf16."""
+
+    def attend(self, q: Tensor, k: Tensor, v: Tensor, mask: Tensor | None) -> Tensor:
+        if v.dtype != torch.bfloat16:
+            return super().attend(q, k, v, mask)
+        if torch.is_grad_enabled() and mask is None and q.shape[2] == k.shape[2] <= LONGEST:
+            return self.plain_products(q.to(v.dtype), k.to(v.dtype), v)
+        with torch.autocast('cpu', enabled=False):
+            return super().attend(q.float(), k.float(), v.float(), mask).to(v.dtype)
+
+    def plain_products(self, q: Tensor, k: Tensor, v: Tensor) -> Tensor:
+        """Causal attention from q (B, H, T, D) and k, v (B, K, T, D), as (B, H, T, D)."""
+        B, H, T, D = q.shape
+        k, v = k.flatten(0, 1), v.flatten(0, 1)             # (B K, T, D)
+        q = q.reshape(len(k), -1, D)                        # (B K, H/K T, D): those that share their keys
+        future = torch.full((T, T), -math.inf, dtype=q.dtype).triu(1).repeat(q.shape[1] // T, 1)
+        weights = torch.baddbmm(future, q, k.mT, alpha=D ** -0.5).softmax(-1)
+        y = F.dropout(weights, self.dropout, self.training) @ v
+        return y.view(B, H, T, D)
+
+
+class PackedLinear(nn.Linear):
+    """A linear layer with its bf16 weights in the layout that oneDNN reads fastest, as a copy."""
+
+    def pack(self):
+        self.packed = torch.ops.mkldnn._reorder_linear_weight(self.weight.detach())
+
+    def forward(self, x: Tensor) -> Tensor:
+        return torch.ops.mkldnn._linear_pointwise(x, self.packed, self.bias, 'none', [], '')
+
+
+def can_pack(weight: Tensor) -> bool:
+    is_supported = torch.backends.mkldnn.is_available() and torch.ops.mkldnn._is_mkldnn_bf16_supported()
+    return weight.dtype == torch.bfloat16 and is_supported
+
+
+class RowSumLinear(nn.Linear):
+    """A linear layer for compiled steps of one token: Inductor reads weights faster in sums of rows than in
+    a matrix product."""
+
+    def forward(self, x: Tensor) -> Tensor:
+        if x.shape[:-1].numel() > 1:
+            return super().forward(x)
+        y = (x.unsqueeze(-2).float() * self.weight.float()).sum(-1)
+        return (y if self.bias is None else y + self.bias).to(x.dtype)
+
+
+def keep_top_p(p: Tensor, top_p: float) -> Tensor:
+    """As GPT.keep_top_p, without a sort: positive floats are ordered as their bits are, as integers.
+
+    The bits of the smallest value that is kept are found in two passes over 15 bits each: a histogram says
+    how much probability the values with each pattern have, and its cumulative sum where top_p is reached."""
+    one = 0x3f800000                                        # the bits of 1.0, the largest probability
+    distance = one - p.view(torch.int32)                    # (B, V), below 2**30
+    found = torch.zeros(len(p), 1, dtype=torch.int32)       # the distance at which top_p is reached
+    bins = 1 << 15
+    for shift in (15, 0):
+        pattern = ((distance - found) >> shift).clamp(-1, bins) + 1     # 0: larger than what is found
+        sums = p.new_zeros(len(p), bins + 2).scatter_add_(1, pattern.long(), p)
+        reached = torch.searchsorted(sums.cumsum(-1), p.new_full((len(p), 1), top_p))
+        found = found + ((reached.clamp(max=bins).int() - 1) << shift)
+    smallest = (one - found).view(torch.float32)            # (B, 1)
+    return p * (p >= smallest)

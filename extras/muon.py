@@ -1,0 +1,57 @@
+"""Muon where bf16 is not native: torch.optim.Muon computes in bf16 on any hardware, which can take longer
+than the rest of a step. Here it computes in bf16 only where that is fast, and all matrices of one shape
+together. The state is the same, so either continues a run of the other."""
+import math
+
+import torch
+from torch import Tensor
+
+from config import pick_dtype
+
+
+class Muon(torch.optim.Optimizer):
+    """Momentum whose updates are made orthogonal (Jordan et al. 2024), for matrices."""
+
+    def __init__(self, params, lr: float, weight_decay: float, adjust_lr_fn: str):
+        """adjust_lr_fn: 'match_rms_adamw' (Liu et al. 2025), the only scale that is known here."""
+        assert adjust_lr_fn == 'match_rms_adamw'
+        super().__init__(params, {'lr': lr, 'weight_decay': weight_decay})
+        device = self.param_groups[0]['params'][0].device
+        is_bf16_native = pick_dtype('auto', device) == torch.bfloat16
+        self.dtype = torch.bfloat16 if is_bf16_native else torch.float32
+
+    @torch.no_grad()
+    def step(self):
+        for group in self.param_groups:
+            same_shape = {}
+            for p in group['params']:
+                same_shape.setdefault(p.shape, []).append(p)
+            for shape, matrices in same_shape.items():
+                updates = orthogonalize(torch.stack([self.momentum(p) for p in matrices]), self.dtype)
+                size = 0.2 * math.sqrt(max(shape))          # as large as AdamW's updates
+                for p, update in zip(matrices, updates):
+                    p.mul_(1 - group['lr'] * group['weight_decay'])
+                    p.add_(update, alpha=-group['lr'] * size)
+
+    def momentum(self, p: Tensor) -> Tensor:
+        """The gradient, averaged over the last steps (Nesterov's momentum)."""
+        if 'momentum_buffer' not in self.state[p]:
+            self.state[p]['momentum_buffer'] = torch.zeros_like(p)
+        average = self.state[p]['momentum_buffer']
+        average.lerp_(p.grad, 0.05)
+        return p.grad.lerp(average, 0.95)
+
+
+def orthogonalize(x: Tensor, dtype: torch.dtype) -> Tensor:
+    """Matrices x (n, rows, columns) with their singular values moved to about 1: five steps of a
+    Newton-Schulz iteration with Jordan's coefficients."""
+    is_tall = x.shape[1] > x.shape[2]
+    if is_tall:
+        x = x.mT
+    x = x.to(dtype)
+    x = x / x.norm(dim=(1, 2), keepdim=True).clamp(min=1e-7)
+    for _ in range(5):
+        a = x @ x.mT
+        b = -4.775 * a + 2.0315 * (a @ a)
+        x = 3.4445 * x + b @ x
+    return x.mT if is_tall else x
