@@ -1,8 +1,9 @@
-"""The GPT: the network and its loss, its optimizers, generation, evaluation, and its checkpoint file.
+"""The GPT: the network and its loss, its optimizers, generation, evaluation, and its checkpoint
+file.
 
-Nothing here knows text, datasets or the command line, and nothing prints. Dimensions, in all files:
-B batch, T time (tokens in a window), C channels (n_embd), H heads, K heads of keys and values,
-D channels of a head, S tokens seen by a query, V vocabulary."""
+Nothing here knows text, datasets or the command line, and nothing prints. Dimensions, in all
+files: B batch, T time (tokens in a window), C channels (n_embd), H heads, K heads of keys and
+values, D channels of a head, S tokens seen by a query, V vocabulary."""
 import math
 import os
 from dataclasses import asdict, dataclass
@@ -21,7 +22,8 @@ FORMAT = 1                  # of checkpoints
 
 @dataclass
 class GPTConfig:
-    """The shape of a GPT. Fields with a default are knobs of train.py. Raises Error if impossible."""
+    """The shape of a GPT. Fields with a default are knobs of train.py. Raises Error if
+    impossible."""
     vocab_size: int             # rows of the embedding: as many as there are tokens, or more
     arch: str = 'qwen3'         # qwen3 (RoPE, RMSNorm, SwiGLU) or gpt2 (learned positions, GELU)
     block_size: int = 256       # tokens of context
@@ -63,11 +65,10 @@ class GPTConfig:
         require(self.n_head % self.n_kv_head == 0,
                 f'n_head={self.n_head} is not a multiple of n_kv_head={self.n_kv_head}')
         if is_gpt2:
-            has_own_heads = self.n_kv_head != self.n_head or self.n_head * self.head_dim != self.n_embd
-            require(not has_own_heads,
-                    'n_kv_head and head_dim belong to qwen3; gpt2 has n_head heads of n_embd / n_head')
+            require(self.n_kv_head == self.n_head and self.n_head * self.head_dim == self.n_embd,
+                    'n_kv_head and head_dim are for qwen3; gpt2 has n_head of n_embd / n_head')
         else:
-            require(self.head_dim % 2 == 0, 'qwen3 rotates pairs of channels: head_dim must be even')
+            require(self.head_dim % 2 == 0, 'qwen3 rotates channels in pairs: make head_dim even')
             require(not self.bias, 'qwen3 has no biases: leave bias=False, or take arch=gpt2')
         require(0 <= self.dropout < 1, f'dropout={self.dropout} must be at least 0 and less than 1')
         require(0 < self.head_gain < 1e6, f'head_gain={self.head_gain} must be above 0; 1 is plain')
@@ -90,7 +91,8 @@ def make_norm(config: GPTConfig) -> nn.Module:
 
 
 def rotary(positions: Tensor, head_dim: int, theta: float) -> tuple[Tensor, Tensor]:
-    """Cosines and sines, (T, 1, D/2) each, of rotary embeddings (Su et al. 2021) at positions (T,)."""
+    """Cosines and sines, (T, 1, D/2) each, of rotary embeddings (Su et al. 2021) at positions
+    (T,)."""
     channels = torch.arange(0, head_dim, 2, device=positions.device)
     frequencies = theta ** (-channels.float() / head_dim)               # (D/2,)
     angles = positions[:, None, None] * frequencies                     # (T, 1, D/2)
@@ -115,8 +117,8 @@ class KVCache:
         self.k = self.v = None                              # (B, K, block_size, D) each
 
     def place(self, T: int) -> tuple[Tensor, Tensor | None]:
-        """Positions (T,) of the next T tokens, and which keys they see: a mask (T, S), or None for all
-        up to their own."""
+        """Positions (T,) of the next T tokens, and which keys they see: a mask (T, S), or None
+        for all up to their own."""
         positions = torch.arange(self.length, self.length + T, device=self.device)
         if self.length == 0 or T == 1:
             return positions, None
@@ -124,7 +126,8 @@ class KVCache:
         return positions, keys <= positions[:, None]
 
     def append(self, k: Tensor, v: Tensor) -> tuple[Tensor, Tensor]:
-        """Add those of the next tokens, (B, K, T, D) each; return those of all, (B, K, S, D) each."""
+        """Add those of the next tokens, (B, K, T, D) each; return those of all, (B, K, S, D)
+        each."""
         B, K, T, D = k.shape
         if self.k is None:
             self.k = k.new_empty(B, K, self.block_size, D, dtype=self.dtype)
@@ -136,8 +139,8 @@ class KVCache:
 
 
 class Attention(nn.Module):
-    """Causal self-attention. In qwen3 queries share keys and values in groups (Ainslie et al. 2023),
-    queries and keys are normed, and rotated by their positions."""
+    """Causal self-attention. In qwen3 queries share keys and values in groups (Ainslie et al.
+    2023), queries and keys are normed, and rotated by their positions."""
 
     def __init__(self, config: GPTConfig):
         super().__init__()
@@ -155,7 +158,8 @@ class Attention(nn.Module):
 
     def forward(self, x: Tensor, rope=None, mask: Tensor | None = None,
                 cache: KVCache | None = None) -> Tensor:
-        """x (B, T, C) -> (B, T, C). mask (T, S): which keys each query sees; None: all up to its own."""
+        """x (B, T, C) -> (B, T, C). mask (T, S): which keys each query sees; None: all up to
+        its own."""
         B, T, _ = x.shape
         H, K, D = self.n_head, self.n_kv_head, self.head_dim
         q, k, v = self.c_attn(x).split((H * D, K * D, K * D), dim=2)
@@ -171,15 +175,17 @@ class Attention(nn.Module):
         return self.c_proj(y.transpose(1, 2).reshape(B, T, H * D))      # (B, T, C)
 
     def attend(self, q: Tensor, k: Tensor, v: Tensor, mask: Tensor | None) -> Tensor:
-        """softmax(q k^T / sqrt(D)) v in one fused kernel, with the mask or causal (q: B, H, T, D)."""
-        is_causal = mask is None and q.shape[2] > 1         # a single query is the last: it sees all
+        """softmax(q k^T / sqrt(D)) v in one fused kernel, with the mask or causal (q: B, H, T,
+        D)."""
+        is_causal = mask is None and q.shape[2] > 1        # a single query is the last: it sees all
         return F.scaled_dot_product_attention(
             q, k, v, attn_mask=mask, is_causal=is_causal, enable_gqa=self.n_head != self.n_kv_head,
             dropout_p=self.dropout if self.training else 0.0)
 
 
 class MLP(nn.Module):
-    """gpt2: GELU in its tanh form. qwen3: SwiGLU (Shazeer 2020), its gate and value in one matrix."""
+    """gpt2: GELU in its tanh form. qwen3: SwiGLU (Shazeer 2020), its gate and value in one
+    matrix."""
 
     def __init__(self, config: GPTConfig):
         super().__init__()
@@ -199,7 +205,8 @@ class MLP(nn.Module):
 
 
 class Block(nn.Module):
-    """What attention gathers from other tokens is added to x, then what the MLP makes of each token."""
+    """What attention gathers from other tokens is added to x, then what the MLP makes of each
+    token."""
 
     def __init__(self, config: GPTConfig):
         super().__init__()
@@ -240,9 +247,10 @@ class GPT(nn.Module):
             if isinstance(module, nn.Linear) and module.bias is not None:
                 nn.init.zeros_(module.bias)
         for name, p in self.named_parameters():
-            if name.endswith('c_proj.weight'):      # 2 in each layer add to x: keep their sum in scale
+            if name.endswith('c_proj.weight'):   # 2 in each layer add to x: keep their sum in scale
                 nn.init.normal_(p, std=0.02 / math.sqrt(2 * self.config.n_layer))
-        # The same logits, but Adam moves them faster: improbable tokens soon become impossible ones.
+        # The logits are as before, but Adam moves them faster: what is improbable soon becomes
+        # impossible.
         self.norm_f.weight *= self.config.head_gain
         self.lm_head.weight /= self.config.head_gain
 
@@ -250,8 +258,8 @@ class GPT(nn.Module):
         return sum(p.numel() for p in self.parameters())            # a tied matrix counts once
 
     def hidden(self, idx: Tensor, caches: list[KVCache] | None = None) -> Tensor:
-        """Last hidden states (B, T, C) of ids (B, T). With caches, one a layer, the ids follow those
-        that the caches have read, and are added to them."""
+        """Last hidden states (B, T, C) of ids (B, T). With caches, one a layer, the ids follow
+        those that the caches have read, and are added to them."""
         T = idx.shape[1]
         if caches:
             positions, mask = caches[0].place(T)            # (T,), (T, S)
@@ -269,8 +277,8 @@ class GPT(nn.Module):
         return self.norm_f(x)
 
     def forward(self, idx: Tensor, targets: Tensor | None = None) -> Tensor:
-        """Logits (B, T, V) of ids (B, T). With targets (B, T): the mean of their cross-entropy, in nats,
-        where a target of -1 does not count."""
+        """Logits (B, T, V) of ids (B, T). With targets (B, T): the mean of their cross-entropy,
+        in nats, where a target of -1 does not count."""
         x = self.hidden(idx)
         if targets is None:
             return self.lm_head(x)
@@ -280,7 +288,8 @@ class GPT(nn.Module):
             loss = self.sum_of_losses(x, targets)
         else:       # too many logits to hold: piece by piece, and once more in the backward pass
             pieces = zip(x.split(rows), targets.split(rows))
-            loss = sum(recompute(self.sum_of_losses, *piece, use_reentrant=False) for piece in pieces)
+            loss = sum(recompute(self.sum_of_losses, *piece, use_reentrant=False)
+                       for piece in pieces)
         return loss / (targets >= 0).sum()
 
     def sum_of_losses(self, x: Tensor, targets: Tensor) -> Tensor:
@@ -292,14 +301,16 @@ class GPT(nn.Module):
     def generate(self, idx: Tensor, max_new_tokens: int, temperature: float = 1.0, top_k: int = 0,
                  top_p: float = 1.0, repetition_penalty: float = 1.0, eot: int | None = None,
                  seed: int = 0, vocab_size: int | None = None):
-        """Yield the ids (B,) that follow the prompts idx (B, T), step by step, until all rows ended.
+        """Yield the ids (B,) that follow the prompts idx (B, T), step by step, until all rows
+        ended.
 
-        First comes the repetition_penalty, then temperature (0 = always the likeliest token), top_k
-        (0 = off) and top_p (1 = off). A row that has ended, with eot, goes on with eot. Row i depends on
-        its prompt and seed + i only. Ids from vocab_size on, which no token has, are never chosen.
+        First comes the repetition_penalty, then temperature (0 = always the likeliest token),
+        top_k (0 = off) and top_p (1 = off). A row that has ended, with eot, goes on with eot.
+        Row i depends on its prompt and seed + i only. Ids from vocab_size on, which no token
+        has, are never chosen.
 
-        Of a text longer than block_size the model sees the last half window, then up to block_size
-        tokens again as the text grows, and so on."""
+        Of a text longer than block_size the model sees the last half window, then up to
+        block_size tokens again as the text grows, and so on."""
         B = len(idx)
         draws = uniform_draws(B, max_new_tokens, seed).to(idx.device)
         seen = torch.zeros(B, self.config.vocab_size, dtype=torch.bool, device=idx.device)
@@ -316,7 +327,7 @@ class GPT(nn.Module):
                 logits[:, vocab_size:] = -math.inf
             if repetition_penalty != 1:
                 logits = penalize(logits, seen, repetition_penalty)
-            next_id = self.choose(logits, draws[:, step, None], temperature, top_k, top_p)      # (B,)
+            next_id = self.choose(logits, draws[:, step, None], temperature, top_k, top_p)    # (B,)
             if eot is not None:
                 next_id = next_id.masked_fill(ended, eot)
                 ended |= next_id == eot
@@ -359,10 +370,11 @@ class GPT(nn.Module):
     # ---- optimizers
     def make_optimizers(self, optimizer: str, learning_rate: float, weight_decay: float,
                         betas: tuple[float, float], muon=torch.optim.Muon) -> list:
-        """Optimizers that hold each parameter once. Matrices and embeddings decay, norms and biases
-        do not. `adamw` takes all parameters. `muon` (Jordan et al. 2024) takes the blocks' matrices,
-        at a scale that fits AdamW's rate (Liu et al. 2025), and AdamW the rest."""
-        require(optimizer in ('adamw', 'muon'), f'optimizer={optimizer!r} is not known: adamw or muon')
+        """Optimizers that hold each parameter once. Matrices and embeddings decay, norms and
+        biases do not. `adamw` takes all parameters. `muon` (Jordan et al. 2024) takes the
+        blocks' matrices, at a scale that fits AdamW's rate (Liu et al. 2025), and AdamW the
+        rest."""
+        require(optimizer in ('adamw', 'muon'), f'optimizer={optimizer!r} is not adamw or muon')
         matrices = [p for p in self.h.parameters() if p.ndim == 2] if optimizer == 'muon' else []
         of_muon = {id(p) for p in matrices}
         rest = [p for p in self.parameters() if id(p) not in of_muon]
@@ -380,7 +392,7 @@ def uniform_draws(B: int, n: int, seed: int) -> Tensor:
     """Random numbers (B, n) in [0, 1); row i depends on seed + i only, on every device."""
     generators = [torch.Generator().manual_seed(seed + i) for i in range(B)]
     draws = torch.stack([torch.rand(n, generator=generator) for generator in generators])
-    return draws.clamp(max=1 - 1e-6)            # a product with it stays below the sum it is taken of
+    return draws.clamp(max=1 - 1e-6)          # a product with it stays below the sum it is taken of
 
 
 def penalize(logits: Tensor, seen: Tensor, penalty: float) -> Tensor:
@@ -407,8 +419,8 @@ def evaluate(model: GPT, x: Tensor, y: Tensor, batch_size: int, autocast, rank: 
              world_size: int = 1) -> float:
     """Mean nats of the targets y (windows, T) after the inputs x, over all processes.
 
-    Each process takes every world_size-th batch. All batches have the same size, so that a compiled model
-    sees one shape. The mode of the model and the random state stay as they are."""
+    Each process takes every world_size-th batch. All batches have the same size, so that a
+    compiled model sees one shape. The mode of the model and the random state stay as they are."""
     was_training = model.training
     model.eval()
     device = model.wte.weight.device
@@ -428,8 +440,8 @@ def evaluate(model: GPT, x: Tensor, y: Tensor, batch_size: int, autocast, rank: 
 
 
 # ---- checkpoints
-CHECKPOINT_TYPES = {'tokenizer': dict, 'config': dict, 'data': dict, 'scaler': dict, 'optimizer': list,
-                    'step': int, 'val_loss': float, 'best_val_loss': float}
+TYPES = {'tokenizer': dict, 'config': dict, 'data': dict, 'optimizer': list, 'scaler': dict,
+         'step': int, 'val_loss': float, 'best_val_loss': float}
 
 
 def save_checkpoint(path, model: GPT, tokenizer: dict, config: dict, **progress):
@@ -440,16 +452,17 @@ def save_checkpoint(path, model: GPT, tokenizer: dict, config: dict, **progress)
         'model_config': asdict(model.config),
         'tokenizer': tokenizer,         # spec of a data.tokenizer.Tokenizer
         'config': config,               # the knobs of train.py
+        'versions': {'torch': str(torch.__version__)},
         **progress,
-        # best.pt: step, val_loss, best_val_loss, data {split: checksum}, versions {torch, python};
+        # best.pt: step, val_loss, best_val_loss, data {split: checksum};
         # ckpt.pt, to resume from: also optimizer [a state_dict each] and scaler, a state_dict
     }
     save_sealed(path, checkpoint)
 
 
 def load_checkpoint(path, *needed: str) -> dict:
-    """Read a checkpoint onto the CPU. Raises Error if it is missing, damaged, inconsistent, or lacks a
-    key in `needed`. No code in it can run."""
+    """Read a checkpoint onto the CPU. Raises Error if it is missing, damaged, inconsistent, or
+    lacks a key in `needed`. No code in it can run."""
     require(os.path.isfile(path),
             f'{path}: there is no such checkpoint; train one with python train.py, or set out_dir')
     try:
@@ -464,7 +477,7 @@ def verify_checkpoint(checkpoint: dict, size: int, needed: tuple):
     """Raise an exception unless all keys are there and the tensors fit the model_config."""
     require(checkpoint['format'] == FORMAT, f'it is not of format {FORMAT}')
     for key in ('tokenizer', *needed):
-        require(isinstance(checkpoint.get(key), CHECKPOINT_TYPES[key]),
+        require(isinstance(checkpoint.get(key), TYPES[key]),
                 f'its {key} is missing, or of another type')
     with torch.device('meta'):                  # takes no memory, whatever the numbers say
         model = GPT(GPTConfig(**checkpoint['model_config']))
@@ -475,8 +488,8 @@ def verify_checkpoint(checkpoint: dict, size: int, needed: tuple):
 
 
 def load_weights(source, *needed: str, from_hub: bool = False) -> dict:
-    """The checkpoint in a file, in a run's folder (best.pt, or else ckpt.pt), or of a Hugging Face model:
-    a folder or, with from_hub, a name. Raises Error if there is none."""
+    """The checkpoint in a file, in a run's folder (best.pt, or else ckpt.pt), or of a Hugging
+    Face model: a folder or, with from_hub, a name. Raises Error if there is none."""
     candidates = (source, os.path.join(source, 'best.pt'), os.path.join(source, 'ckpt.pt'))
     file = next((path for path in candidates if os.path.isfile(path)), None)
     is_hugging_face = os.path.isfile(os.path.join(source, 'config.json')) or from_hub
@@ -500,7 +513,8 @@ def build_model(checkpoint: dict, **changes) -> GPT:
 
 
 def load_optimizers(optimizers: list, states: list):
-    """Give optimizers their saved states, without the saved rates. Raises Error if they do not fit."""
+    """Give optimizers their saved states, without the saved rates. Raises Error if they do not
+    fit."""
     try:
         for optimizer, saved in zip(optimizers, states, strict=True):
             knobs = optimizer.state_dict()['param_groups']
@@ -512,4 +526,4 @@ def load_optimizers(optimizers: list, states: list):
                 for tensor in optimizer.state[p].values():
                     require(tensor.shape in (p.shape, ()), 'tensors have other shapes')
     except Exception as e:                      # corrupt states can raise any exception
-        raise Error("the checkpoint's optimizer state does not fit its model: " + str(e)[:150]) from e
+        raise Error(f"the checkpoint's optimizer does not fit its model: {str(e)[:150]}") from e

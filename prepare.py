@@ -1,24 +1,26 @@
-"""Turn text into a dataset: python prepare.py [--knob=value ...] writes data/NAME/train.bin, val.bin, meta.json.
+"""Turn text into a dataset: python prepare.py [--knob=value ...]
 
-Documents come from data/readers.py. They are written to one temporary file, divided into train and val,
-tokenized (data/tokenizer.py) and written, in this order below. So memory holds some MB of text and 24 bytes for
-each document, however large the corpus or a single document is. Then comes what train.py and sample.py use:
-open_dataset, the batches of the train split, and the windows in which the val split is evaluated."""
+It writes data/NAME/train.bin, val.bin and meta.json, in four steps: all documents (data/readers.py)
+go into one temporary file, are divided into train and val, tokenized (data/tokenizer.py), and
+written. So memory holds some MB of text and 60 bytes for each document, however large the corpus or
+a single document is.
+
+Below that is what train.py and sample.py use: open_dataset, get_batch, and evaluation_windows."""
 from config import Error, configure, require
 
 # what is read
-dataset = 'stories'               # stories, tinystories, or a Hugging Face dataset: a name or a local folder
-input = ''                        # or: files, folders, globs of .txt .md .pdf .jsonl .parquet, with commas
-separator = '<|endoftext|>'       # divides a .txt file into documents; '' = a file is one document
-text_column = 'text'              # of a dataset, .jsonl or .parquet
-num_stories = 20000               # how many stories are told
+dataset = 'stories'         # stories, tinystories, or a Hugging Face dataset: its name or a folder
+input = ''                  # or files, folders, globs of .txt .md .pdf .jsonl .parquet, with commas
+separator = '<|endoftext|>'     # divides a .txt file into documents; '' = a file is one document
+text_column = 'text'        # of a dataset, .jsonl or .parquet
+num_stories = 20000         # how many stories are told
 # what is made of it
-name = ''                         # writes data/NAME; '' = the source's last part (and _gpt2 or _char)
-tokenizer = 'bpe'                 # bpe (trained here), gpt2, char, or a folder or name with a tokenizer.json
-vocab_size = 0                    # of a bpe, end-of-text included; 0 = 2048 for stories, 4096 for all else
-val_fraction = 0.05               # of documents, or of a single one's characters, if there is no split
-seed = 1337                       # of the stories and the split
-overwrite = False                 # replace another dataset of this name
+name = ''                   # writes data/NAME; '' = the source's last part (and _gpt2 or _char)
+tokenizer = 'bpe'           # bpe (trained here), gpt2, char, or where there is a tokenizer.json
+vocab_size = 0              # of a bpe, end-of-text included; 0 = 2048 for stories, else 4096
+val_fraction = 0.05         # of documents, or of a single one's characters, if there is no split
+seed = 1337                 # of the stories and the split
+overwrite = False           # replace another dataset of this name
 config = configure(globals())
 
 # The imports come after the knobs, so that --help and a mistyped knob are answered at once.
@@ -32,7 +34,6 @@ import shlex
 import sys
 import tempfile
 import time
-import zlib
 from array import array
 from collections import deque
 from concurrent.futures import ThreadPoolExecutor
@@ -46,18 +47,18 @@ import numpy as np
 from tqdm import tqdm
 
 from config._files import acquire_lock, checksum, sync
+from data.checks import FORMAT, checksum_of_meta, guess_command, open_split, verify_meta
 from data.readers import Piece, find_files, read_dataset, read_files
 from data.stories.teller import GRAMMAR, read_grammar, tell_stories
 from data.tokenizer import Tokenizer, cut, read_tokenizer, to_utf8, train_bpe
 
-FORMAT = 1                        # of the files in data/NAME
 VOCABULARY_TEXT = 1 << 26         # bytes of text that a bpe is trained on, at most
 WORKERS = min(os.cpu_count() or 1, 16)
 
 
 # ---- 1. all documents into one temporary file
 class Corpus(NamedTuple):
-    """Where N documents are in the temporary file, and what is known of them; each array is (N,)."""
+    """Where N documents are in the temporary file, and what is known of each; arrays (N,)."""
     start: np.ndarray             # first byte
     end: np.ndarray               # behind the last byte
     hash: np.ndarray              # of seed and text
@@ -66,16 +67,16 @@ class Corpus(NamedTuple):
 
 
 def write_documents(splits: dict, file, seed: int, alphabet: set | None = None) -> Corpus:
-    """Write the documents of {split: reader} to file as UTF-8, one after the other; empty ones are skipped.
+    """Write the documents of {split: reader} to file as UTF-8, one after the other.
 
-    The characters are added to `alphabet` if it is given."""
+    Empty ones are skipped. Their characters are added to `alphabet` if it is given."""
     end, hashes, nats = array('q'), array('Q'), array('d')
     size = lost = 0
     documents = {}                                          # of each split
     for split, reader in splits.items():
         before = len(end)
         digest = None
-        for piece in tqdm(reader, f'reading {split}', disable=None, leave=False):
+        for piece in show_progress(reader, f'reading {split}'):
             if digest is None:                              # a document begins
                 if piece.ends and not piece.text.strip():
                     continue
@@ -98,19 +99,21 @@ def write_documents(splits: dict, file, seed: int, alphabet: set | None = None) 
     if lost:
         warn(f'{lost:,} characters of the text are U+FFFD: invalid UTF-8, or lone surrogates')
     end = np.frombuffer(end, np.int64)
-    return Corpus(np.append(0, end[:-1]), end, np.frombuffer(hashes, np.uint64), np.frombuffer(nats),
-                  np.repeat(list(documents), list(documents.values())))
+    return Corpus(start=np.append(0, end[:-1]), end=end, hash=np.frombuffer(hashes, np.uint64),
+                  nats=np.frombuffer(nats, np.float64),
+                  split=np.repeat(list(documents), list(documents.values())))
 
 
 # ---- 2. train and val
 def divide(corpus: Corpus, raw, val_fraction: float) -> tuple[Corpus, dict[str, np.ndarray]]:
-    """The corpus and {'train': indices, 'val': indices} of its documents, without those that occur twice.
+    """The corpus and {'train': indices, 'val': indices} of its documents, each text once.
 
-    The source's own split is kept. Without one, a document belongs to val if its hash is small enough, which
-    does not depend on the other documents. A single document is cut in two."""
-    if len(corpus.end) == 1:
-        corpus = cut_in_two(corpus, raw, val_fraction)
+    The source's own split is kept. Without one, a document belongs to val if its hash is small
+    enough, which does not depend on the other documents. A single document is cut in two."""
     kept = np.sort(np.unique(corpus.hash, return_index=True)[1])
+    if len(kept) == 1 and not corpus.split[0]:
+        corpus = cut_in_two(raw, int(corpus.end[0]), val_fraction)
+        kept = np.array([0, 1])
     if corpus.split[0]:
         is_val = corpus.split[kept] == 'val'
     else:
@@ -125,13 +128,12 @@ def divide(corpus: Corpus, raw, val_fraction: float) -> tuple[Corpus, dict[str, 
     return corpus, sides
 
 
-def cut_in_two(corpus: Corpus, raw, val_fraction: float) -> Corpus:
-    """A corpus of one document of n characters as one of two: the first int(n * (1 - val_fraction)) of its
-    characters, and the others. Of a story that is cut in two no entropy is known."""
-    size = int(corpus.end[0])
+def cut_in_two(raw, size: int, val_fraction: float) -> Corpus:
+    """The first document, of `size` bytes and n characters, as two: the first int(n * (1 -
+    val_fraction)) characters for train, the others for val. Their entropy is not known."""
     n = sum(len(text) for text, _ in cut(raw, 0, size))
     characters = int(n * (1 - val_fraction))
-    middle = 0                                              # the byte where that many characters end
+    middle = 0                                              # the byte where these characters end
     for text, _ in cut(raw, 0, size):
         middle += len(text[:characters].encode())
         characters -= len(text[:characters])
@@ -142,12 +144,13 @@ def cut_in_two(corpus: Corpus, raw, val_fraction: float) -> Corpus:
 
 # ---- 3. tokens
 def texts_of(raw, corpus: Corpus, indices):
-    """(text, whether it ends its document) for these documents, in order, in pieces that fit into memory."""
+    """Yield (text, whether it ends its document) for these documents, in order, in pieces."""
     for i in indices:
         yield from cut(raw, int(corpus.start[i]), int(corpus.end[i]))
 
 
-def make_tokenizer(kind: str, vocab_size: int, raw, corpus: Corpus, train, alphabet: set | None) -> Tokenizer:
+def make_tokenizer(kind: str, vocab_size: int, raw, corpus: Corpus, train,
+                   alphabet: set | None) -> Tokenizer:
     """The tokenizer that the knob asks for; a bpe is trained on the documents `train`."""
     if kind == 'bpe':
         size = int((corpus.end[train] - corpus.start[train]).sum())
@@ -160,7 +163,7 @@ def make_tokenizer(kind: str, vocab_size: int, raw, corpus: Corpus, train, alpha
 
 
 def tokenize(tokenizer: Tokenizer, texts):
-    """Yield arrays of the ids of (text, whether it ends its document), in order; threads share the work."""
+    """Yield arrays of the ids of such texts, in order, end-of-text after each document."""
     def encode(chunk):
         texts, ends = zip(*chunk)
         ids = tokenizer.encode_documents(list(texts))
@@ -179,13 +182,14 @@ def tokenize(tokenizer: Tokenizer, texts):
 
 
 # ---- 4. files
-def write_dataset(folder: Path, tokenizer: Tokenizer, raw, corpus: Corpus, sides: dict, about: dict) -> dict:
-    """Write the files of a dataset and return meta.json's content; `about` is what is known of the source.
+def write_dataset(folder: Path, tokenizer: Tokenizer, raw, corpus: Corpus, sides: dict,
+                  about: dict) -> dict:
+    """Write the files of a dataset, and return what is in meta.json; `about` goes into it.
 
-    They are written to a folder of their own and take their places at the end, meta.json last. So there is
-    the old dataset, a new one, or one without meta.json, which open_dataset refuses."""
-    folder.mkdir(parents=True, exist_ok=True)
-    with acquire_lock(folder / '.lock'), tempfile.TemporaryDirectory(dir=folder, prefix='.new') as new:
+    They are written to a folder of their own and take their places at the end, meta.json last. So
+    there is the old dataset, the new one, or one without meta.json, which open_dataset refuses."""
+    with acquire_lock(folder / '.lock'), \
+            tempfile.TemporaryDirectory(dir=folder, prefix='.new') as new:
         new = Path(new)
         dtype = np.uint16 if tokenizer.vocab_size <= 1 << 16 else np.uint32
         meta = {
@@ -199,7 +203,7 @@ def write_dataset(folder: Path, tokenizer: Tokenizer, raw, corpus: Corpus, sides
         for split, indices in sides.items():
             path = new / f'{split}.bin'
             with open(path, 'wb') as f:
-                texts = tqdm(texts_of(raw, corpus, indices), f'tokenizing {split}', disable=None, leave=False)
+                texts = show_progress(texts_of(raw, corpus, indices), f'tokenizing {split}')
                 size = sum(f.write(ids.astype(dtype)) for ids in tokenize(tokenizer, texts))
             nats = corpus.nats[indices]
             meta[split] = {
@@ -207,7 +211,7 @@ def write_dataset(folder: Path, tokenizer: Tokenizer, raw, corpus: Corpus, sides
                 'documents': len(indices),
                 'bytes': int((corpus.end[indices] - corpus.start[indices]).sum()),      # of UTF-8
                 'checksum': checksum(path),
-                'entropy': None if np.isnan(nats).any() else float(nats.sum()),         # nats of the split
+                'entropy': None if np.isnan(nats).any() else float(nats.sum()),         # in nats
             }
         meta['checksum'] = checksum_of_meta(meta)
         if 'json' in tokenizer.spec:
@@ -218,30 +222,25 @@ def write_dataset(folder: Path, tokenizer: Tokenizer, raw, corpus: Corpus, sides
 
 
 def replace_files(folder: Path, new: Path):
-    """Move the files of the folder `new` into a dataset's folder, so that no mixture looks complete."""
-    files = ['train.bin', 'val.bin', 'tokenizer.json', 'meta.json']
-    for name in files:
-        if (new / name).exists():
-            sync(new / name)
-    for name in ('meta.json', 'tokenizer.json'):            # without meta.json the old files do not count
+    """Move the files of the folder `new` into a dataset's folder. Without meta.json the files there
+    do not count: it goes first and comes last."""
+    files = [new / name for name in ('train.bin', 'val.bin', 'tokenizer.json', 'meta.json')]
+    files = [file for file in files if file.exists()]
+    for file in files:
+        sync(file)
+    for name in ('meta.json', 'tokenizer.json'):
         (folder / name).unlink(missing_ok=True)
-    for name in files:
-        if (new / name).exists():
-            os.replace(new / name, folder / name)
+    for file in files:
+        os.replace(file, folder / file.name)
     sync(folder)
-
-
-def checksum_of_meta(meta: dict) -> str:
-    content = {key: value for key, value in meta.items() if key != 'checksum'}
-    return f'{zlib.crc32(json.dumps(content, sort_keys=True).encode()):08x}'
 
 
 # ---- opening a dataset
 def open_dataset(name: str, verify: bool = False) -> tuple[dict, np.ndarray, np.ndarray]:
     """(meta, train, val) of data/NAME; train and val are memory maps of ids, each (tokens,).
 
-    Checksums and ids are verified in files up to 1 GB, or with verify=True. Raises Error for any damage,
-    with the command that makes the dataset again."""
+    Checksums and ids are verified in files up to 1 GB, or with verify=True. Raises Error for any
+    damage, with the command that makes the dataset again."""
     folder = Path('data', name)
     command = guess_command(name)
     require((folder / 'meta.json').exists(),
@@ -257,54 +256,13 @@ def open_dataset(name: str, verify: bool = False) -> tuple[dict, np.ndarray, np.
     return meta, train, val
 
 
-def guess_command(name: str) -> str:
-    """The command that makes data/NAME, as far as its name says it."""
-    base, _, kind = name.rpartition('_')
-    source, option = (base, f' --tokenizer={kind}') if kind in ('gpt2', 'char') else (name, '')
-    if source in ('stories', 'tinystories'):
-        return f'python prepare.py --dataset={source}{option}'
-    return f'python prepare.py --input=FILES --name={name}{option}'
-
-
-def verify_meta(meta: dict):
-    """Raise ValueError, KeyError or TypeError if meta.json is damaged or contains impossible values."""
-    if meta['format'] != FORMAT:
-        raise ValueError(f'format {meta["format"]}, this program reads {FORMAT}')
-    if meta['checksum'] != checksum_of_meta(meta):
-        raise ValueError('meta.json is damaged')
-    counts = [meta['vocab_size'], meta['eot'] + 1]
-    for split in ('train', 'val'):
-        counts += [meta[split][key] for key in ('tokens', 'bytes', 'documents')]
-        entropy = meta[split]['entropy'] or 0
-        if not 0 <= entropy < math.inf:
-            raise ValueError(f'meta.json says entropy={entropy}')
-    largest = {'uint16': 1 << 16, 'uint32': 1 << 32}[meta['dtype']]
-    are_counts = all(type(count) is int and count > 0 for count in counts)
-    if not are_counts or not meta['eot'] < meta['vocab_size'] <= largest:
-        raise ValueError('meta.json contains impossible values')
-
-
-def open_split(folder: Path, meta: dict, split: str, verify: bool) -> np.ndarray:
-    """The memory map of a split's ids, (tokens,). Raises OSError or ValueError if the file is damaged."""
-    path, about = folder / f'{split}.bin', meta[split]
-    if path.stat().st_size != about['tokens'] * np.dtype(meta['dtype']).itemsize:
-        raise ValueError(f'{path.name} has another size than meta.json says')
-    ids = np.memmap(path, meta['dtype'], 'r')
-    if verify or ids.nbytes <= 10 ** 9:
-        if checksum(path) != about['checksum']:
-            raise ValueError(f'{path.name} has another checksum than meta.json says')
-        if ids.max() >= meta['vocab_size']:
-            raise ValueError(f'{path.name} has ids that are not below its vocab_size of {meta["vocab_size"]}')
-    return ids
-
-
 # ---- batches of the train split
 @lru_cache(2)
 def window_starts(tokens: int, block_size: int, seed: int, epoch: int) -> np.ndarray:
     """Where the windows of an epoch begin, in the order in which they are trained on.
 
-    Each epoch cuts the tokens into windows at another phase and shuffles them, so that every window occurs
-    once. A window has block_size inputs; its last target is the token after them."""
+    Each epoch cuts the tokens into windows at another phase and shuffles them, so that every
+    window occurs once. A window has block_size inputs; its last target is the token after them."""
     windows = max(1, (tokens - block_size) // block_size)
     rng = np.random.default_rng((seed, epoch))
     phase = rng.integers(tokens - windows * block_size)
@@ -312,15 +270,18 @@ def window_starts(tokens: int, block_size: int, seed: int, epoch: int) -> np.nda
 
 
 def get_batch(data, block_size: int, seed: int, sequences: range) -> tuple[np.ndarray, np.ndarray]:
-    """Inputs and targets, (len(sequences), block_size) each, of these sequences of the training.
+    """Inputs and targets, (len(sequences), block_size) each, of some sequences of a training.
 
-    A training numbers all its sequences from 0: step s of batch_size B takes s * B to s * B + B - 1. So a
-    batch is a pure function, a resumed run needs no state of its data, and processes take slices."""
+    A training numbers its sequences from 0 and takes batch_size of them in each step. So a batch is
+    a pure function: a resumed run needs no state of its data, and processes take slices."""
     require(len(data) > block_size,
             f'the train split has {len(data)} tokens; lower block_size below that')
-    windows = len(window_starts(len(data), block_size, seed, 0))
-    starts = [window_starts(len(data), block_size, seed, i // windows)[i % windows] for i in sequences]
-    ids = np.stack([data[start:start + block_size + 1] for start in starts]).astype(np.int64)
+    windows = len(window_starts(len(data), block_size, seed, epoch=0))
+    rows = []
+    for i in sequences:
+        start = window_starts(len(data), block_size, seed, epoch=i // windows)[i % windows]
+        rows.append(data[start:start + block_size + 1])
+    ids = np.stack(rows).astype(np.int64)
     return ids[:, :-1], ids[:, 1:]
 
 
@@ -333,7 +294,7 @@ class Validation(NamedTuple):
 
 
 def validation_text(meta: dict, val, tokenizer: Tokenizer, eval_tokens: int) -> Validation:
-    """The first eval_tokens ids of the val split, 0 = all. The entropy is known for all of it only."""
+    """The first eval_tokens ids of the val split, 0 = all; only then the entropy is known."""
     if eval_tokens == 0 or eval_tokens >= len(val):
         return Validation(val.astype(np.int64), meta['val']['bytes'], meta['val']['entropy'])
     ids = val[:eval_tokens].astype(np.int64)
@@ -341,11 +302,12 @@ def validation_text(meta: dict, val, tokenizer: Tokenizer, eval_tokens: int) -> 
 
 
 def evaluation_windows(ids, eot: int, block_size: int) -> tuple[np.ndarray, np.ndarray]:
-    """Cut ids (N,), documents with eot after each, into windows: inputs and targets, (windows, block_size).
+    """Cut ids (N,), documents with eot after each, into inputs and targets (windows, block_size).
 
-    Documents are packed whole; only one that is longer than a window is cut. Every id is a target once, and
-    its input is the token before it, an eot for the first of a document. The rest of a window is filled with
-    eot as input and -1, which does not count, as target. A document sees those before it in its window."""
+    Documents are packed whole; only one that is longer than a window is cut. Every id is a target
+    once, and its input is the token before it: an eot for the first one of a document. The rest of
+    a window is filled with eot as input and -1, which does not count, as target. The documents of
+    a window see those before them in it."""
     ends = np.concatenate(([0], np.flatnonzero(ids == eot) + 1, [len(ids)]))
     cuts = [0]
     while cuts[-1] < len(ids):
@@ -369,6 +331,11 @@ def bits_per_byte(nats: float, size: int) -> float:
 # ---- the command
 def warn(text: str):
     print('warning:', text, file=sys.stderr)
+
+
+def show_progress(items, what: str):
+    """The items, with a progress bar if stderr is a terminal."""
+    return tqdm(items, what, disable=None, leave=False)
 
 
 def dataset_name() -> str:
@@ -407,7 +374,7 @@ def read_source(source: str, files: list[Path]) -> tuple[dict, str | None]:
 
 
 def fingerprint(files: list[Path]) -> str:
-    """Hash of the knobs and the local files that a dataset is made of: equal ones make equal datasets."""
+    """Hash of the knobs and local files that a dataset is made of."""
     files = sorted(files) + sorted(Path(tokenizer).glob('*.json'))
     knobs = {key: value for key, value in config.items() if key not in ('name', 'overwrite')}
     content = repr([knobs, [(path.name, checksum(path)) for path in files]])
@@ -438,7 +405,8 @@ def make_dataset(folder: Path, splits: dict, about: dict):
     print(f'{folder} made in {time.time() - began:.1f} s')
     share = val['bytes'] / (val['bytes'] + train['bytes'])
     if input and share > 2 * val_fraction:
-        warn(f'{share:.0%} of the text is held out, as a document stays whole; smaller ones divide better')
+        warn(f'{share:.0%} of the text is held out, as a document stays whole; '
+             'smaller ones divide better')
     if val['tokens'] < 1000:
         warn(f'only {val["tokens"]} tokens for validation: their loss will say little')
 
@@ -463,7 +431,8 @@ def main():
             splits, about['licence'] = read_source(source, files)
             make_dataset(folder, splits, about)
     except OSError as e:
-        raise Error(f'{e.filename or folder}: {e.strerror or e}; what was there before is intact') from e
+        raise Error(f'{e.filename or folder}: {e.strerror or e}; '
+                    'what was there before is intact') from e
     print(f'next: python train.py --dataset={folder.name}')
 
 

@@ -3,7 +3,7 @@
 In Python: from sample import load; print(load('out').generate('Once upon a time'))."""
 from config import configure
 
-out_dir = 'out'             # the run to sample from, a checkpoint, or the folder of a Hugging Face model
+out_dir = 'out'        # the run to sample from, a checkpoint, or the folder of a Hugging Face model
 start = ''                  # the prompt, or FILE:path to read it from; '' = begin a new document
 num_samples = 3             # samples to draw, all at once
 max_new_tokens = 300        # most tokens of a sample; it ends earlier at its end-of-text
@@ -20,10 +20,10 @@ compile = False             # compile first, half a minute: then a text comes se
 # Each of these is done by one file of extras/ instead of sampling.
 plot = ''                   # draw the losses of these runs (A,B,...) into plot.png of the first
 attention = ''              # draw the attention of every layer and head in `start`: FILE.png
-surprise = ''               # show how unexpected each token of `start` (or a held-out text) is: FILE.html
+surprise = ''         # show how unexpected each token of `start` (or a held-out text) is: FILE.html
 evaluate = False            # measure the loss on the validation text, and how much samples copy
-compare = ''                # measure it and Hugging Face models (names or folders, A,B,...) on that text
-export = ''                 # write a folder for Hugging Face, or if it ends in .gguf a file for llama.cpp
+compare = ''           # measure it and Hugging Face models (names or folders, A,B,...) on that text
+export = ''           # write a folder for Hugging Face, or if it ends in .gguf a file for llama.cpp
 dataset = ''                # data/NAME that has the validation text; '' = what it was trained on
 eval_tokens = 0             # tokens of the validation text to measure on; 0 = all
 config = configure(globals())
@@ -43,8 +43,8 @@ from model import GPT, build_model, load_weights
 
 
 class LanguageModel:
-    """A trained model with its tokenizer. The knobs of generate, stream and rows are those of sample.py,
-    and so are their defaults."""
+    """A trained model with its tokenizer. The knobs of generate, stream and rows are those of
+    sample.py, and so are their defaults."""
 
     def __init__(self, model: GPT, tokenizer: Tokenizer, dataset: str = '', sampler=None):
         self.model = model
@@ -68,8 +68,8 @@ class LanguageModel:
     def ids(self, prompt: str, num_samples: int = 1, max_new_tokens: int = max_new_tokens,
             temperature: float = temperature, top_k: int = top_k, top_p: float = top_p,
             repetition_penalty: float = repetition_penalty, seed: int = seed):
-        """Yield the next ids (num_samples,) after end-of-text and the prompt. Raises Error for knobs
-        that are out of range, and for a character that the model does not know."""
+        """Yield the next ids (num_samples,) after end-of-text and the prompt. Raises Error for
+        knobs that are out of range, and for a character that the model does not know."""
         require(min(num_samples, max_new_tokens) >= 1 and min(temperature, top_k) >= 0,
                 'num_samples, max_new_tokens are at least 1; temperature, top_k at least 0')
         require(0 < top_p <= 1 and 0.01 <= repetition_penalty <= 100,
@@ -86,7 +86,8 @@ def load(path='out', device: str = 'auto', dtype: str = 'auto', fast: bool = Tru
          compile: bool = False) -> LanguageModel:
     """The model of a run's folder, a checkpoint or a Hugging Face folder, ready to generate.
 
-    Raises Error if there is none, or if its tokenizer has more tokens than its embedding has rows."""
+    Raises Error if there is none, or if its tokenizer has more tokens than its embedding has
+    rows."""
     checkpoint = load_weights(path, 'config')
     tokenizer = Tokenizer(checkpoint['tokenizer'])
     rows = checkpoint['model_config']['vocab_size']
@@ -94,8 +95,11 @@ def load(path='out', device: str = 'auto', dtype: str = 'auto', fast: bool = Tru
             f'{path}: {tokenizer.vocab_size} tokens do not fit vocab_size={rows}')
     device = pick_device(device)
     model = build_model(checkpoint, dropout=0.0).to(device, pick_dtype(dtype, device)).eval()
-    sampling = extra('sampling', needed_by='compile' if compile else '') if fast or compile else None
-    sampler = sampling.Sampler(compile) if sampling else None
+    sampler = None
+    if compile:
+        sampler = extra('sampling', needed_by='compile').Sampler(compile=True)
+    elif fast and extra('sampling'):
+        sampler = extra('sampling').Sampler()
     return LanguageModel(model, tokenizer, checkpoint['config'].get('dataset', ''), sampler)
 
 
@@ -140,7 +144,8 @@ def talk(lm: LanguageModel):
 
 
 def hand_over():
-    """Do what the knobs ask of extras/. Nothing is sampled here: all is measured or shown in fp32."""
+    """Do what the knobs ask of extras/. Nothing is sampled here: all is measured or shown in
+    fp32."""
     for name, ending in (('attention', '.png'), ('surprise', '.html')):
         require(not config[name] or config[name].endswith(ending),
                 f'{name}={config[name]}: name a file that ends in {ending}')
@@ -153,7 +158,8 @@ def hand_over():
     if attention:
         extra('attention', needed_by='attention').draw_attention(lm, prompt, attention)
     if surprise:
-        extra('surprise', needed_by='surprise').draw_surprise(lm, prompt, surprise, dataset, eval_tokens)
+        extra('surprise', needed_by='surprise').draw_surprise(
+            lm, prompt, surprise, dataset, eval_tokens)
     for path in filter(None, (export, attention, surprise)):
         print(f'written: {path}')
     if evaluate:

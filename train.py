@@ -1,30 +1,30 @@
 """Train a GPT on a dataset of prepare.py: python train.py [config/NAME.py] [--knob=value ...]
 
-First the knobs, then the functions of a run, then the run itself, from top to bottom. On several devices:
-torchrun --standalone --nproc_per_node=8 train.py [config/NAME.py] [--knob=value ...]"""
+First the knobs, then the functions of a run, then the run itself, from top to bottom. On several
+devices: torchrun --standalone --nproc_per_node=8 train.py [config/NAME.py] [--knob=value ...]"""
 from config import configure
 
 # run
 out_dir = 'out'             # where checkpoints, log.csv and loss.png go
 dataset = 'stories'         # NAME of data/NAME, made by prepare.py
-init_from = 'scratch'       # scratch, resume, auto (resume if it can), a checkpoint or Hugging Face model
+init_from = 'scratch'       # scratch, resume, auto (resume if it can), or the place of weights
 overwrite = False           # start anew in an out_dir that holds another run
 seed = 1337                 # of weights, batches and dropout
 max_minutes = 0.0           # stop and save after this many minutes; 0 = no limit
 # evaluation and logs, counted in optimizer steps
-eval_interval = 800         # evaluate and save every so many steps, and at the end; 0 = only at the end
+eval_interval = 800         # evaluate and save so often, and at the end; 0 = only at the end
 eval_tokens = 0             # tokens of the validation split that are evaluated; 0 = all
 eval_only = False           # evaluate what init_from names, and stop
 log_interval = 10           # steps between two lines of the log
 wandb_project = ''          # also log to this Weights & Biases project; '' = off
-# model; the other fields of GPTConfig in model.py are knobs as well
-arch = 'qwen3'              # qwen3 (RoPE, RMSNorm, SwiGLU) or gpt2 (learned positions, LayerNorm, GELU)
+# model; all other fields of GPTConfig in model.py are knobs as well
+arch = 'qwen3'              # qwen3 (RoPE, RMSNorm, SwiGLU) or gpt2 (learned positions, GELU)
 n_layer = 2                 # blocks
 n_head = 3                  # attention heads
 n_embd = 144                # channels
 block_size = 160            # tokens of context
 dropout = 0.0               # above 0 where a text is read many times over
-head_gain = 20.0            # 20 is for the stories; 1 is better for natural text
+head_gain = 20.0            # for the stories, which are exact; 1 is better for natural text
 # optimization
 optimizer = 'muon'          # muon (for the blocks' matrices, AdamW for the rest) or adamw
 learning_rate = 2e-3        # its peak
@@ -34,14 +34,14 @@ decay_fraction = 0.9        # wsd: the last part of the run, in which the rate d
 warmup_iters = 50           # steps of linear warm-up
 max_iters = 3200            # optimizer steps
 batch_size = 12             # sequences in an optimizer step, over all devices
-micro_batch_size = 0        # sequences a device holds at once: lower it if memory runs out; 0 = its share
+micro_batch_size = 0        # sequences that a device holds at once; 0 = all of its share
 weight_decay = 0.1          # of matrices and embeddings
 beta1 = 0.9                 # AdamW's
 beta2 = 0.95                # AdamW's
 grad_clip = 1.0             # largest norm of the gradient; 0 = off
 # system
 device = 'auto'             # auto (cuda, mps or cpu), or one of them by name
-dtype = 'auto'              # of matrix products: bfloat16, float16, float32; auto = the fastest that is native
+dtype = 'auto'              # of matrix products: bfloat16, float16, float32; auto = the native one
 compile = 'auto'            # torch.compile the model; auto = on CUDA only
 fast = True                 # use the faster routines for this machine in extras/, if they are there
 verify = False              # verify the dataset's checksums also above 1 GB
@@ -65,10 +65,18 @@ import torch
 
 from config import extra, pick_dtype, require
 from config._files import acquire_lock
-from config._run import Log, PoliteStop, peak_flops, start_device
+from config._run import Log, PoliteStop, can_compile, peak_flops, start_device
 from data.tokenizer import Tokenizer
-from model import (GPT, GPTConfig, build_model, evaluate, load_checkpoint, load_optimizers,
-                   load_weights, save_checkpoint)
+from model import (
+    GPT,
+    GPTConfig,
+    build_model,
+    evaluate,
+    load_checkpoint,
+    load_optimizers,
+    load_weights,
+    save_checkpoint,
+)
 from prepare import bits_per_byte, evaluation_windows, get_batch, open_dataset, validation_text
 
 MODEL_KNOBS = [field.name for field in dataclasses.fields(GPTConfig) if field.name in config]
@@ -77,19 +85,19 @@ FILES = ['best.pt', 'ckpt.pt', 'log.csv', 'loss.png']       # what a run writes 
 
 # ---- the training: its rate, its batches, its measurements
 def learning_rate_at(step: int) -> float:
-    """Rate of update `step`, 1 to max_iters: linear warm-up, then cosine, or flat and linear decay."""
+    """Learning rate of update `step`, from 1 to max_iters: a linear warm-up, then the schedule."""
     if step <= warmup_iters:
         return learning_rate * step / warmup_iters
     if schedule == 'cosine':
-        progress = (step - warmup_iters) / max(1, max_iters - warmup_iters)     # 0 to 1
+        progress = (step - warmup_iters) / max(1, max_iters - warmup_iters)         # 0 to 1
         return min_lr + (learning_rate - min_lr) * 0.5 * (1 + math.cos(math.pi * progress))
     decay_iters = max(1, min(round(decay_fraction * max_iters), max_iters - warmup_iters))
-    progress = (max_iters - step + 1) / decay_iters                             # falls below 1, to 0
-    return min_lr + (learning_rate - min_lr) * min(1, progress)
+    left = (max_iters - step + 1) / decay_iters             # above 1 before the decay, then to 0
+    return min_lr + (learning_rate - min_lr) * min(1, left)
 
 
 def micro_batches(step: int):
-    """Yield inputs and targets (micro, T) on the device: this process's part of the step's batch."""
+    """Yield this process's part of a step's batch: inputs and targets (micro, T), on the device."""
     begin = (step - 1) * batch_size + rank * share
     for first in range(begin, begin + share, micro):
         batch = get_batch(train_data, block_size, seed, range(first, first + micro))
@@ -102,7 +110,7 @@ def micro_batches(step: int):
 
 
 def training_row(losses: list, norms: list, seconds: float) -> dict:
-    """The row of log.csv for the last of some steps. This is where the host waits for the device."""
+    """The row of log.csv for the last of some steps. Only here the host waits for the device."""
     losses, norms = torch.stack(losses), torch.stack(norms)                     # (steps,) each
     if world_size > 1:
         torch.distributed.all_reduce(losses)
@@ -114,17 +122,18 @@ def training_row(losses: list, norms: list, seconds: float) -> dict:
         require(is_finite, f'step {at}: the loss is {loss:.4f}, the gradient norm {norm:.4f}: '
                            f'lower learning_rate; the last good checkpoint is in {out}')
     tokens = batch_size * block_size
+    speed = round(len(losses) * tokens / seconds)
     return {'step': step, 'tokens': step * tokens, 'train_loss': losses[-1], 'grad_norm': norms[-1],
-            'lr': learning_rate_at(step), 'tokens_per_second': round(len(losses) * tokens / seconds)}
+            'lr': learning_rate_at(step), 'tokens_per_second': speed}
 
 
 def validation_row() -> dict:
     """The row's columns for the validation split."""
     loss = evaluate(model, val_x, val_y, micro, autocast, rank, world_size)
-    require(math.isfinite(loss), f'step {step}: the validation loss is {loss}: lower learning_rate; '
-                                 f'the last good checkpoint is in {out}')
+    require(math.isfinite(loss), f'step {step}: the validation loss is {loss}: lower '
+                                 f'learning_rate; the last good checkpoint is in {out}')
     if floor and loss < 0.995 * floor:
-        log.say(f'warning: the validation loss is below its floor, {floor:.4f}: training text leaked')
+        log.say(f'warning: a validation loss below its floor, {floor:.4f}: training text leaked')
     bits = bits_per_byte(loss * len(validation.ids), validation.bytes)
     return {'val_loss': loss, 'bits_per_byte': bits}
 
@@ -157,25 +166,27 @@ def show_sample():
 # ---- checks, and what a run takes over from another
 def check_knobs():
     """Raise Error for knobs that are out of range or contradict each other."""
-    require(compile in ('auto', True, False), f'compile={compile!r} is not known: auto, True or False')
-    require(schedule in ('wsd', 'cosine'), f'schedule={schedule!r} is not known: wsd or cosine')
+    require(compile in ('auto', True, False), f'compile={compile!r} is not auto, True or False')
+    require(schedule in ('wsd', 'cosine'), f'schedule={schedule!r} is not wsd or cosine')
     for name, value in config.items():
-        require(type(value) not in (int, float) or value >= 0, f'{name}={value} must not be negative')
+        is_number = type(value) in (int, float)
+        require(not is_number or value >= 0, f'{name}={value} must not be negative')
     for name in ('max_iters', 'batch_size', 'block_size', 'log_interval'):
         require(1 <= config[name] < 1 << 31, f'{name}={config[name]} must be at least 1')
     require(batch_size % world_size == 0,
             f'batch_size={batch_size} does not divide among {world_size} processes')
-    require((batch_size // world_size) % (micro_batch_size or 1) == 0,
-            f'micro_batch_size={micro_batch_size} does not divide a share of {batch_size // world_size}')
-    require(min_lr <= learning_rate, f'min_lr={min_lr} is above learning_rate={learning_rate}; lower it')
+    share = batch_size // world_size
+    require(share % (micro_batch_size or 1) == 0,
+            f'micro_batch_size={micro_batch_size} does not divide a share of {share} sequences')
+    require(min_lr <= learning_rate, f'min_lr={min_lr} is above learning_rate={learning_rate}')
     require(0 <= decay_fraction <= 1, f'decay_fraction={decay_fraction} must be between 0 and 1')
     require(0 <= beta1 < 1 and 0 <= beta2 < 1, 'beta1 and beta2 must be at least 0 and less than 1')
 
 
 def adopt_knobs(saved: dict) -> dict[str, str]:
-    """Take the knobs of the run that is resumed, except those given now; return the changes as text.
+    """Take the knobs of the run that is resumed, except those given now; return what changes.
 
-    Raises Error for a change that weights, batches or optimizer states cannot follow."""
+    Raises Error for a change that the weights, batches or optimizer states cannot follow."""
     of_this_start = ('init_from', 'out_dir', 'overwrite', 'eval_only', 'max_minutes')
     saved = {name: value for name, value in saved.items() if name not in of_this_start}
     config.adopt(saved)
@@ -184,15 +195,15 @@ def adopt_knobs(saved: dict) -> dict[str, str]:
                if name in saved and config[name] != saved[name]}
     fixed = {*MODEL_KNOBS, 'seed', 'optimizer'} - {'dropout', 'head_gain'}
     wrong = [f'{name}: {change}' for name, change in changes.items() if name in fixed]
-    require(not wrong, f'{", ".join(wrong)}: this cannot change on resume; leave it, or the config file '
-                       'that sets it, out, or use another out_dir')
+    require(not wrong, f'{", ".join(wrong)}: this cannot change on resume; leave out what sets it, '
+                       'or use another out_dir')
     return changes
 
 
 def adopt_shape(weights: dict):
     """Take the model's shape from the weights that the run starts from.
 
-    block_size may be smaller, and dropout is the run's own. Raises Error for a knob that contradicts."""
+    block_size may be smaller. Raises Error for a knob that contradicts the weights."""
     shape = {name: weights[name] for name in MODEL_KNOBS if name not in ('dropout', 'head_gain')}
     for name in config.given & shape.keys() - {'block_size'}:
         require(config[name] == shape[name], f'{name}={config[name]} contradicts the weights of '
@@ -204,8 +215,8 @@ def adopt_shape(weights: dict):
 def save(name: str, **state):
     """Write a checkpoint of the run to out_dir; `state` is what only a resume needs."""
     if rank == 0:
-        save_checkpoint(out / name, model, meta['tokenizer'], dict(config), step=step, data=checksums,
-                        val_loss=val_loss, best_val_loss=best_val_loss, **state)
+        save_checkpoint(out / name, model, meta['tokenizer'], dict(config), data=checksums,
+                        step=step, val_loss=val_loss, best_val_loss=best_val_loss, **state)
 
 
 def save_all():
@@ -255,7 +266,7 @@ if __name__ == '__main__':
     validation = validation_text(meta, val_data, tokenizer, eval_tokens)
     windows = evaluation_windows(validation.ids, tokenizer.eot, block_size)
     val_x, val_y = (torch.from_numpy(ids) for ids in windows)
-    floor = None                                            # nats per token that no model can undercut
+    floor = None                                         # nats per token that no model can undercut
     if validation.entropy:
         floor = validation.entropy / len(validation.ids)
 
@@ -270,7 +281,7 @@ if __name__ == '__main__':
     muon = torch.optim.Muon
     if fast and extra('muon'):
         muon = extra('muon').Muon
-    if fast and extra('cpu') and device.type == 'cpu':
+    if fast and device.type == 'cpu' and extra('cpu'):
         extra('cpu').speed_up_training(model)
     optimizers = model.make_optimizers(optimizer, learning_rate, weight_decay, (beta1, beta2), muon)
     groups = [group for opt in optimizers for group in opt.param_groups]
@@ -279,22 +290,25 @@ if __name__ == '__main__':
     if is_resumed:
         start, val_loss, best_val_loss = (
             checkpoint[key] for key in ('step', 'val_loss', 'best_val_loss'))
-        require(0 <= start <= max_iters, f'{out}/ckpt.pt is at step {start}: raise max_iters={max_iters}')
+        require(0 <= start <= max_iters,
+                f'{out}/ckpt.pt is at step {start}: raise max_iters={max_iters}')
         load_optimizers(optimizers, checkpoint['optimizer'])
         if checkpoint['scaler']:
             scaler.load_state_dict(checkpoint['scaler'])
-    step = start
-    if compile is True or (compile == 'auto' and device.type == 'cuda'):
+    step, checkpoint = start, None                          # None: to free its memory
+    is_compiled = compile is True or (compile == 'auto' and device.type == 'cuda')
+    if is_compiled and can_compile(device):
         model.compile(dynamic=False)
     parallel = model
     if world_size > 1:
         starts = [0] * world_size
         torch.distributed.all_gather_object(starts, start)
-        require(len(set(starts)) == 1, f'the processes begin at steps {starts}: all need the same {out}')
+        require(len(set(starts)) == 1,
+                f'the processes begin at steps {starts}: all need the same {out}')
         parallel = torch.nn.parallel.DistributedDataParallel(model)
     peak = peak_flops(device)
     attention_flops = 12 * n_layer * n_head * model.config.head_dim * block_size
-    flops_per_token = 6 * model.num_params() + attention_flops      # Chowdhery et al. 2022, appendix B
+    flops_per_token = 6 * model.num_params() + attention_flops   # Chowdhery et al. 2022, appendix B
 
     # the run's folder
     tracker = None
@@ -311,7 +325,8 @@ if __name__ == '__main__':
     log = Log(out / 'log.csv', start, max_iters, is_shown=rank == 0, is_written=is_writer)
     log.say(f'model   {arch}, {model.num_params():,} parameters: {n_layer} layers, {n_head} heads, '
             f'{n_embd} channels, vocabulary {meta["vocab_size"]:,}')
-    log.say(f'data    {dataset}: {len(train_data):,} tokens to train on, {len(validation.ids):,} held out'
+    log.say(f'data    {dataset}: {len(train_data):,} tokens to train on, '
+            f'{len(validation.ids):,} held out'
             + (f', whose entropy is {floor:.4f} nats per token' if floor else ''))
     log.say(f'steps   {max_iters:,} of {batch_size} x {block_size} tokens, '
             f'{max_iters * batch_size * block_size / len(train_data):.2f} epochs')
@@ -325,16 +340,17 @@ if __name__ == '__main__':
     stop = PoliteStop(max_minutes)
     began = clock = time.perf_counter()
     losses, norms, skipped = [], [], 0          # of the updates since the last row, on the device
+    last_step = max_iters
     if eval_only:
         show({'step': start, **validation_row()})
-        max_iters = start
+        last_step = start
     elif eval_interval > 0 and not is_resumed:  # the untrained model
         row = {'step': 0, 'tokens': 0, **validation_row()}
         val_loss = row['val_loss']
         show(row)
         log.write(row)
         save_all()
-    for step in range(start + 1, max_iters + 1):
+    for step in range(start + 1, last_step + 1):
         for group in groups:
             group['lr'] = learning_rate_at(step)
         loss = torch.zeros((), device=device)

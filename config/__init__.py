@@ -1,6 +1,7 @@
-"""What the scripts share: knobs, errors, device and precision. Files that are written safely: _files.py.
+"""What the scripts share: knobs, errors, device and precision.
 
-No default of a knob lives here. The other files of this folder are recipes for train.py."""
+No default of a knob lives here. _files.py writes files safely, _run.py is what train.py has around
+its loop, and all other files of this folder are recipes for train.py."""
 import ast
 import contextlib
 import difflib
@@ -34,36 +35,36 @@ def print_error(kind, error, trace):
     if issubclass(kind, KeyboardInterrupt):
         sys.exit(130)
     if issubclass(kind, MemoryError) or re.search("out of memory|can't allocate memory", message):
-        message = 'out of memory: lower micro_batch_size, which needs no other change, or use a smaller model'
+        message = 'out of memory: lower micro_batch_size, or use a smaller model'
     elif re.search('gloo/transport|NCCL', message):
-        message = f'another process of this run was lost; continue with --init_from=resume ({message[:160]})'
+        message = ('another process of this run was lost; continue with --init_from=resume '
+                   f'({message[:160]})')
     elif not issubclass(kind, Error):
         return sys.__excepthook__(kind, error, trace)
-    is_first_process = os.environ.get('LOCAL_RANK', '0') == '0'
-    if issubclass(kind, Error) and not is_first_process:
-        message = ''                            # an Error is the same in all processes: one line a machine
-    if message:
+    # An Error is the same in all processes of a machine: the first one prints it.
+    if not issubclass(kind, Error) or os.environ.get('LOCAL_RANK', '0') == '0':
         print('error:', ' '.join(message.split()), file=sys.__stderr__)
-    if 'RANK' in os.environ:                    # leaving a process group in order can hang: leave at once
+    if 'RANK' in os.environ:            # one of several: leaving their group in order can hang
         sys.stdout.flush()
         os._exit(2)
     sys.exit(2)
 
 
 def extra(name: str, needed_by: str = ''):
-    """The module extras/NAME.py. If it is missing: Error if something is named that needs it, else None."""
+    """The module extras/NAME.py. Where it is missing: None, or an Error that says what needs it."""
     try:
         return importlib.import_module(f'extras.{name}')
     except ModuleNotFoundError as e:
         if e.name not in ('extras', f'extras.{name}'):
-            raise Error(f'{needed_by or name} needs the package {e.name}: pip install {e.name}') from e
+            raise Error(f'{needed_by or name} needs {e.name}: pip install {e.name}') from e
         require(not needed_by, f'{needed_by} needs extras/{name}.py, which is not there')
         return None
 
 
 # ---- knobs
 class Config(dict):
-    """The knobs of a script by name; `given` holds the names that a config file or an argument has set."""
+    """The knobs of a script by name; `given` holds the names that a config file or an argument
+    has set."""
 
     def __init__(self, defaults: dict):
         super().__init__(defaults)
@@ -75,13 +76,16 @@ class Config(dict):
             self[name] = check_type(name, saved[name], self, 'checkpoint')
 
 
-def configure(knobs: dict, argv: list[str] | None = None, dataclass: tuple[str, str] | None = None) -> Config:
-    """Set a script's knobs, its public scalar globals, from config files and --key=value arguments, in order.
+def configure(knobs: dict, argv: list[str] | None = None,
+              dataclass: tuple[str, str] | None = None) -> Config:
+    """Set a script's knobs, its public scalar globals, from config files and --key=value
+    arguments, in order.
 
-    `knobs` is the caller's globals(): it is updated in place, and the knobs are returned as a Config. The
-    arguments are those of the command line if the script is __main__, else `argv`. The fields of a
-    `dataclass`, named as (file, class), are knobs too, unless the script sets others. A config file is
-    Python and sees the knobs. Raises Error for an unknown knob and for a value of the wrong type."""
+    `knobs` is the caller's globals(): it is updated in place, and the knobs are returned as a
+    Config. The arguments are those of the command line if the script is __main__, else `argv`.
+    The fields of a `dataclass`, named as (file, class), are knobs too, unless the script sets
+    others. A config file is Python and sees the knobs. Raises Error for an unknown knob and for
+    a value of the wrong type."""
     if knobs['__name__'] == '__main__':
         sys.excepthook = print_error
         argv = sys.argv[1:] if argv is None else argv
@@ -106,9 +110,11 @@ def configure(knobs: dict, argv: list[str] | None = None, dataclass: tuple[str, 
 
 
 def parse_option(argument: str, defaults: dict) -> dict:
-    """{name: value} of an argument --name=value; the type of the knob's default decides how it is read."""
+    """{name: value} of an argument --name=value; the type of the knob's default decides how it
+    is read."""
     name, equals, text = argument.removeprefix('--').partition('=')
-    require(equals and argument.startswith('--'), f'{argument}: expected --key=value or a config file')
+    require(equals and argument.startswith('--'),
+            f'{argument}: expected --key=value or a config file')
     default = defaults.get(name)
     value = text
     if type(default) is bool or default == 'auto':
@@ -120,7 +126,8 @@ def parse_option(argument: str, defaults: dict) -> dict:
 
 
 def check_type(name: str, value, defaults: dict, where: str):
-    """The value, an int as a float where a float belongs. Raises Error if the knob or the type is wrong."""
+    """The value, an int as a float where a float belongs. Raises Error if the knob or the type
+    is wrong."""
     if name not in defaults:
         near = difflib.get_close_matches(RENAMED.get(name, name), defaults, 1)
         hint = f'did you mean {near[0]}?' if near else '--help lists them'
@@ -137,12 +144,14 @@ def check_type(name: str, value, defaults: dict, where: str):
 
 
 def run_config_file(name: str, config: dict) -> dict:
-    """{name: value} of the variables that a config file assigns, but for those that begin with _."""
+    """{name: value} of the variables that a config file assigns, but for those that begin with
+    _."""
     path = next((path for path in (Path(name), ROOT / name) if path.is_file()), None)
     if path is None:
         recipes = [f'config/{path.name}' for path in (ROOT / 'config').glob('[!_]*.py')]
         near = difflib.get_close_matches(name, recipes, 1)
-        raise Error(f'{name}: there is no such config file' + (f'; did you mean {near[0]}?' if near else ''))
+        hint = f'; did you mean {near[0]}?' if near else ''
+        raise Error(f'{name}: there is no such config file{hint}')
     namespace = {**config, '__file__': str(path)}
     try:
         tree = ast.parse(path.read_bytes(), str(path))
@@ -151,12 +160,14 @@ def run_config_file(name: str, config: dict) -> dict:
         raise Error(f'{name}: {type(e).__name__}: {e}') from e
     assigned = [node.id for node in ast.walk(tree)
                 if isinstance(node, ast.Name) and isinstance(node.ctx, ast.Store)]
-    return {name: namespace[name] for name in assigned if name in namespace and not name.startswith('_')}
+    return {name: namespace[name] for name in assigned
+            if name in namespace and not name.startswith('_')}
 
 
 def read_fields(file: str, class_name: str) -> dict:
-    """{field: default} of a dataclass in a file of the project. It is read as text, not imported: model.py
-    would load torch, and --help and a mistyped knob should be answered at once."""
+    """{field: default} of a dataclass in a file of the project. It is read as text, not
+    imported: model.py would load torch, and --help and a mistyped knob should be answered at
+    once."""
     tree = ast.parse((ROOT / file).read_text(encoding='utf-8'))
     body = next(node.body for node in tree.body
                 if isinstance(node, ast.ClassDef) and node.name == class_name)
@@ -177,7 +188,8 @@ def print_help(knobs: dict, defaults: dict, dataclass: tuple[str, str] | None):
 
 # ---- device and precision
 def pick_device(device: str = 'auto'):
-    """The torch.device of that name; 'auto': cuda, mps or cpu, the first that is there. Error if it is not."""
+    """The torch.device of that name; 'auto': cuda, mps or cpu, the first that is there. Error
+    if it is not."""
     import torch
     if device == 'auto':
         if torch.cuda.is_available():
@@ -188,16 +200,18 @@ def pick_device(device: str = 'auto'):
             device = 'cpu'
     try:
         found = torch.empty(0, device=device).device
-        torch.autocast(found.type)                          # raises for a device that cannot compute
+        torch.autocast(found.type)                         # raises for a device that cannot compute
     except Exception as e:
         raise Error(f'device={device} is not available here; try --device=cpu') from e
     return found
 
 
 def pick_dtype(dtype: str, device):
-    """The torch.dtype of matrix products on a device; 'auto': the fastest that its hardware has natively.
+    """The torch.dtype of matrix products on a device; 'auto': the fastest that its hardware has
+    natively.
 
-    torch.cuda.is_bf16_supported() is not asked: it also says yes where bf16 is emulated, which is slow."""
+    torch.cuda.is_bf16_supported() is not asked: it also says yes where bf16 is emulated, which
+    is slow."""
     import torch
     if dtype == 'auto':
         dtype = 'float32'
@@ -208,6 +222,9 @@ def pick_dtype(dtype: str, device):
             has = getattr(torch.cpu, 'get_capabilities', dict)()
             if has.get('avx512_bf16') or has.get('amx_bf16'):
                 dtype = 'bfloat16'
-    allowed = ('float32', 'bfloat16', 'float16') if device.type == 'cuda' else ('float32', 'bfloat16')
-    require(dtype in allowed, f'dtype={dtype} does not work on {device.type}: use auto, {", ".join(allowed)}')
+    allowed = ['float32', 'bfloat16']
+    if device.type == 'cuda':
+        allowed.append('float16')
+    require(dtype in allowed,
+            f'dtype={dtype} does not work on {device.type}: use auto, {", ".join(allowed)}')
     return getattr(torch, dtype)

@@ -1,4 +1,4 @@
-"""Files that are never half written, are locked against a second run, and show when they are damaged."""
+"""Safe files: never half written, locked against a second run, and sealed by a checksum."""
 import contextlib
 import os
 import re
@@ -14,7 +14,8 @@ SEAL = b'slm:'                  # a sealed file ends with this and the CRC-32 of
 
 @contextlib.contextmanager
 def atomic(path):
-    """Yield a temporary path beside `path`. On success it replaces `path`, on an error it is removed."""
+    """Yield a temporary path beside `path`, which it replaces in the end; after an error it is
+    removed, and `path` is as before."""
     path = Path(path)
     temporary = path.with_name(path.name + '.tmp')
     try:
@@ -26,7 +27,7 @@ def atomic(path):
     except BaseException as e:
         with contextlib.suppress(OSError):
             temporary.unlink(missing_ok=True)
-        is_full_disk = re.search('inline_container|iostream', str(e))       # as torch.save reports it
+        is_full_disk = re.search('inline_container|iostream', str(e))     # as torch.save reports it
         if isinstance(e, OSError) or is_full_disk:
             raise Error(f'cannot write {path}: {e}; what was there before is intact') from e
         raise
@@ -45,7 +46,7 @@ def sync(path):
 
 
 def checksum(file, size: int = sys.maxsize) -> str:
-    """CRC-32, as 8 hex digits, of a file (its path, or open for reading), or of its next `size` bytes."""
+    """CRC-32, as 8 hex digits, of a file, by its path or open for reading, or of its next bytes."""
     crc = 0
     with contextlib.nullcontext(file) if hasattr(file, 'read') else open(file, 'rb') as f:
         while block := f.read(min(size, 1 << 20)):
@@ -55,19 +56,22 @@ def checksum(file, size: int = sys.maxsize) -> str:
 
 
 def acquire_lock(path):
-    """Lock the file `path` for this process and return the lock, a context manager with release().
+    """Lock the file `path` for this process and return the lock, a context manager with
+    release().
 
-    The system releases it when the process ends, however it ends. Error if another process holds it."""
+    The system releases it when the process ends, however it ends. Error if another process
+    holds it."""
     from filelock import FileLock, Timeout
     try:
         path.parent.mkdir(parents=True, exist_ok=True)
         path.touch()
     except OSError as e:
-        raise Error(f'cannot write to {path.parent}: {e.strerror}; choose another folder') from e
+        raise Error(f'cannot write to {path.parent}: {e.strerror}; choose another') from e
     try:
-        return FileLock(path, is_singleton=True).acquire(timeout=0)     # this process may take it again
+        # is_singleton: this process may take it again
+        return FileLock(path, is_singleton=True).acquire(timeout=0)
     except Timeout as e:
-        raise Error(f'{path.parent} is in use by another run; choose another folder, or wait') from e
+        raise Error(f'{path.parent} is in use by another run; wait, or choose another') from e
     except OSError:
         return contextlib.nullcontext()                     # this file system has no locks
 

@@ -1,7 +1,9 @@
-"""What train.py has around its loop: its processes, its log on disk and screen, and stops without loss."""
+"""What train.py has around its loop: its processes, its log on disk and screen, and stops
+without loss."""
 import csv
 import os
 import signal
+import sys
 import time
 from pathlib import Path
 
@@ -44,17 +46,30 @@ def start_device(device: str, world_size: int) -> torch.device:
     return device
 
 
+def can_compile(device: torch.device) -> bool:
+    """Whether torch.compile works: it needs a C++ compiler, for GPUs Triton. Warns if it does not."""
+    try:
+        torch.compile(lambda x: x + 1)(torch.ones(1, device=device))
+        return True
+    except Exception as e:                  # compilers fail in many ways
+        reason = str(e).strip().partition('\n')[0]
+        print(f'warning: not compiled: {reason}', file=sys.stderr)
+        return False
+
+
 class Log:
-    """Rows of log.csv; on the screen a progress bar, or where there is no terminal a line for each row."""
+    """Rows of log.csv; on the screen a progress bar, or where there is no terminal a line for
+    each row."""
 
     def __init__(self, path: Path, step: int, last_step: int, is_shown: bool, is_written: bool):
-        """step: the steps done so far. log.csv is begun with the rows that it has up to that step: a crash
-        may have left others behind them, for steps that are trained again."""
+        """step: the steps done so far. log.csv is begun with the rows that it has up to that
+        step: a crash may have left others behind them, for steps that are trained again."""
         self.path = path
         self.is_shown = is_shown
         self.is_written = is_written
         self.bar = tqdm(total=last_step, initial=step, disable=None if is_shown else True,
-                        bar_format='{l_bar}{bar}| {n_fmt}/{total_fmt} steps, {remaining} left{postfix}')
+                        bar_format='{l_bar}{bar}| {n_fmt}/{total_fmt} steps, {remaining} left'
+                                   '{postfix}')
         if is_written:
             rows = []
             if path.exists():
@@ -82,10 +97,10 @@ class Log:
         """Move the bar, and print the row if there is no bar or if it has a validation loss."""
         text = f'step {row["step"]:>6}'
         if 'train_loss' in row:
-            text += f'  loss {row["train_loss"]:.4f}  lr {row["lr"]:.2e}  norm {row["grad_norm"]:.2f}'
-            text += f'  {row["tokens_per_second"]:>9,} tokens/s'
-            self.bar.set_postfix_str(f'train loss {row["train_loss"]:.3f}, '
-                                     f'{row["tokens_per_second"]:,} tokens/s', refresh=False)
+            loss, speed = row['train_loss'], row['tokens_per_second']
+            text += f'  loss {loss:.4f}  lr {row["lr"]:.2e}  norm {row["grad_norm"]:.2f}'
+            text += f'  {speed:>9,} tokens/s'
+            self.bar.set_postfix_str(f'train loss {loss:.3f}, {speed:,} tokens/s', refresh=False)
         if 'val_loss' in row:
             text += f'  val {row["val_loss"]:.4f}  {row["bits_per_byte"]:.4f} bits/byte'
         self.bar.update(row['step'] - self.bar.n)
@@ -114,7 +129,8 @@ class PoliteStop:
             os._exit(128 + number)
 
     def is_agreed(self, device: torch.device, is_row_due: bool) -> bool:
-        """Whether to stop now. Several processes ask each other, for which they wait, if a row is due."""
+        """Whether to stop now. Several processes ask each other, for which they wait, if a row
+        is due."""
         self.is_out_of_time = time.monotonic() > self.deadline
         if torch.distributed.is_initialized():
             if not is_row_due:

@@ -1,7 +1,8 @@
-"""From files and datasets to documents: one reader for each kind of file, and what cleans the text of PDFs.
+"""From files and datasets to documents: one reader for each kind of file, and what cleans the
+text of PDFs.
 
-A reader yields a Piece for each document; a document too long for memory comes in several, the last of which
-ends it. A new kind of file needs a function read_KIND and its line in READERS."""
+A reader yields a Piece for each document; a document too long for memory comes in several, the
+last of which ends it. A new kind of file needs a function read_KIND and its line in READERS."""
 import json
 import math
 import re
@@ -14,7 +15,7 @@ from config import Error, require
 
 BLOCK = 1 << 20                 # characters of a text file that are read at once
 LONGEST_LINE = 1 << 26          # bytes of a line in a .jsonl file, at most
-PDF_WORK = 20_000_000           # operators and characters of a PDF, at most: about a minute of reading
+PDF_WORK = 20_000_000        # operators and characters of a PDF, at most: about a minute of reading
 
 
 class Piece(NamedTuple):
@@ -59,10 +60,12 @@ def read_markdown(path, text_column: str, separator: str):
 # ---- rows
 def text_of_row(row: dict, text_column: str) -> str:
     if text_column not in row:
-        raise ValueError(f'no column {text_column}, but {", ".join(row) or "none"}; set --text_column')
+        columns = ', '.join(row) or 'none'
+        raise ValueError(f'no column {text_column}, but {columns}; set --text_column')
     text = row[text_column]
     if not isinstance(text, str | None):
-        raise ValueError(f'column {text_column} holds {type(text).__name__}, not text; set --text_column')
+        kind = type(text).__name__
+        raise ValueError(f'column {text_column} holds {kind}, not text; set --text_column')
     return text or ''
 
 
@@ -72,7 +75,8 @@ def read_jsonl(path, text_column: str, separator: str):
             if len(line) == LONGEST_LINE:
                 raise ValueError(f'a line is longer than {LONGEST_LINE} bytes')
             if line.strip():
-                yield Piece(text_of_row(json.loads(line.decode('utf-8-sig', 'replace')), text_column))
+                row = json.loads(line.decode('utf-8-sig', 'replace'))
+                yield Piece(text_of_row(row, text_column))
 
 
 def read_parquet(path, text_column: str, separator: str):
@@ -81,7 +85,8 @@ def read_parquet(path, text_column: str, separator: str):
 
 
 def read_arrow(batches, text_column: str):
-    """The documents of Arrow's batches of rows. Only the column of the text becomes Python objects."""
+    """The documents of Arrow's batches of rows. Only the column of the text becomes Python
+    objects."""
     for batch in batches:
         if text_column in batch.column_names:
             texts = batch[text_column].to_pylist()
@@ -94,18 +99,21 @@ def read_arrow(batches, text_column: str):
 
 # ---- PDF
 def read_pdf(path, text_column: str, separator: str):
-    """The text of a .pdf file as one document. Raises what pypdf does, or ValueError if there is no text."""
+    """The text of a .pdf file as one document. Raises what pypdf does, or ValueError if there
+    is no text."""
     import pypdf
     work_left = PDF_WORK                        # pypdf limits each stream, this limits the file
 
     def count_work(operator, operands, *rest):
         nonlocal work_left
-        work_left -= 1 + sum(len(operand) for operand in operands if isinstance(operand, str | bytes | list))
+        texts = [operand for operand in operands if isinstance(operand, str | bytes | list)]
+        work_left -= 1 + sum(len(text) for text in texts)
         if work_left < 0:
             raise ValueError('it inflates without end')
 
     with open(path, 'rb') as f:
-        pages = [page.extract_text(visitor_operand_before=count_work) for page in pypdf.PdfReader(f).pages]
+        pages = [page.extract_text(visitor_operand_before=count_work)
+                 for page in pypdf.PdfReader(f).pages]
     text = clean_pdf(pages)
     if not text:
         raise ValueError('it has no text; is it a scan?')
@@ -149,7 +157,8 @@ def join_hyphenated(match: re.Match) -> str:
 
 
 def join_paragraphs(text: str) -> str:
-    """Lines joined to paragraphs. A line that is much shorter than most is a heading, or ends a paragraph."""
+    """Lines joined to paragraphs. A line that is much shorter than most is a heading, or ends a
+    paragraph."""
     lines = text.split('\n')
     lengths = sorted(len(line) for line in lines if line) or [0]
     long = 0.7 * lengths[int(0.75 * (len(lengths) - 1))]
@@ -171,12 +180,13 @@ READERS = {
 
 
 def find_files(patterns: str) -> list[Path]:
-    """The files with a reader that files, folders and globs (with commas between them) name, in order."""
+    """The files with a reader that files, folders and globs (with commas between them) name, in
+    order."""
     found = []
     for pattern in [part.strip() for part in patterns.split(',') if part.strip()] or [patterns]:
         path = Path(pattern)
         if path.is_dir():
-            paths = path.rglob('*')             # follows no links to folders, which could be circular
+            paths = path.rglob('*')           # follows no links to folders, which could be circular
         elif path.exists():
             paths = [path]
         else:
@@ -189,7 +199,8 @@ def find_files(patterns: str) -> list[Path]:
 
 
 def read_files(files: list[Path], text_column: str, separator: str):
-    """The documents of files. A PDF that cannot be read is named and left out, another file is an Error."""
+    """The documents of files. A PDF that cannot be read is named and left out, another file is
+    an Error."""
     for path in files:
         read = READERS[path.suffix.lower()]
         try:
@@ -203,23 +214,27 @@ def read_files(files: list[Path], text_column: str, separator: str):
 def read_dataset(source: str, text_column: str) -> tuple[dict, str | None]:
     """({split: its documents}, licence) of a Hugging Face dataset, a name or a folder.
 
-    The splits are val and train, or '' for all if it has no validation split. A folder is read in place."""
+    The splits are val and train, or '' for all if it has no validation split. A folder is read
+    in place."""
     from datasets import load_dataset
 
     def read(split):
         try:
             yield from read_arrow(split.with_format('arrow').iter(1000), text_column)
         except Exception as e:
-            raise Error(f'dataset {source} cannot be read ({type(e).__name__}: {str(e)[:200]})') from e
+            reason = f'{type(e).__name__}: {str(e)[:200]}'
+            raise Error(f'dataset {source} cannot be read ({reason})') from e
 
     try:
         splits = load_dataset(source, streaming=Path(source).exists())
     except Exception as e:
-        raise Error(f'dataset {source} cannot be opened ({type(e).__name__}: {str(e)[:200]})') from e
+        reason = f'{type(e).__name__}: {str(e)[:200]}'
+        raise Error(f'dataset {source} cannot be opened ({reason})') from e
     require('train' in splits and splits['train'].info.builder_name != 'text',
             f'dataset {source} has no split train, or holds text files, for which there is --input')
     licence = splits['train'].info.license or None
-    val = next((name for name in ('validation', 'valid', 'val', 'dev', 'test') if name in splits), None)
-    if val is None:
+    names = [name for name in ('validation', 'valid', 'val', 'dev', 'test') if name in splits]
+    if not names:
         return {'': read(splits['train'])}, licence
-    return {'val': read(splits[val]), 'train': read(splits['train'])}, licence     # val first: of two equal
+    # val is read first: a document that is in both is kept there
+    return {'val': read(splits[names[0]]), 'train': read(splits['train'])}, licence

@@ -1,7 +1,8 @@
-"""Text to token ids and back: class Tokenizer, in four kinds, and how a vocabulary is learned or read.
+"""Text to token ids and back: class Tokenizer, in four kinds, and how a vocabulary is learned
+or read.
 
-bpe is trained on the text, gpt2 is GPT-2's (both byte-level BPE, run by tiktoken), char has one token for each
-character, and hf is any other tokenizer.json, run by the package tokenizers."""
+bpe is trained on the text, gpt2 is GPT-2's (both byte-level BPE, run by tiktoken), char has one
+token for each character, and hf is any other tokenizer.json, run by the package tokenizers."""
 import json
 import re
 from pathlib import Path
@@ -12,20 +13,20 @@ from config import Error
 
 EOT = '<|endoftext|>'
 PIECE = 1 << 12                 # bytes of text that are tokenized in one call, at most
-# A text may be cut before a single space, or after a single newline, if both neighbours are visible: no token
-# of bpe or gpt2 reaches across such a border.
+# A text may be cut before a single space or after a single newline, if both neighbours are visible:
+# no token of bpe or gpt2 reaches across such a border.
 BORDER = re.compile(r'(?<=\S)(?= \S)|(?<=\S\n)(?=\S)')
-# GPT-2's pattern of words. The group keeps the look-ahead, which tiktoken runs slowly, out of most matches.
+# GPT-2's pattern of words. The group keeps the look-ahead, which is slow, out of most matches.
 WORDS = r"(?:'(?:[sdmt]|ll|ve|re)| ?\p{L}+| ?\p{N}+| ?[^\s\p{L}\p{N}]+)|\s+(?!\S)|\s"
 
 
 class Tokenizer:
     """Text to ids and back.
 
-    eot is the id that ends every document: no text encodes to it, and it decodes to nothing. vocab_size
-    counts all ids, eot included. spec is a dict of plain types that Tokenizer(spec) is made from again:
-    {'kind': 'bpe', 'json': the text of a tokenizer.json}, {'kind': 'gpt2'}, {'kind': 'char', 'alphabet':
-    its characters}, or {'kind': 'hf', 'json': ..., 'eot': id}."""
+    eot is the id that ends every document: no text encodes to it, and it decodes to nothing.
+    vocab_size counts all ids, eot included. spec is a dict of plain types that Tokenizer(spec)
+    is made from again: {'kind': 'bpe', 'json': the text of a tokenizer.json}, {'kind': 'gpt2'},
+    {'kind': 'char', 'alphabet': its characters}, or {'kind': 'hf', 'json': ..., 'eot': id}."""
 
     def __init__(self, spec: dict):
         """Raises Error for a damaged spec."""
@@ -36,7 +37,7 @@ class Tokenizer:
                      'char': self._setup_char, 'hf': self._setup_hf}[self.kind]
             setup()
             if not 0 <= self.eot < self.vocab_size:
-                raise ValueError(f'end-of-text {self.eot} is outside a vocabulary of {self.vocab_size}')
+                raise ValueError(f'end-of-text {self.eot}, but {self.vocab_size} tokens')
         except Error:
             raise
         except Exception as e:                  # the libraries raise bare exceptions, too
@@ -46,7 +47,8 @@ class Tokenizer:
         return Tokenizer, (self.spec,)          # copies and pickles are made from the spec
 
     def __eq__(self, other) -> bool:
-        """Whether both give the same ids, whatever their kind: GPT-2's may come as a tokenizer.json."""
+        """Whether both give the same ids, whatever their kind: GPT-2's may come as a
+        tokenizer.json."""
         if self.spec == other.spec:
             return True
         if (self.vocab_size, self.eot) != (other.vocab_size, other.eot):
@@ -83,17 +85,21 @@ class Tokenizer:
     def encode_documents(self, texts: list[str]) -> np.ndarray:
         """The ids of valid texts of at most PIECE bytes, in one array, eot after each text."""
         if self.kind == 'char':
-            return np.array([i for text in texts for i in (*map(self.index.__getitem__, text), self.eot)])
+            index = self.index
+            return np.array([i for text in texts
+                             for i in (*(index[character] for character in text), self.eot)])
         if self.kind == 'hf':
             encodings = self.hf.encode_batch_fast(texts, add_special_tokens=False)
             return np.array([i for encoding in encodings for i in (*encoding.ids, self.eot)])
-        if any(EOT in text for text in texts):  # there it is ordinary text, so each is encoded by itself
+        if any(EOT in text for text in texts):  # as ordinary text: each text is encoded by itself
             arrays = [self.bpe.encode_to_numpy(text, disallowed_special=()) for text in texts]
             return np.concatenate([np.append(ids, np.uint32(self.eot)) for ids in arrays])
-        return self.bpe.encode_to_numpy(EOT.join([*texts, '']), allowed_special={EOT}, disallowed_special=())
+        joined = EOT.join([*texts, ''])
+        return self.bpe.encode_to_numpy(joined, allowed_special={EOT}, disallowed_special=())
 
     def encode(self, text: str) -> list[int]:
-        """Ids of a text of any length. Raises Error for a character that the alphabet of char lacks."""
+        """Ids of a text of any length. Raises Error for a character that the alphabet of char
+        lacks."""
         raw = to_utf8(text)
         try:
             return [i for piece, _ in cut(raw, 0, len(raw))
@@ -108,7 +114,8 @@ class Tokenizer:
 
     # ---- decoding
     def decode(self, ids) -> str:
-        """Text of ids in [0, vocab_size). Bytes that are no character become U+FFFD, special tokens ''."""
+        """Text of ids in [0, vocab_size). Bytes that are no character become U+FFFD, special
+        tokens ''."""
         ids = [int(i) for i in ids if i != self.eot]
         if self.kind == 'char':
             return ''.join(self.spec['alphabet'][i] for i in ids)
@@ -117,7 +124,8 @@ class Tokenizer:
         return self.bpe.decode(ids)
 
     def decode_stream(self, ids):
-        """Yield the text that each id adds, '' while bytes of its character are missing; then the rest."""
+        """Yield the text that each id adds, '' while bytes of its character are missing; then
+        the rest."""
         pending, shown = [], ''
         for i in ids:
             pending.append(i)
@@ -144,11 +152,12 @@ def to_utf8(text: str) -> bytes:
 
 
 def cut(raw, start: int, end: int):
-    """Yield (text, whether it is the last) for raw[start:end], UTF-8 bytes, in pieces of at most PIECE bytes.
+    """Yield (text, whether it is the last) for raw[start:end], UTF-8 bytes, in pieces of at
+    most PIECE bytes.
 
     A piece ends where the cut changes no token (BORDER), if its second half has such a place."""
     while end - start > PIECE:
-        text = str(raw[start:start + PIECE], 'utf-8', 'ignore')     # leaves out half a character at the end
+        text = str(raw[start:start + PIECE], 'utf-8', 'ignore')     # without half a character
         border = BORDER.search(text, len(text) // 2)
         if border:
             text = text[:border.start()]
@@ -164,15 +173,17 @@ def gpt2_ranks() -> dict[bytes, int]:
     try:
         gpt2 = tiktoken.get_encoding('gpt2')
     except Exception as e:
-        raise Error('cannot fetch the gpt2 vocabulary: go online once, set TIKTOKEN_CACHE_DIR to a folder that '
-                    f'has it, or use --tokenizer=bpe ({type(e).__name__}: {str(e)[:100]})') from e
+        raise Error('cannot fetch the gpt2 vocabulary: go online once, set TIKTOKEN_CACHE_DIR to a '
+                    'folder that has it, or use --tokenizer=bpe '
+                    f'({type(e).__name__}: {str(e)[:100]})') from e
     return {gpt2.decode_single_token_bytes(i): i for i in range(gpt2.eot_token)}
 
 
 def trained_ranks(tokenizer_json: str) -> dict[bytes, int]:
     """The tokens of a byte-level BPE and their ids, which are also the ranks of its merges.
 
-    A tokenizer.json spells bytes as visible characters: printable ones as they are, the others from U+0100."""
+    A tokenizer.json spells bytes as visible characters: printable ones as they are, the others
+    from U+0100."""
     visible = [b for b in range(256) if chr(b).isprintable() and b != 32]
     hidden = [b for b in range(256) if b not in visible]
     byte_of = {chr(b): b for b in visible} | {chr(256 + i): b for i, b in enumerate(hidden)}
@@ -185,24 +196,26 @@ def trained_ranks(tokenizer_json: str) -> dict[bytes, int]:
 
 
 def train_bpe(texts, size: int) -> dict:
-    """Spec of a byte-level BPE (Sennrich et al. 2016) of `size` tokens, eot included, trained on texts.
+    """Spec of a byte-level BPE (Sennrich et al. 2016) of `size` tokens, eot included, trained
+    on texts.
 
     It has fewer tokens if the texts hold too few pairs that occur twice."""
     from tokenizers import Tokenizer, decoders, models, pre_tokenizers, trainers
     bpe = Tokenizer(models.BPE())
     bpe.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=False)
     bpe.decoder = decoders.ByteLevel()
-    every_byte = pre_tokenizers.ByteLevel.alphabet()        # otherwise bytes not seen here would vanish
+    every_byte = pre_tokenizers.ByteLevel.alphabet()    # otherwise bytes not seen here would vanish
     trainer = trainers.BpeTrainer(vocab_size=size - 1, min_frequency=2, initial_alphabet=every_byte,
                                   show_progress=False)
     bpe.train_from_iterator(limit_words(texts), trainer)
-    bpe.add_special_tokens([EOT])                           # after the training, so that its id is the last
+    bpe.add_special_tokens([EOT])                   # after the training, so that its id is the last
     return {'kind': 'bpe', 'json': bpe.to_str()}
 
 
 def limit_words(texts, limit: int = 4_000_000):
-    """Yield texts until their distinct words have more than `limit` characters together: training a
-    vocabulary takes 100 bytes for each. Words are broken after 200 characters, as merges in them are slow."""
+    """Yield texts until their distinct words have more than `limit` characters together:
+    training a vocabulary takes 100 bytes for each. Words are broken after 200 characters, as
+    merges in them are slow."""
     seen = set()
     for text in texts:
         new = set(text.split()) - seen
@@ -214,7 +227,8 @@ def limit_words(texts, limit: int = 4_000_000):
 
 
 def read_tokenizer(source: str) -> dict:
-    """Spec of the tokenizer.json in a folder or Hugging Face repository; its eos token is end-of-text."""
+    """Spec of the tokenizer.json in a folder or Hugging Face repository; its eos token is
+    end-of-text."""
     from tokenizers import Tokenizer
     files = ['tokenizer.json', 'tokenizer_config.json']
     try:
@@ -232,9 +246,10 @@ def read_tokenizer(source: str) -> dict:
         if isinstance(eos, dict):
             eos = eos['content']
     except Exception as e:
-        raise Error(f'--tokenizer={source}: neither bpe, gpt2, char nor a place with a tokenizer.json '
-                    f'({type(e).__name__}: {str(e)[:200]})') from e
+        raise Error(f'--tokenizer={source}: neither bpe, gpt2, char nor a place with a '
+                    f'tokenizer.json ({type(e).__name__}: {str(e)[:200]})') from e
     for token in (eos, EOT, '</s>', '<eos>'):
         if token and tokenizer.token_to_id(token) is not None:
             return {'kind': 'hf', 'json': text, 'eot': tokenizer.token_to_id(token)}
-    raise Error(f'--tokenizer={source} has no end-of-text: name an eos_token in its tokenizer_config.json')
+    raise Error(f'--tokenizer={source} has no end-of-text: name an eos_token in its '
+                'tokenizer_config.json')

@@ -14,7 +14,7 @@ class WatchedAttention(Attention):
     """Attention that keeps its weights, (H, T, T) of the first sequence, as `weights`."""
 
     def attend(self, q, k, v, mask):
-        # Fused attention does not return its weights. But weights @ identity is the weights themselves.
+        # Fused attention does not return its weights, but weights @ identity are the weights.
         B, K, S, D = v.shape
         identity = torch.eye(S, dtype=v.dtype, device=v.device).expand(B, K, S, S)
         self.weights = super().attend(q, k, identity, mask)[0]
@@ -22,7 +22,8 @@ class WatchedAttention(Attention):
 
 
 def attention_weights(model, idx) -> list:
-    """The weights (H, T, T) of each layer for ids (1, T): how much token i takes from each token up to i."""
+    """The weights (H, T, T) of each layer for ids (1, T): how much token i takes from each
+    token up to i."""
     layers = [block.attn for block in model.h]
     classes = [type(layer) for layer in layers]
     try:
@@ -37,12 +38,13 @@ def attention_weights(model, idx) -> list:
 
 
 def draw_attention(lm, prompt: str, path):
-    """Draw the attention of each layer (down) and head (across) in the prompt into a picture at path."""
+    """Draw the attention of each layer (down) and head (across) in the prompt into a picture at
+    path."""
     from matplotlib.figure import Figure
     config, ids = lm.model.config, [lm.tokenizer.eot, *lm.tokenizer.encode(prompt)]
     T, most = len(ids), min(MOST_TOKENS, config.block_size)
-    require(2 <= T <= most, f'attention draws a start of 1 to {most - 1} tokens, and this one has {T - 1}: '
-                            'set start')
+    require(2 <= T <= most, f'attention draws a start of 1 to {most - 1} tokens, and this one has '
+                            f'{T - 1}: set start')
     side = max(1.6, 0.11 * T)                               # inches of a head's square
     figure = Figure((config.n_head * side + 1, config.n_layer * side + 1), layout='compressed')
     figure.supylabel('each token', fontsize=9)
@@ -54,7 +56,7 @@ def draw_attention(lm, prompt: str, path):
     for layer, weights in enumerate(attention_weights(lm.model, idx)):
         for head, shares in enumerate(weights.float().cpu()):
             axis = axes[layer, head]
-            shown = shares.sqrt().masked_fill(future, math.nan)         # sqrt: small shares can be seen
+            shown = shares.sqrt().masked_fill(future, math.nan)     # sqrt: small shares can be seen
             axis.imshow(shown.numpy(), cmap='Blues', vmin=0, vmax=1)
             axis.set_facecolor('0.92')                      # of the future
             axis.set_title(f'layer {layer + 1}, head {head + 1}', fontsize=9)

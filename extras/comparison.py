@@ -1,13 +1,15 @@
 """A table of a trained model and others of Hugging Face on the same text, for --compare=A,B,...
 
-All are run by transformers in the same way. Each reads the validation documents in its own tokens, whole
-where they fit into its context (1,024 tokens at most are used), each after its beginning-of-text or else its
-end-of-text. The nats of all their tokens are divided by the bytes of the text, which compares across
-tokenizers. The ends of documents do not count, as not every model knows them."""
+All are run by transformers in the same way. Each reads the validation documents in its own
+tokens, whole where they fit into its context (1,024 tokens at most are used), each after its
+beginning-of-text or else its end-of-text. The nats of all their tokens are divided by the bytes
+of the text, which compares across tokenizers. The ends of documents do not count, as not every
+model knows them."""
 import tempfile
 import time
 from importlib.util import find_spec
 
+import numpy as np
 import torch
 import torch.nn.functional as F
 
@@ -27,17 +29,20 @@ class Compared:
         from transformers import AutoModelForCausalLM, AutoTokenizer
         self.name = name
         try:
-            model = AutoModelForCausalLM.from_pretrained(source, dtype='float32', trust_remote_code=False)
+            model = AutoModelForCausalLM.from_pretrained(source, dtype='float32',
+                                                         trust_remote_code=False)
             self.tokenizer = AutoTokenizer.from_pretrained(source, trust_remote_code=False)
-        except Exception as e:          # other people's folders make transformers raise any exception
+        except Exception as e:        # other people's folders make transformers raise any exception
             raise Error(f'compare={name}: {type(e).__name__}: {str(e)[:150]}') from e
         self.begin = self.tokenizer.bos_token_id
         if self.begin is None:
             self.begin = self.tokenizer.eos_token_id
-        require(self.begin is not None, f'compare={name}: its tokenizer has no token to begin a text with')
+        require(self.begin is not None,
+                f'compare={name}: its tokenizer has no token to begin a text with')
         self.model = model.to(device).eval()
         self.device = device
-        self.context = min(CONTEXT, getattr(model.config, 'max_position_embeddings', None) or CONTEXT)
+        longest = getattr(model.config, 'max_position_embeddings', None) or CONTEXT
+        self.context = min(CONTEXT, longest)
 
     def encode(self, text: str) -> list[int]:
         return self.tokenizer.encode(text, add_special_tokens=False, split_special_tokens=True)
@@ -45,11 +50,11 @@ class Compared:
     def nats(self, texts: list[str]) -> float:
         """-ln of the probability of the texts."""
         stream = [i for text in texts for i in (*self.encode(text), self.begin)]
-        windows = evaluation_windows(torch.tensor(stream).numpy(), self.begin, self.context)
-        x, y = (torch.from_numpy(ids).to(self.device) for ids in windows)
-        y[y == self.begin] = -1
+        windows = evaluation_windows(np.array(stream), self.begin, self.context)
+        inputs, targets = (torch.from_numpy(ids).to(self.device) for ids in windows)
+        targets[targets == self.begin] = -1
         rows, total = max(1, TOKENS_AT_ONCE // self.context), 0.0
-        for x, y in zip(x.split(rows), y.split(rows)):
+        for x, y in zip(inputs.split(rows), targets.split(rows)):
             logits = self.model(x, use_cache=False).logits.float().flatten(0, 1)
             total += F.cross_entropy(logits, y.flatten(), ignore_index=-1, reduction='sum').item()
         return total
@@ -63,16 +68,17 @@ class Compared:
         began = time.perf_counter()
         ids = self.model.generate(
             idx, attention_mask=torch.ones_like(idx), pad_token_id=self.begin,
-            max_new_tokens=min(max_new_tokens, self.context - idx.shape[1]), do_sample=temperature > 0,
-            temperature=temperature or None, top_k=top_k, top_p=top_p,
+            max_new_tokens=min(max_new_tokens, self.context - idx.shape[1]),
+            do_sample=temperature > 0, temperature=temperature or None, top_k=top_k, top_p=top_p,
             repetition_penalty=repetition_penalty)[0, idx.shape[1]:]
         speed = len(ids) / (time.perf_counter() - began)
         return self.tokenizer.decode(ids, skip_special_tokens=True), speed
 
 
-def print_comparison(lm, own_name: str, names: list[str], prompt: str, dataset: str, eval_tokens: int,
-                     sampling: dict):
-    """Print the table, and what each model makes of the prompt; without one, of a document's first words."""
+def print_comparison(lm, own_name: str, names: list[str], prompt: str, dataset: str,
+                     eval_tokens: int, sampling: dict):
+    """Print the table, and what each model makes of the prompt; without one, of a document's
+    first words."""
     require(find_spec('transformers'), 'compare needs transformers: pip install transformers')
     from transformers import logging
     logging.set_verbosity_error()

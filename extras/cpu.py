@@ -1,7 +1,8 @@
 """Faster routines for training and sampling on CPUs, swapped into a model from outside.
 
-Training: memory is kept between steps, and in bf16 attention is computed by plain products. Sampling, used by
-extras/sampling.py: packed weights in bf16, sums of rows when compiled, top-p without a sort."""
+Training: memory is kept between steps, and in bf16 attention is computed by plain products.
+Sampling, used by extras/sampling.py: packed weights in bf16, sums of rows when compiled, top-p
+without a sort."""
 import ctypes
 import math
 import sys
@@ -24,7 +25,8 @@ def speed_up_training(model: nn.Module):
 
 
 def keep_memory():
-    """Make glibc keep freed memory: it would give large tensors back, and every step fault them in anew."""
+    """Make glibc keep freed memory: it would give large tensors back, and every step fault them
+    in anew."""
     if sys.platform == 'linux':
         libc = ctypes.CDLL(None)
         if hasattr(libc, 'mallopt'):
@@ -33,8 +35,8 @@ def keep_memory():
 
 
 class CPUAttention(Attention):
-    """The same attention in bf16: by plain products in training, elsewhere by the fused kernel in fp32,
-    which is faster there than in bf16."""
+    """The same attention in bf16: by plain products in training, elsewhere by the fused kernel
+    in fp32, which is faster there than in bf16."""
 
     def attend(self, q: Tensor, k: Tensor, v: Tensor, mask: Tensor | None) -> Tensor:
         if v.dtype != torch.bfloat16:
@@ -48,7 +50,7 @@ class CPUAttention(Attention):
         """Causal attention from q (B, H, T, D) and k, v (B, K, T, D), as (B, H, T, D)."""
         B, H, T, D = q.shape
         k, v = k.flatten(0, 1), v.flatten(0, 1)             # (B K, T, D)
-        q = q.reshape(len(k), -1, D)                        # (B K, H/K T, D): those that share their keys
+        q = q.reshape(len(k), -1, D)                  # (B K, H/K T, D): those that share their keys
         future = torch.full((T, T), -math.inf, dtype=q.dtype).triu(1).repeat(q.shape[1] // T, 1)
         weights = torch.baddbmm(future, q, k.mT, alpha=D ** -0.5).softmax(-1)
         y = F.dropout(weights, self.dropout, self.training) @ v
@@ -66,13 +68,15 @@ class PackedLinear(nn.Linear):
 
 
 def can_pack(weight: Tensor) -> bool:
-    is_supported = torch.backends.mkldnn.is_available() and torch.ops.mkldnn._is_mkldnn_bf16_supported()
-    return weight.dtype == torch.bfloat16 and is_supported
+    """Whether PackedLinear works with this weight, on this machine."""
+    if weight.dtype != torch.bfloat16 or not torch.backends.mkldnn.is_available():
+        return False
+    return torch.ops.mkldnn._is_mkldnn_bf16_supported()
 
 
 class RowSumLinear(nn.Linear):
-    """A linear layer for compiled steps of one token: Inductor reads weights faster in sums of rows than in
-    a matrix product."""
+    """A linear layer for compiled steps of one token: Inductor reads weights faster in sums of
+    rows than in a matrix product."""
 
     def forward(self, x: Tensor) -> Tensor:
         if x.shape[:-1].numel() > 1:
@@ -82,16 +86,18 @@ class RowSumLinear(nn.Linear):
 
 
 def keep_top_p(p: Tensor, top_p: float) -> Tensor:
-    """As GPT.keep_top_p, without a sort: positive floats are ordered as their bits are, as integers.
+    """As GPT.keep_top_p, without a sort: positive floats are ordered as their bits are, as
+    integers.
 
-    The bits of the smallest value that is kept are found in two passes over 15 bits each: a histogram says
-    how much probability the values with each pattern have, and its cumulative sum where top_p is reached."""
-    one = 0x3f800000                                        # the bits of 1.0, the largest probability
+    The bits of the smallest value that is kept are found in two passes over 15 bits each: a
+    histogram says how much probability the values with each pattern have, and its cumulative
+    sum where top_p is reached."""
+    one = 0x3f800000                                      # the bits of 1.0, the largest probability
     distance = one - p.view(torch.int32)                    # (B, V), below 2**30
     found = torch.zeros(len(p), 1, dtype=torch.int32)       # the distance at which top_p is reached
     bins = 1 << 15
     for shift in (15, 0):
-        pattern = ((distance - found) >> shift).clamp(-1, bins) + 1     # 0: larger than what is found
+        pattern = ((distance - found) >> shift).clamp(-1, bins) + 1   # 0: larger than what is found
         sums = p.new_zeros(len(p), bins + 2).scatter_add_(1, pattern.long(), p)
         reached = torch.searchsorted(sums.cumsum(-1), p.new_full((len(p), 1), top_p))
         found = found + ((reached.clamp(max=bins).int() - 1) << shift)

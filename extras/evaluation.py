@@ -1,4 +1,5 @@
-"""The loss of a trained model on its validation text, and how much it copies, for --evaluate=True"""
+"""The loss of a trained model on its validation text, and how much it copies, for
+--evaluate=True"""
 import contextlib
 import math
 from typing import NamedTuple
@@ -11,7 +12,7 @@ from data.tokenizer import Tokenizer
 from model import evaluate
 from prepare import Validation, bits_per_byte, evaluation_windows, open_dataset, validation_text
 
-OVERLAP_SAMPLES = 20            # samples, and held-out documents, that are looked up in the training text
+OVERLAP_SAMPLES = 20      # samples, and held-out documents, that are looked up in the training text
 OVERLAP_TOKENS = 300            # of each held-out document
 
 
@@ -22,7 +23,8 @@ class OpenedValidation(NamedTuple):
 
 
 def open_validation(lm, dataset: str, eval_tokens: int) -> OpenedValidation:
-    """The validation text of a dataset, '' for that of the model. Error if its tokenizer is another.
+    """The validation text of a dataset, '' for that of the model. Error if its tokenizer is
+    another.
 
     A document that eval_tokens cuts counts only if it is the only one."""
     name = dataset or lm.dataset
@@ -37,8 +39,8 @@ def open_validation(lm, dataset: str, eval_tokens: int) -> OpenedValidation:
 
 
 def print_evaluation(lm, dataset: str, eval_tokens: int):
-    """Print the validation loss as in training, its perplexity, bits per byte, floor, and the overlap of
-    samples and of held-out documents with the training text."""
+    """Print the validation loss as in training, its perplexity, bits per byte, floor, and the
+    overlap of samples and of held-out documents with the training text."""
     text, documents, train = open_validation(lm, dataset, eval_tokens)
     windows = evaluation_windows(text.ids, lm.tokenizer.eot, lm.model.config.block_size)
     x, y = (torch.from_numpy(ids) for ids in windows)
@@ -48,18 +50,20 @@ def print_evaluation(lm, dataset: str, eval_tokens: int):
     print(f'bits/byte   {bits_per_byte(loss * len(text.ids), text.bytes):.4f}')
     if text.entropy:
         floor = text.entropy / len(text.ids)
-        print(f'floor       {floor:.4f} nats per token, the entropy of the text: {loss / floor - 1:+.1%}')
+        print(f'floor       {floor:.4f} nats per token, the entropy of the text: '
+              f'{loss / floor - 1:+.1%}')
     samples = lm.rows(num_samples=OVERLAP_SAMPLES)
     held_out = [document[:-1][:OVERLAP_TOKENS] for document in documents[:OVERLAP_SAMPLES]]
     for name, rows in (('samples', samples), ('held-out documents', held_out)):
         run = longest_overlap(rows, train)
         shared = lm.tokenizer.decode(run)
-        print(f'overlap     {len(run)} tokens, {len(shared.split())} words of a training text, at most, '
-              f'in {len(rows)} {name}: {shared[:60]!r}')
+        print(f'overlap     {len(run)} tokens, {len(shared.split())} words of a training text, '
+              f'at most, in {len(rows)} {name}: {shared[:60]!r}')
 
 
 def longest_overlap(rows: list, train) -> list[int]:
-    """The longest run of ids of one of the rows (n,) that is also in train (N,), read piece by piece."""
+    """The longest run of ids of one of the rows (n,) that is also in train (N,), read piece by
+    piece."""
     separator = 1 << 32                                     # no run goes past the end of a row
     ids = np.concatenate([[*row, separator] for row in rows]).astype(np.uint64)
     longest_row = max(len(row) for row in rows)

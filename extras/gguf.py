@@ -55,8 +55,9 @@ def tokenizer_fields(lm, path: str) -> dict:
     vocab |= {token['id']: (token['content'], TokenType.CONTROL) for token in bpe['added_tokens']}
     rows = range(lm.model.config.vocab_size)
     tokens, types = zip(*(vocab.get(i, (f'[PAD{i}]', TokenType.UNUSED)) for i in rows))
-    merges = [merge if isinstance(merge, str) else ' '.join(merge) for merge in bpe['model']['merges']]
+    merges = [merge if isinstance(merge, str) else ' '.join(merge)
+              for merge in bpe['model']['merges']]
     return {'tokenizer_model': 'gpt2', 'tokenizer_pre': 'gpt-2', 'token_list': tokens,
             'token_types': types, 'token_merges': merges, 'bos_token_id': lm.tokenizer.eot,
             'eos_token_id': lm.tokenizer.eot,
-            'add_bos_token': True}                          # a prompt begins a document, as it does here
+            'add_bos_token': True}                     # a prompt begins a document, as it does here

@@ -23,7 +23,8 @@ def char_json(alphabet: str) -> str:
 
 
 def gpt2_json() -> str:
-    """GPT-2 numbers the 256 bytes, then its merges, which are in a file that tiktoken has fetched."""
+    """GPT-2 numbers the 256 bytes, then its merges, which are in a file that tiktoken has
+    fetched."""
     from tiktoken.load import read_file_cached
     from tokenizers import Tokenizer, decoders, models, pre_tokenizers
     url = 'https://openaipublic.blob.core.windows.net/gpt-2/encodings/main/vocab.bpe'

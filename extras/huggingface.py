@@ -1,7 +1,9 @@
-"""Models of Hugging Face, in and out: GPT2LMHeadModel and Qwen3ForCausalLM, folders with safetensors.
+"""Models of Hugging Face, in and out: GPT2LMHeadModel and Qwen3ForCausalLM, folders with
+safetensors.
 
-The two tables say how modules and settings are called there. Several names for one module are matrices that
-are stacked in ours. GPT-2's linear layers are transposed there (Conv1D). In: load(). Out: export_folder()."""
+The two tables say how modules and settings are called there. Several names for one module are
+matrices that are stacked in ours. GPT-2's linear layers are transposed there (Conv1D). In:
+load(). Out: export_folder()."""
 import json
 import re
 from pathlib import Path
@@ -50,8 +52,8 @@ SETTINGS = {            # GPTConfig: config.json
     'qwen3': {'vocab_size': 'vocab_size', 'block_size': 'max_position_embeddings',
               'n_layer': 'num_hidden_layers', 'n_head': 'num_attention_heads',
               'n_kv_head': 'num_key_value_heads', 'n_embd': 'hidden_size', 'head_dim': 'head_dim',
-              'n_inner': 'intermediate_size', 'rope_theta': 'rope_theta', 'norm_eps': 'rms_norm_eps',
-              'tie_weights': 'tie_word_embeddings'},
+              'n_inner': 'intermediate_size', 'rope_theta': 'rope_theta',
+              'norm_eps': 'rms_norm_eps', 'tie_weights': 'tie_word_embeddings'},
 }
 FIXED = {               # settings that can differ there, and not here
     'gpt2': {'activation_function': 'gelu_new', 'scale_attn_weights': True,
@@ -62,7 +64,8 @@ FIXED = {               # settings that can differ there, and not here
 
 
 def their_tensors(model: GPT):
-    """Yield (name, tensor) for each tensor there, as a view of ours: read for export, written for import."""
+    """Yield (name, tensor) for each tensor there, as a view of ours: read for export, written
+    for import."""
     config, modules = model.config, dict(model.named_modules())
     heads = [config.n_head, config.n_kv_head, config.n_kv_head]
     for pattern, theirs in MODULES[config.arch].items():
@@ -81,9 +84,11 @@ def their_tensors(model: GPT):
 
 # ---- out
 def to_hugging_face(model: GPT, eot: int) -> tuple[dict, dict[str, Tensor]]:
-    """config.json and tensors of a model. Raises Error for what transformers' classes cannot express."""
+    """config.json and tensors of a model. Raises Error for what transformers' classes cannot
+    express."""
     config = model.config
-    theirs = {'model_type': config.arch, 'bos_token_id': eot, 'eos_token_id': eot, **FIXED[config.arch]}
+    theirs = {'model_type': config.arch, 'bos_token_id': eot, 'eos_token_id': eot,
+              **FIXED[config.arch]}
     for ours, name in SETTINGS[config.arch].items():
         theirs[name] = getattr(config, ours)
     tensors = {name: part.cpu().contiguous().clone() for name, part in their_tensors(model)}
@@ -106,7 +111,8 @@ def to_hugging_face(model: GPT, eot: int) -> tuple[dict, dict[str, Tensor]]:
 def check_same_logits(model: GPT, config: dict, tensors: dict[str, Tensor]):
     """Raise Error unless the tensors give the model's logits in the architecture of the config.
 
-    What a fork of model.py adds, whether a field, a parameter or a line, cannot be lost in silence."""
+    What a fork of model.py adds, whether a field, a parameter or a line, cannot be lost in
+    silence."""
     from extras.reference import reference_logits
     generator = torch.Generator().manual_seed(0)
     T = min(32, model.config.block_size)
@@ -119,8 +125,8 @@ def check_same_logits(model: GPT, config: dict, tensors: dict[str, Tensor]):
     tolerance = 0.05 if model.wte.weight.dtype != torch.float32 else 1e-3
     difference = (ours - theirs).abs().max().item() / ours.abs().max().clamp(min=1e-6).item()
     require(difference < tolerance,
-            f'export: {config["architectures"][0]} cannot express this model: its logits would differ by '
-            f'{difference:.1%} of the largest. Was model.py changed?')
+            f'export: {config["architectures"][0]} cannot express this model: its logits would '
+            f'differ by {difference:.1%} of the largest. Was model.py changed?')
 
 
 def export_folder(lm, folder):
@@ -128,10 +134,10 @@ def export_folder(lm, folder):
     from safetensors.torch import save
     config, tensors = to_hugging_face(lm.model, lm.tokenizer.eot)
     eot = lm.tokenizer.eot
-    settings = {'config.json': config,
-                'generation_config.json': {'bos_token_id': eot, 'eos_token_id': eot, 'pad_token_id': eot}}
-    files = {name: json.dumps(content, indent=2).encode() for name, content in settings.items()}
-    files |= tokenizer_files(lm.tokenizer, lm.model.config.block_size)
+    generation = {'bos_token_id': eot, 'eos_token_id': eot, 'pad_token_id': eot}
+    files = {'config.json': json.dumps(config, indent=2).encode(),
+             'generation_config.json': json.dumps(generation, indent=2).encode(),
+             **tokenizer_files(lm.tokenizer, lm.model.config.block_size)}
     files['model.safetensors'] = save(tensors, {'format': 'pt'})
     for name, content in files.items():
         with atomic(Path(folder, name)) as path:
@@ -143,12 +149,13 @@ def export_folder(lm, folder):
 
 # ---- in
 def load(source) -> dict:
-    """A checkpoint of a GPT-2 or Qwen3 and its tokenizer, from a folder or by its Hugging Face name.
+    """A checkpoint of a GPT-2 or Qwen3 and its tokenizer, from a folder or by its Hugging Face
+    name.
 
     Raises Error if there is none, and for what GPT cannot compute."""
     try:
         return {**read_model(source), 'tokenizer': read_tokenizer(str(source)), 'config': {}}
-    except Exception as e:                      # no such name, no network, damaged files: any exception
+    except Exception as e:                  # no such name, no network, damaged files: any exception
         raise Error(f'{source}: neither a checkpoint nor a Hugging Face model that can be used: '
                     f'{str(e)[:200]}') from e
 
@@ -158,7 +165,8 @@ def read_model(source) -> dict:
     folder = Path(source)
     if not folder.is_dir():
         from huggingface_hub import snapshot_download
-        folder = Path(snapshot_download(str(source), allow_patterns=['*.json', 'model*.safetensors']))
+        files = ['*.json', 'model*.safetensors']
+        folder = Path(snapshot_download(str(source), allow_patterns=files))
     theirs = json.loads((folder / 'config.json').read_text(encoding='utf-8'))
     theirs |= theirs.get('rope_parameters') or {}
     tensors = read_tensors(folder)
@@ -172,10 +180,12 @@ def read_model(source) -> dict:
         found = name if name in tensors else name.partition('.')[2]         # saved without a head
         require(found in tensors, f'tensor {name} is missing')
         shape = tuple(tensors[found].shape)
-        require(shape == part.shape, f'tensor {name} is {shape}, config.json says {tuple(part.shape)}')
+        require(shape == part.shape,
+                f'tensor {name} is {shape}, config.json says {tuple(part.shape)}')
         part.copy_(tensors.pop(found))
     for name in tensors:                        # masks, or a head that is tied, may be left
-        require(re.search(r'attn\.(masked_)?bias$|^lm_head', name), f'tensor {name} has no place here')
+        require(re.search(r'attn\.(masked_)?bias$|^lm_head', name),
+                f'tensor {name} has no place here')
     return {'model_config': vars(model.config), 'model': model.state_dict()}
 
 
@@ -200,7 +210,8 @@ def read_tensors(folder: Path) -> dict[str, Tensor]:
 def read_config(theirs: dict) -> dict:
     """The fields of GPTConfig for a config.json. Raises Error, with the setting's name."""
     arch = theirs.get('model_type')
-    require(arch in ('gpt2', 'qwen3'), f'model_type={arch!r} is not known here, only gpt2 and qwen3')
+    require(arch in ('gpt2', 'qwen3'),
+            f'model_type={arch!r} is not known here, only gpt2 and qwen3')
     all_full = ['full_attention'] * len(theirs.get('layer_types') or [])
     known = {**FIXED[arch], 'rope_type': 'default', 'layer_types': all_full}
     for name, value in known.items():

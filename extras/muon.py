@@ -1,6 +1,6 @@
-"""Muon where bf16 is not native: torch.optim.Muon computes in bf16 on any hardware, which can take longer
-than the rest of a step. Here it computes in bf16 only where that is fast, and all matrices of one shape
-together. The state is the same, so either continues a run of the other."""
+"""Muon where bf16 is not native: torch.optim.Muon computes in bf16 on any hardware, which can
+take longer than the rest of a step. Here it computes in bf16 only where that is fast, and all
+matrices of one shape together. The state is the same, so either continues a run of the other."""
 import math
 
 import torch
@@ -27,7 +27,8 @@ class Muon(torch.optim.Optimizer):
             for p in group['params']:
                 same_shape.setdefault(p.shape, []).append(p)
             for shape, matrices in same_shape.items():
-                updates = orthogonalize(torch.stack([self.momentum(p) for p in matrices]), self.dtype)
+                gradients = torch.stack([self.momentum(p) for p in matrices])
+                updates = orthogonalize(gradients, self.dtype)              # (n, rows, columns)
                 size = 0.2 * math.sqrt(max(shape))          # as large as AdamW's updates
                 for p, update in zip(matrices, updates):
                     p.mul_(1 - group['lr'] * group['weight_decay'])

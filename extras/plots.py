@@ -25,7 +25,8 @@ def points(rows: list[dict], column: str) -> tuple[list, list]:
 
 
 def plot_losses(runs: list[Path], path, floor: float | None = None):
-    """Draw each run's losses, and the floor in nats per token if it is known, into a picture at path."""
+    """Draw each run's losses, and the floor in nats per token if it is known, into a picture at
+    path."""
     from matplotlib.figure import Figure
     figure = Figure((8, 4.5), layout='constrained')
     axes = figure.subplots()
@@ -35,7 +36,8 @@ def plot_losses(runs: list[Path], path, floor: float | None = None):
         rows = read_log(run)
         train, val, rate = (points(rows, column) for column in ('train_loss', 'val_loss', 'lr'))
         color = f'C{i}'
-        axes.plot(*train, color=color, lw=0.8, alpha=0.45, label=f'{run}: train loss, in windows cut anywhere')
+        axes.plot(*train, color=color, lw=0.8, alpha=0.45,
+                  label=f'{run}: train loss, in windows cut anywhere')
         axes.plot(*val, color=color, marker='o', ms=3, label=f'{run}: val loss, in whole documents')
         rate_axes.plot(*rate, color=color, lw=0.8, ls=':')
         for _, losses in (train, val):

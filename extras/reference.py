@@ -1,6 +1,8 @@
-"""GPT-2 and Qwen3 as transformers computes them, from a config.json and its tensors by plain operations.
+"""GPT-2 and Qwen3 as transformers computes them, from a config.json and its tensors by plain
+operations.
 
-An export compares the model with this before it writes anything. It shares no code with model.py."""
+An export compares the model with this before it writes anything. It shares no code with
+model.py."""
 import torch
 import torch.nn.functional as F
 from torch import Tensor

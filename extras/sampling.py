@@ -1,7 +1,7 @@
 """A faster copy of a model for sampling, for load(..., fast=True) and --compile=True
 
-The copy shares the model's weights, and takes them anew at each call: the model itself stays as it is, may be
-trained, moved or replaced, and all of it takes effect."""
+The copy shares the model's weights, and takes them anew at each call: the model itself stays as
+it is, may be trained, moved or replaced, and all of it takes effect."""
 import warnings
 
 import torch
@@ -66,7 +66,8 @@ class FastGPT(GPT):
         position = torch.tensor([caches[0].length], device=idx.device)
         for cache in caches:
             cache.length += 1
-        return self.step(idx, position, [cache.k for cache in caches], [cache.v for cache in caches])
+        keys, values = [cache.k for cache in caches], [cache.v for cache in caches]
+        return self.step(idx, position, keys, values)
 
 
 class StaticCache:
@@ -86,7 +87,8 @@ class StaticCache:
 
 
 def compiled_step(copy: GPT):
-    """A compiled function: ids (B, 1), position (1,), keys and values of each layer -> logits (B, V)."""
+    """A compiled function: ids (B, 1), position (1,), keys and values of each layer -> logits
+    (B, V)."""
     def step(idx, position, keys, values):
         caches = [StaticCache(k, v, position) for k, v in zip(keys, values)]
         return GPT.next_logits(copy, idx, caches)
@@ -96,7 +98,7 @@ def compiled_step(copy: GPT):
     def step_or_warn(*inputs):
         try:
             return compiled(*inputs)
-        except Exception as e:          # no compiler here, or too many shapes: the step runs as it is
+        except Exception as e:        # no compiler here, or too many shapes: the step runs as it is
             if 'dynamo' not in type(e).__module__:
                 raise
             warnings.warn('not compiled: ' + str(e).partition('\n')[0], stacklevel=2)

@@ -10,7 +10,8 @@ from prepare import bits_per_byte
 MOST_TOKENS = 2000              # of the text that is shown
 GUESSES = 5                     # tokens that the model expected, beside each one that came
 PAGE = """<!doctype html><html lang="en"><meta charset="utf-8"><title>Surprise</title>
-<meta name="viewport" content="width=device-width"><meta name="color-scheme" content="light dark"><style>
+<meta name="viewport" content="width=device-width">
+<meta name="color-scheme" content="light dark"><style>
 body { font: 17px/1.9 Georgia, serif; max-width: 42rem; margin: 2rem auto 11rem; padding: 0 1rem }
 p, small { font: 14px/1.6 ui-monospace, monospace }
 main, small { white-space: pre-wrap; overflow-wrap: anywhere }
@@ -22,7 +23,8 @@ small { display: none; position: absolute; left: 0; top: 1.7em; z-index: 1; widt
 span:hover small, span:focus small { display: block }
 s { text-decoration: none; opacity: .4 } s::before { content: "\\21b5" }
 @media (max-width: 60rem) { small { position: fixed; inset: auto 0 0 0; width: auto } }
-</style><p>%s of <span style="--bits:0">&nbsp;0&nbsp;</span><span style="--bits:5">&nbsp;5&nbsp;</span><span
+</style><p>%s of <span style="--bits:0">&nbsp;0&nbsp;</span><span
+style="--bits:5">&nbsp;5&nbsp;</span><span
 style="--bits:10">&nbsp;10&nbsp;</span> bits: the model gave it a chance of 1 in 2<sup>bits</sup>.
 Point at a token to see what the model expected in its place. &lt;eot&gt; ends a text.</p>
 <main>%s</main></html>
@@ -30,9 +32,11 @@ Point at a token to see what the model expected in its place. &lt;eot&gt; ends a
 
 
 def token_surprise(lm, ids: list[int]) -> list[tuple[float, list, list]]:
-    """For each id: its surprise, -log2 of its probability; and the likeliest ids, as probabilities and ids.
+    """For each id: its surprise, -log2 of its probability; and the likeliest ids, as
+    probabilities and ids.
 
-    The model reads a long text as in generation: when its window is full, it goes on from the last half."""
+    The model reads a long text as in generation: when its window is full, it goes on from the
+    last half."""
     stream = torch.tensor([lm.tokenizer.eot, *ids], device=lm.model.wte.weight.device)
     inputs, targets = stream[:-1], stream[1:]
     block_size = lm.model.config.block_size
@@ -57,7 +61,8 @@ def render(lm, ids: list[int], surprises: list) -> str:
     for i, text, (surprise, chances, likeliest) in zip(ids, texts, surprises):
         bits += surprise
         if not guesses:
-            guesses = '\n'.join(f'{p:6.1%}  {lm.tokenizer.label(j)}' for p, j in zip(chances, likeliest))
+            guesses = '\n'.join(f'{p:6.1%}  {lm.tokenizer.label(j)}'
+                                for p, j in zip(chances, likeliest))
         if i == lm.tokenizer.eot:
             text = lm.tokenizer.label(i)
         if text:                                            # else its character is not complete
@@ -80,6 +85,7 @@ def draw_surprise(lm, prompt: str, path, dataset: str = '', eval_tokens: int = 0
     bits = sum(surprise for surprise, *_ in surprises)
     size = len(lm.tokenizer.decode(ids).encode())
     per_byte = bits_per_byte(bits * math.log(2), size)
-    summary = f'{len(ids):,} tokens, {bits / len(ids):.2f} bits each, {per_byte:.2f} per byte. A surprise'
+    summary = (f'{len(ids):,} tokens, {bits / len(ids):.2f} bits each, {per_byte:.2f} per byte. '
+               'A surprise')
     with atomic(path) as temporary:
         temporary.write_text(PAGE % (summary, render(lm, ids, surprises)), encoding='utf-8')

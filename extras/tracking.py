@@ -1,4 +1,5 @@
-"""Weights & Biases beside log.csv, for --wandb_project=NAME. A resumed run goes on in the same run there."""
+"""Weights & Biases beside log.csv, for --wandb_project=NAME. A resumed run goes on in the same
+run there."""
 from pathlib import Path
 
 from config import Error, require
