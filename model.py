@@ -116,22 +116,18 @@ class KVCache:
         self.length = 0                                     # tokens read so far
         self.k = self.v = None                              # (B, K, block_size, D) each
 
-    def place(self, T: int) -> tuple[Tensor, Tensor | None]:
-        """Positions (T,) of the next T tokens, and which keys they see: a mask (T, S), or None
-        for all up to their own."""
-        positions = torch.arange(self.length, self.length + T, device=self.device)
-        if self.length == 0 or T == 1:
-            return positions, None
+    def place(self, T: int) -> tuple[Tensor, Tensor]:
+        """Positions of the next T tokens (T,), and of all tokens up to the last of them (S,)."""
         keys = torch.arange(self.length + T, device=self.device)
-        return positions, keys <= positions[:, None]
+        return keys[self.length:], keys
 
     def append(self, k: Tensor, v: Tensor) -> tuple[Tensor, Tensor]:
         """Add those of the next tokens, (B, K, T, D) each; return those of all, (B, K, S, D)
         each."""
         B, K, T, D = k.shape
-        if self.k is None:
-            self.k = k.new_empty(B, K, self.block_size, D, dtype=self.dtype)
-            self.v = v.new_empty(B, K, self.block_size, D, dtype=self.dtype)
+        if self.k is None:                  # zeros: a mask hides only what is finite
+            self.k = k.new_zeros(B, K, self.block_size, D, dtype=self.dtype)
+            self.v = v.new_zeros(B, K, self.block_size, D, dtype=self.dtype)
         start, self.length = self.length, self.length + T
         self.k[:, :, start:self.length] = k
         self.v[:, :, start:self.length] = v
@@ -175,12 +171,11 @@ class Attention(nn.Module):
         return self.c_proj(y.transpose(1, 2).reshape(B, T, H * D))      # (B, T, C)
 
     def attend(self, q: Tensor, k: Tensor, v: Tensor, mask: Tensor | None) -> Tensor:
-        """softmax(q k^T / sqrt(D)) v in one fused kernel, with the mask or causal (q: B, H, T,
-        D)."""
-        is_causal = mask is None and q.shape[2] > 1        # a single query is the last: it sees all
+        """softmax(q k^T / sqrt(D)) v, where the mask allows it, in one fused kernel."""
         return F.scaled_dot_product_attention(
-            q, k, v, attn_mask=mask, is_causal=is_causal, enable_gqa=self.n_head != self.n_kv_head,
-            dropout_p=self.dropout if self.training else 0.0)
+            q, k, v, attn_mask=mask, is_causal=mask is None,
+            dropout_p=self.dropout if self.training else 0.0,
+            enable_gqa=self.n_head != self.n_kv_head)
 
 
 class MLP(nn.Module):
@@ -237,7 +232,8 @@ class GPT(nn.Module):
         self.lm_head = nn.Linear(config.n_embd, config.vocab_size, bias=False)
         if config.tie_weights:
             self.lm_head.weight = self.wte.weight
-        self.init_weights()
+        if not self.wte.weight.is_meta:                     # a meta tensor has a shape, no values
+            self.init_weights()
 
     @torch.no_grad()
     def init_weights(self):
@@ -262,9 +258,10 @@ class GPT(nn.Module):
         those that the caches have read, and are added to them."""
         T = idx.shape[1]
         if caches:
-            positions, mask = caches[0].place(T)            # (T,), (T, S)
+            positions, keys = caches[0].place(T)            # (T,), (S,)
         else:
-            positions, mask = torch.arange(T, device=idx.device), None
+            positions = keys = torch.arange(T, device=idx.device)
+        mask = self.attention_mask(positions, keys)         # (T, S)
         x = self.wte(idx)                                   # (B, T, C)
         rope = None
         if self.config.arch == 'gpt2':
@@ -275,6 +272,14 @@ class GPT(nn.Module):
         for i, block in enumerate(self.h):
             x = block(x, rope, mask, caches[i] if caches else None)
         return self.norm_f(x)
+
+    def attention_mask(self, positions: Tensor, keys: Tensor) -> Tensor | None:
+        """Which of the tokens at positions keys (S,) each query at positions (T,) sees: (T, S).
+
+        None is the mask of a whole text, S = T, which the fused kernel knows by itself."""
+        if len(keys) == len(positions):
+            return None
+        return keys <= positions[:, None]
 
     def forward(self, idx: Tensor, targets: Tensor | None = None) -> Tensor:
         """Logits (B, T, V) of ids (B, T). With targets (B, T): the mean of their cross-entropy,

@@ -31,6 +31,7 @@ import mmap
 import os
 import re
 import shlex
+import shutil
 import sys
 import tempfile
 import time
@@ -191,6 +192,9 @@ def write_dataset(folder: Path, tokenizer: Tokenizer, raw, corpus: Corpus, sides
     with acquire_lock(folder / '.lock'), \
             tempfile.TemporaryDirectory(dir=folder, prefix='.new') as new:
         new = Path(new)
+        for leftover in folder.glob('.new*'):               # of a run that was killed
+            if leftover.name != new.name:
+                shutil.rmtree(leftover)
         dtype = np.uint16 if tokenizer.vocab_size <= 1 << 16 else np.uint32
         meta = {
             'format': FORMAT,

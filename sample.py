@@ -88,13 +88,15 @@ def load(path='out', device: str = 'auto', dtype: str = 'auto', fast: bool = Tru
 
     Raises Error if there is none, or if its tokenizer has more tokens than its embedding has
     rows."""
-    checkpoint = load_weights(path, 'config')
+    with torch.random.fork_rng(devices=[]):     # a new GPT is drawn at random, then overwritten
+        checkpoint = load_weights(path, 'config')
+        model = build_model(checkpoint, dropout=0.0)
     tokenizer = Tokenizer(checkpoint['tokenizer'])
-    rows = checkpoint['model_config']['vocab_size']
+    rows = model.config.vocab_size
     require(tokenizer.vocab_size <= rows,
             f'{path}: {tokenizer.vocab_size} tokens do not fit vocab_size={rows}')
     device = pick_device(device)
-    model = build_model(checkpoint, dropout=0.0).to(device, pick_dtype(dtype, device)).eval()
+    model.to(device, pick_dtype(dtype, device)).eval()
     sampler = None
     if compile:
         sampler = extra('sampling', needed_by='compile').Sampler(compile=True)

@@ -181,6 +181,8 @@ def check_knobs():
     require(min_lr <= learning_rate, f'min_lr={min_lr} is above learning_rate={learning_rate}')
     require(0 <= decay_fraction <= 1, f'decay_fraction={decay_fraction} must be between 0 and 1')
     require(0 <= beta1 < 1 and 0 <= beta2 < 1, 'beta1 and beta2 must be at least 0 and less than 1')
+    if wandb_project:
+        extra('tracking', needed_by='wandb_project')        # an Error now if it is not there
 
 
 def adopt_knobs(saved: dict) -> dict[str, str]:
@@ -261,6 +263,9 @@ if __name__ == '__main__':
             f'data/{dataset} is not what {out}/ckpt.pt was trained on; use another out_dir')
     require(checkpoint is None or Tokenizer(checkpoint['tokenizer']) == tokenizer,
             f'data/{dataset} has another tokenizer than the checkpoint; prepare it with that one')
+    rows = checkpoint['model_config']['vocab_size'] if checkpoint else tokenizer.vocab_size
+    require(tokenizer.vocab_size <= rows,
+            f'{init_from}: {tokenizer.vocab_size} tokens do not fit vocab_size={rows}')
     require(len(train_data) > block_size,
             f'the train split has {len(train_data)} tokens; lower block_size below that')
     validation = validation_text(meta, val_data, tokenizer, eval_tokens)
@@ -284,7 +289,6 @@ if __name__ == '__main__':
     if fast and device.type == 'cpu' and extra('cpu'):
         extra('cpu').speed_up_training(model)
     optimizers = model.make_optimizers(optimizer, learning_rate, weight_decay, (beta1, beta2), muon)
-    groups = [group for opt in optimizers for group in opt.param_groups]
     scaler = torch.amp.GradScaler(device.type, enabled=dtype == torch.float16)
     start, val_loss, best_val_loss = 0, math.inf, math.inf
     if is_resumed:
@@ -295,6 +299,7 @@ if __name__ == '__main__':
         load_optimizers(optimizers, checkpoint['optimizer'])
         if checkpoint['scaler']:
             scaler.load_state_dict(checkpoint['scaler'])
+    groups = [group for opt in optimizers for group in opt.param_groups]    # loading makes new ones
     step, checkpoint = start, None                          # None: to free its memory
     is_compiled = compile is True or (compile == 'auto' and device.type == 'cuda')
     if is_compiled and can_compile(device):
@@ -318,7 +323,7 @@ if __name__ == '__main__':
                 f'{out} holds a run already: continue it with --init_from=resume, replace it with '
                 '--overwrite=True, or choose another --out_dir')
         if wandb_project:                                   # first, as it may fail
-            tracker = extra('tracking', needed_by='wandb_project').start(wandb_project, out, config)
+            tracker = extra('tracking').start(wandb_project, out, config)
         if not is_resumed:
             for name in FILES:
                 (out / name).unlink(missing_ok=True)
@@ -349,6 +354,8 @@ if __name__ == '__main__':
         val_loss = row['val_loss']
         show(row)
         log.write(row)
+        if tracker:
+            tracker.log(row, step=0)
         save_all()
     for step in range(start + 1, last_step + 1):
         for group in groups:
@@ -429,4 +436,5 @@ if __name__ == '__main__':
         sys.stdout.flush()
         sys.stderr.flush()
         os._exit(stop.status)                   # gloo's threads can abort an ordinary end
-    sys.exit(stop.status)
+    if stop.status:
+        sys.exit(stop.status)

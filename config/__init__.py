@@ -55,9 +55,10 @@ def extra(name: str, needed_by: str = ''):
     try:
         return importlib.import_module(f'extras.{name}')
     except ModuleNotFoundError as e:
-        if e.name not in ('extras', f'extras.{name}'):
+        folder, _, file = e.name.partition('.')
+        if folder != 'extras':
             raise Error(f'{needed_by or name} needs {e.name}: pip install {e.name}') from e
-        require(not needed_by, f'{needed_by} needs extras/{name}.py, which is not there')
+        require(not needed_by, f'{needed_by} needs extras/{file or name}.py, which is not there')
         return None
 
 
@@ -146,7 +147,7 @@ def check_type(name: str, value, defaults: dict, where: str):
 def run_config_file(name: str, config: dict) -> dict:
     """{name: value} of the variables that a config file assigns, but for those that begin with
     _."""
-    path = next((path for path in (Path(name), ROOT / name) if path.is_file()), None)
+    path = next((path for path in (Path(name), ROOT / name) if os.path.isfile(path)), None)
     if path is None:
         recipes = [f'config/{path.name}' for path in (ROOT / 'config').glob('[!_]*.py')]
         near = difflib.get_close_matches(name, recipes, 1)

@@ -56,8 +56,7 @@ def checksum(file, size: int = sys.maxsize) -> str:
 
 
 def acquire_lock(path):
-    """Lock the file `path` for this process and return the lock, a context manager with
-    release().
+    """Lock the file `path` for this process and return a context manager that releases it.
 
     The system releases it when the process ends, however it ends. Error if another process
     holds it."""

@@ -47,7 +47,7 @@ def start_device(device: str, world_size: int) -> torch.device:
 
 
 def can_compile(device: torch.device) -> bool:
-    """Whether torch.compile works: it needs a C++ compiler, for GPUs Triton. Warns if it does not."""
+    """Whether torch.compile works: it needs a C++ compiler, for GPUs Triton. Warns if not."""
     try:
         torch.compile(lambda x: x + 1)(torch.ones(1, device=device))
         return True

@@ -1,15 +1,16 @@
-# GPT-2 from scratch on any large dataset: 124.4M parameters.
+# GPT-2 124M from scratch on any large dataset: 124.4M parameters, 295B tokens.
 #   python prepare.py --dataset=Skylion007/openwebtext --tokenizer=gpt2 --name=openwebtext
 #   torchrun --standalone --nproc_per_node=8 train.py config/gpt2.py
-# Needs: 8 GPUs of 40 GB for some days as it stands; on one, the same training takes 8 times as long
-# (--micro_batch_size is all that has to fit; 8 sequences at once take 6.8 GB). Computed: 10 days on an H100,
-# 151 on a T4, 34 years on two CPU cores. nanoGPT publishes a loss of about 2.85. Not run to its end here.
+# It needs 8 GPUs of 40 GB for some days. On one GPU the same training takes 8 times as long; lower
+# micro_batch_size if memory is short (8 sequences take 6.8 GB). It was not run to its end here;
+# nanoGPT publishes a loss of about 2.85 for this model and dataset.
 out_dir = 'out/gpt2'
 dataset = 'openwebtext'
 arch = 'gpt2'
 n_layer, n_head, n_embd = 12, 12, 768
 block_size = 1024
 bias = True
+head_gain = 1.0
 batch_size = 480                    # 491,520 tokens
 micro_batch_size = 12
 optimizer = 'adamw'

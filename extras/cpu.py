@@ -21,7 +21,23 @@ def speed_up_training(model: nn.Module):
     """Swap the faster routines into a model on a CPU."""
     keep_memory()
     for block in model.h:
-        block.attn.__class__ = CPUAttention
+        if computes_the_same(block.attn):
+            block.attn.__class__ = CPUAttention
+
+
+def computes_the_same(layer: Attention) -> bool:
+    """Whether CPUAttention can replace a layer: not if Attention.attend was changed."""
+    if type(layer) is not Attention:
+        return False
+    random = torch.Generator().manual_seed(0)
+    q, k, v = (torch.randn(1, heads, 5, layer.head_dim, generator=random)
+               for heads in (layer.n_head, layer.n_kv_head, layer.n_kv_head))
+    was_training = layer.training
+    layer.eval()                                            # without dropout
+    expected = layer.attend(q, k, v, None)
+    found = CPUAttention.plain_products(layer, q, k, v)
+    layer.train(was_training)
+    return torch.allclose(found, expected, atol=1e-4)
 
 
 def keep_memory():
@@ -39,12 +55,17 @@ class CPUAttention(Attention):
     in fp32, which is faster there than in bf16."""
 
     def attend(self, q: Tensor, k: Tensor, v: Tensor, mask: Tensor | None) -> Tensor:
-        if v.dtype != torch.bfloat16:
-            return super().attend(q, k, v, mask)
+        if torch.bfloat16 not in (q.dtype, v.dtype):
+            return self.fused(q, k, v, mask)
         if torch.is_grad_enabled() and mask is None and q.shape[2] == k.shape[2] <= LONGEST:
-            return self.plain_products(q.to(v.dtype), k.to(v.dtype), v)
+            return self.plain_products(q.bfloat16(), k.bfloat16(), v.bfloat16())
         with torch.autocast('cpu', enabled=False):
-            return super().attend(q.float(), k.float(), v.float(), mask).to(v.dtype)
+            return self.fused(q.float(), k.float(), v.float(), mask).bfloat16()
+
+    def fused(self, q: Tensor, k: Tensor, v: Tensor, mask: Tensor | None) -> Tensor:
+        if mask is None and q.shape[2] < k.shape[2]:        # one token, which sees all keys
+            return F.scaled_dot_product_attention(q, k, v, enable_gqa=self.n_head != self.n_kv_head)
+        return super().attend(q, k, v, mask)
 
     def plain_products(self, q: Tensor, k: Tensor, v: Tensor) -> Tensor:
         """Causal attention from q (B, H, T, D) and k, v (B, K, T, D), as (B, H, T, D)."""

@@ -1,8 +1,10 @@
 """A faster copy of a model for sampling, for load(..., fast=True) and --compile=True
 
-The copy shares the model's weights, and takes them anew at each call: the model itself stays as
-it is, may be trained, moved or replaced, and all of it takes effect."""
+The copy has the same Parameters: the model stays as it is, and may be trained, moved or given other
+weights, all of which takes effect."""
+import operator
 import warnings
+from copy import deepcopy
 
 import torch
 from torch import Tensor, nn
@@ -16,32 +18,37 @@ class Sampler:
 
     def __init__(self, compile: bool = False):
         self.compile = compile
-        self.model = None               # the copy is of this model
         self.copy = None
+        self.copied = []                # the model and the Parameters that the copy is of
+        self.place = None               # their precision and device
 
     def __reduce__(self):
         return Sampler, (self.compile,)
 
     def copy_of(self, model: GPT) -> GPT:
-        if model is not self.model:
-            self.model, self.copy = model, make_copy(model, self.compile)
-        self.copy.load_state_dict(model.state_dict(), assign=True)      # shares the tensors
-        self.copy.eval()
+        copied = [model, *model.parameters()]
+        place = model.wte.weight.dtype, model.wte.weight.device
+        is_same = len(copied) == len(self.copied) and all(map(operator.is_, copied, self.copied))
+        if not is_same or place != self.place:
+            self.copy, self.copied, self.place = make_copy(model, self.compile), copied, place
         for layer in self.copy.modules():
             if isinstance(layer, cpu.PackedLinear):
-                layer.pack()
+                layer.pack()            # the weights may have changed in place
         return self.copy
 
 
 def make_copy(model: GPT, compile: bool) -> GPT:
+    shared = {id(p): p for p in model.parameters()}
+    copy = deepcopy(model, shared).eval()
+    copy.__class__ = type('FastGPT', (FastGPT, type(model)), {})
     weight = model.wte.weight
-    with torch.device('meta'):          # the weights come later
-        copy = type('FastGPT', (FastGPT, type(model)), {})(model.config)
     if weight.device.type == 'cpu':
         copy.keep_top_p = cpu.keep_top_p
         copy.cache_dtype = torch.float32 if weight.dtype == torch.bfloat16 else None
         for block in copy.h:
-            block.attn.__class__ = cpu.CPUAttention
+            if cpu.computes_the_same(block.attn):
+                block.attn.__class__ = cpu.CPUAttention
+        copy.needs_mask = any(type(block.attn) is not cpu.CPUAttention for block in copy.h)
         if compile or cpu.can_pack(weight):
             for layer in copy.modules():
                 if type(layer) is nn.Linear:
@@ -53,8 +60,16 @@ def make_copy(model: GPT, compile: bool) -> GPT:
 
 class FastGPT(GPT):
     """A GPT whose step of one token can be compiled."""
-    cache_dtype = None
-    step = None
+    cache_dtype = None                  # None: that of the keys
+    needs_mask = True                   # also for a single token
+    step = None                         # of a single token, if it is compiled
+
+    def attention_mask(self, positions: Tensor, keys: Tensor) -> Tensor | None:
+        """No mask for a single token that sees all keys, which CPUAttention computes faster."""
+        mask = super().attention_mask(positions, keys)
+        if self.needs_mask or self.step is not None or len(positions) > 1 or mask is None:
+            return mask
+        return None if mask.dtype == torch.bool and mask.all() else mask
 
     def new_caches(self) -> list[KVCache]:
         block_size, device = self.config.block_size, self.wte.weight.device
@@ -77,8 +92,7 @@ class StaticCache:
         self.k, self.v, self.position = k, v, position
 
     def place(self, T: int) -> tuple[Tensor, Tensor]:
-        keys = torch.arange(self.k.shape[2], device=self.k.device)
-        return self.position, keys <= self.position[:, None]            # (1,), (1, block_size)
+        return self.position, torch.arange(self.k.shape[2], device=self.k.device)
 
     def append(self, k: Tensor, v: Tensor) -> tuple[Tensor, Tensor]:
         self.k.index_copy_(2, self.position, k.to(self.k.dtype))
@@ -98,8 +112,8 @@ def compiled_step(copy: GPT):
     def step_or_warn(*inputs):
         try:
             return compiled(*inputs)
-        except Exception as e:        # no compiler here, or too many shapes: the step runs as it is
-            if 'dynamo' not in type(e).__module__:
+        except Exception as e:          # no compiler, or too many shapes
+            if not type(e).__module__.startswith(('torch._dynamo', 'torch._inductor')):
                 raise
             warnings.warn('not compiled: ' + str(e).partition('\n')[0], stacklevel=2)
             copy.step = step

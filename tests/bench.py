@@ -288,7 +288,7 @@ def judge(window, data):
     import torch
     import torch.nn.functional as F
 
-    from model import pack_documents
+    from prepare import evaluation_windows
     from sample import load
     texts, iteration = json.loads(Path('val.json').read_text()), 0
     if data:
@@ -305,8 +305,8 @@ def judge(window, data):
         rest = -(len(ids) - 1) % T
         x, y = F.pad(ids[:-1], (0, rest)).view(-1, T), F.pad(ids[1:], (0, rest), value=-1).view(-1, T)
     else:
-        ids = [i for text in texts for i in (*encode(text), eot)]
-        x, y = pack_documents(torch.tensor(ids), eot, model.config.block_size)
+        ids = np.array([i for text in texts for i in (*encode(text), eot)])
+        x, y = map(torch.from_numpy, evaluation_windows(ids, eot, model.config.block_size))
     nats = 0.0
     with torch.inference_mode():
         for a, b in zip(x.split(16), y.split(16)):
@@ -398,8 +398,7 @@ def make_samplers(sharp):
     model.wte.weight.data[-1] *= 0.05
     model.norm_f.weight.data.fill_(sharp)
     alphabet = ''.join(map(chr, range(0x100, 0x100 + 31_999)))
-    save_checkpoint('sampler.pt', dict(model=model.state_dict(), model_config=vars(model.config), config={},
-                                       tokenizer={'kind': 'char', 'alphabet': alphabet}))
+    save_checkpoint('sampler.pt', model, {'kind': 'char', 'alphabet': alphabet}, config={})
     C, L, wte = 288, 6, torch.randn(32_000, 288) * 0.02
     wte[1] *= 0.05                                          # its id 1 begins and ends a text
     attention, mlp = torch.randn(4 * L * C * C) * 0.02, torch.randn(3 * L * C * 768) * 0.02
@@ -421,15 +420,12 @@ def timed(generate) -> float:
 
 
 def slm_sampling(temperature, top_p, rows, device, compile=True):
-    """Tokens per second as sample.py samples, with an end-of-text as prompt; each id is read as it comes."""
-    import torch
-
+    """Tokens per second as sample.py samples, with an empty prompt; each id is read as it comes."""
     from sample import load
     lm = load('sampler.pt', device, compile=compile)
-    prompt, eot = torch.full((rows, 1), lm.tokenizer.eot, device=device), lm.tokenizer.eot
 
     def generate():
-        ids = lm.model.generate(prompt, NEW, temperature=temperature, top_p=top_p, eot=eot, seed=1337)
+        ids = lm.ids('', rows, NEW, temperature, top_p=top_p)
         assert len([i.tolist() for i in ids]) == NEW, 'it ended early'
 
     return rows * NEW / timed(generate)

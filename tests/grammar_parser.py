@@ -26,7 +26,7 @@ def parse(grammar, text) -> list[float]:
         told = {word[''] for word in memory.values()}
         options = [(parts, word) for parts, word in grammar[name] if word[''] not in told]
         for parts, word in options:
-            if not any(part[2] for part in parts):
+            if not any(part.name for part in parts):
                 ends = [(end, memory, 0.) for end in literal(word[''], capital, at)]
             else:
                 ends = () if capital and text[at:at + 1].islower() else sequence(parts, at, memory)

@@ -1,3 +1,4 @@
+import dataclasses
 import os
 import subprocess
 import sys
@@ -8,7 +9,10 @@ import pytest
 import torch
 from conftest import ROOT
 
-from config import Error, atomic, configure, lock, setup
+from config import Error, configure, extra, pick_device, pick_dtype
+from config._files import acquire_lock, atomic
+from config._run import start_device
+from model import GPTConfig
 
 
 def knobs(*argv, file=None, **more):
@@ -41,11 +45,27 @@ def test_config_file_sees_the_knobs_and_the_command_line_wins(tmp_path):
     assert knobs(str(path), '--n_layer=3')[0]['n_layer'] == 3
 
 
-def test_a_checkpoints_knobs_rank_between_defaults_and_arguments():
-    config, base = knobs('--n_layer=6')
-    again = configure(base, ['--n_layer=6'], below={'n_layer': 8, 'learning_rate': 0.5, 'compile': True})
-    assert again == {**config, 'learning_rate': 0.5, 'compile': True}
-    assert configure(base, ['--compile=auto'], below={'compile': True})['compile'] == 'auto'
+def test_a_saved_config_fills_in_the_knobs_that_are_not_given(tmp_path):
+    path = tmp_path / 'recipe.py'
+    path.write_text('start = start\nn_layer = 4\n')  # their defaults: given all the same
+    config = knobs(str(path), '--tie=True')[0]
+    assert config == knobs()[0] and config.given == {'start', 'n_layer', 'tie'}
+    config.adopt({'n_layer': 8, 'start': 'x', 'tie': False, 'learning_rate': 2, 'compile': True, 'gone': 1})
+    assert config == {**knobs()[0], 'learning_rate': 2.0, 'compile': True}
+    assert type(config['learning_rate']) is float
+
+
+@pytest.mark.parametrize(
+    'saved',
+    [{'tie': 1}, {'n_layer': 2.0}, {'learning_rate': float('nan')}, {'start': None}, {'compile': 1}],
+)
+def test_a_saved_value_of_the_wrong_type_is_an_error_unless_the_knob_is_given(saved):
+    with pytest.raises(Error, match=f'checkpoint: {"".join(saved)} expects'):
+        knobs()[0].adopt(saved)
+    given = knobs('--tie=False', '--n_layer=3', '--learning_rate=1', '--start=x', '--compile=max')[0]
+    before = dict(given)
+    given.adopt(saved)
+    assert given == before
 
 
 @pytest.mark.parametrize(
@@ -57,8 +77,8 @@ def test_a_checkpoints_knobs_rank_between_defaults_and_arguments():
         ('--learning_rate=fast', 'float'),
         ('--learning_rate=nan', 'float'),
         ('--learning_rate=inf', 'float'),
-        ('--tie=1', 'bool'),
-        ('--tie=false', 'bool'),
+        ('--tie=1', 'True or False'),
+        ('--tie=false', 'True or False'),
         ('--n_layer', '--key=value'),
         ('-n_layer=3', '--key=value'),
         ('--_private=2', 'unknown'),
@@ -108,6 +128,34 @@ def test_help_is_quick_and_shows_every_knob_with_its_comment(script, tmp_path):
     assert list(tmp_path.iterdir()) == []
 
 
+def test_fields_of_the_models_config_are_knobs_of_training_with_their_comments(tmp_path):
+    command = [sys.executable, ROOT / 'train.py', '--help']
+    shown = subprocess.run(command, capture_output=True, text=True, cwd=tmp_path).stdout
+    lines = dict(line.strip().split(maxsplit=1) for line in shown.splitlines() if line.startswith('  --'))
+    assert lines['--rope_theta=10000.0'] == 'base of the rotary frequencies, qwen3 only'
+    assert lines['--tie_weights=True'] == 'one matrix for embedding and output'
+    assert lines['--dropout=0.0'] == 'above 0 where a text is read many times over'  # train.py's own
+    base = {'__name__': 'somewhere', 'n_layer': 2}
+    config = configure(base, ['--n_embd=8', '--bias=True'], dataclass=('model.py', 'GPTConfig'))
+    fields = {field.name: field.default for field in dataclasses.fields(GPTConfig)}
+    assert fields.pop('vocab_size') is dataclasses.MISSING  # no default, no knob
+    assert config == {**fields, 'n_layer': 2, 'n_embd': 8, 'bias': True}
+    assert base == {**config, '__name__': 'somewhere'}
+    assert {line.partition('=')[0].strip('-') for line in lines} > fields.keys()
+
+
+def test_an_extra_that_is_missing_is_none_or_an_error_that_says_what_needs_it(tmp_path, monkeypatch):
+    monkeypatch.setattr('extras.__path__', [str(tmp_path)])
+    (tmp_path / 'needs_extra.py').write_text('import extras.gone as gone')
+    (tmp_path / 'needs_package.py').write_text('import gone')
+    assert extra('gone') is extra('needs_extra') is None
+    for name in ('gone', 'needs_extra'):
+        with pytest.raises(Error, match='^plot needs extras/gone.py, which is not there$'):
+            extra(name, needed_by='plot')
+    with pytest.raises(Error, match='^plot needs gone: pip install gone$'):
+        extra('needs_package', needed_by='plot')
+
+
 def test_an_error_is_one_line_and_status_2_and_a_bug_keeps_its_traceback(tmp_path):
     shown = subprocess.run(
         [sys.executable, ROOT / 'train.py', '--n_layers=3'], capture_output=True, text=True
@@ -147,9 +195,10 @@ def machine(monkeypatch):
         monkeypatch.setattr(torch.cuda, 'get_device_capability', lambda device=None: (capability, 0))
         monkeypatch.setattr(torch.cuda, 'is_bf16_supported', lambda *a, **k: True)  # if only emulated
         monkeypatch.setattr(torch.backends.mps, 'is_available', lambda: mps)
-        monkeypatch.setattr(torch.cpu, '_is_avx512_bf16_supported', lambda: avx512_bf16)
-        monkeypatch.setattr(torch.cpu, '_is_amx_tile_supported', lambda: amx)
-        monkeypatch.setattr(  # setup() asks for an empty tensor to learn whether a device is there
+        monkeypatch.setattr(torch.cuda, 'set_device', lambda device: None)
+        has = {'avx512_bf16': avx512_bf16, 'amx_bf16': amx}
+        monkeypatch.setattr(torch.cpu, 'get_capabilities', lambda: has)
+        monkeypatch.setattr(  # pick_device() asks for an empty tensor to learn whether a device is there
             torch, 'empty', lambda size, device: SimpleNamespace(device=torch.device(device))
         )
 
@@ -174,38 +223,29 @@ def machine(monkeypatch):
 def test_auto_takes_the_best_device_and_its_native_precision(machine, there, device, dtype):
     machine(**there)
     torch.set_float32_matmul_precision('highest')
-    found = setup('auto', 'auto', 0)
-    assert (found[0].type, found[1]) == (device, dtype)
+    found = start_device('auto', 1)
+    assert (found.type, pick_dtype('auto', found)) == (device, dtype)
     assert torch.get_float32_matmul_precision() == ('high' if device == 'cuda' else 'highest')
 
 
 def test_what_is_asked_for_wins_over_auto_and_what_cannot_be_is_an_error(machine):
     machine(cuda=True, amx=True)
-    assert setup('cpu', 'auto', 0)[:2] == (torch.device('cpu'), torch.bfloat16)
-    assert setup('cuda:1', 'float32', 0)[:2] == (torch.device('cuda:1'), torch.float32)
-    assert setup('cuda', 'float16', 0)[1] == torch.float16
-    for device, dtype in (('cpu', 'float16'), ('cpu', 'float64'), ('cuda', 'int8'), ('cpu', '')):
-        with pytest.raises(Error, match=f'dtype={dtype} does not work on {device}'):
-            setup(device, dtype, 0)
+    cpu, cuda = torch.device('cpu'), torch.device('cuda:1')
+    assert pick_device('cpu') == cpu and pick_device('cuda:1') == cuda
+    assert pick_dtype('auto', cpu) == torch.bfloat16 and pick_dtype('float32', cuda) == torch.float32
+    assert pick_dtype('float16', cuda) == torch.float16
+    for device, dtype in ((cpu, 'float16'), (cpu, 'float64'), (cuda, 'int8'), (cpu, '')):
+        with pytest.raises(Error, match=f'dtype={dtype} does not work on {device.type}'):
+            pick_dtype(dtype, device)
     for device in ('', 'gpu', 'meta', 'cpu:x'):
         with pytest.raises(Error, match='try --device=cpu'):
-            setup(device, 'auto', 0)
-
-
-def test_autocast_computes_in_the_precision_and_the_seed_is_set():
-    ones = torch.ones(2, 2)
-    for dtype in (torch.float32, torch.bfloat16):
-        _, number, autocast = setup('cpu', str(dtype).removeprefix('torch.'), 5)
-        drawn = torch.rand(1)
-        with autocast():
-            assert (ones @ ones).dtype == number == dtype
-        torch.manual_seed(5)
-        assert torch.equal(drawn, torch.rand(1))
+            pick_device(device)
 
 
 HOLD = """
-import pathlib, sys, config
-held = config.lock(pathlib.Path(sys.argv[1]))
+import pathlib, sys
+from config._files import acquire_lock
+held = acquire_lock(pathlib.Path(sys.argv[1]))
 print('held', flush=True)
 input()
 """
@@ -219,14 +259,12 @@ def test_a_lock_is_held_against_other_processes_until_its_own_ends_however_it_do
         other = subprocess.Popen(command, **pipes)
         assert other.stdout.readline() == 'held\n'
         with pytest.raises(Error, match='in use by another run'):
-            lock(path)
+            acquire_lock(path)
         getattr(other, end)()
         other.communicate()
-    held = lock(path)
-    again = lock(path)  # the same process may, as in a notebook
-    second = subprocess.run(command, capture_output=True, text=True, cwd=ROOT)
-    assert second.returncode and 'in use by another run' in second.stderr
-    del held, again
+    with acquire_lock(path), acquire_lock(path):  # the same process may, as in a notebook
+        second = subprocess.run(command, capture_output=True, text=True, cwd=ROOT)
+        assert second.returncode and 'in use by another run' in second.stderr
     assert subprocess.run(command, capture_output=True, text=True, cwd=ROOT, input='\n').returncode == 0
 
 
@@ -243,4 +281,4 @@ def test_one_of_several_processes_leaves_an_error_at_once_whatever_would_go_wron
 def test_a_lock_where_nothing_can_be_written_is_an_error(tmp_path):
     (tmp_path / 'file').touch()
     with pytest.raises(Error, match='cannot write'):
-        lock(tmp_path / 'file' / '.lock')
+        acquire_lock(tmp_path / 'file' / '.lock')

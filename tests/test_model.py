@@ -1,7 +1,9 @@
+import contextlib
 import math
 import os
 import pickle
 
+import numpy as np
 import pytest
 import torch
 from conftest import same_weights
@@ -9,8 +11,12 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 import model as model_file
-from config import Error, setup
-from model import GPT, GPTConfig, evaluate, load_checkpoint, model_from, pack_documents, pick, save_checkpoint
+from config import Error
+from config._files import save_sealed
+from extras import cpu
+from extras.sampling import Sampler
+from model import GPT, GPTConfig, build_model, evaluate, load_checkpoint, save_checkpoint
+from prepare import evaluation_windows
 
 SHAPES = {
     'gpt2': dict(arch='gpt2', bias=True),
@@ -18,6 +24,7 @@ SHAPES = {
     'qwen3': dict(arch='qwen3'),
     'qwen3-grouped': dict(arch='qwen3', n_kv_head=2, head_dim=6, tie_weights=False),
 }
+SPEC = {'kind': 'char', 'alphabet': 'ab'}
 
 
 def make(shape='qwen3', **more):
@@ -44,58 +51,66 @@ def test_a_token_does_not_see_what_follows_it(shape):
 
 def test_gpt2_has_its_published_size_and_a_fresh_model_knows_nothing():
     with torch.device('meta'):
-        assert (
-            GPT(
-                GPTConfig(arch='gpt2', n_layer=12, n_head=12, n_embd=768, block_size=1024, bias=True)
-            ).num_params()
-            == 124_439_808
-        )
+        shape = dict(arch='gpt2', n_layer=12, n_head=12, n_embd=768, block_size=1024, bias=True)
+        assert GPT(GPTConfig(50257, **shape)).num_params() == 124_439_808
     torch.manual_seed(0)
     ids = torch.randint(300, (8, 32))
     for arch in ('gpt2', 'qwen3'):
-        loss = GPT(GPTConfig(arch=arch, vocab_size=300, block_size=32))(ids, ids.roll(1)).item()
+        loss = GPT(GPTConfig(300, arch, block_size=32))(ids, ids.roll(1)).item()
         assert abs(loss - math.log(300)) < 0.1
 
 
 def test_residual_projections_start_smaller_and_ties_hold():
-    model = GPT(GPTConfig(n_layer=8))
+    model = GPT(GPTConfig(300, n_layer=8))
     for block in model.h:
         for layer in (block.attn.c_proj, block.mlp.c_proj):
             assert abs(layer.weight.std().item() - 0.02 / 4) < 5e-4
-    assert model.lm_head.weight is model.wte.weight
-    assert model_from(
-        {'model_config': vars(model.config), 'model': model.state_dict()}
-    ).lm_head.weight.data_ptr()
+    for tied in (model, build_model({'model_config': vars(model.config), 'model': model.state_dict()})):
+        assert tied.lm_head.weight is tied.wte.weight
+
+
+@pytest.mark.parametrize('arch', ['gpt2', 'qwen3'])
+def test_head_gain_is_in_the_last_norm_and_out_of_the_output_matrix(arch):
+    models = []
+    for gain in (1, 20):
+        torch.manual_seed(0)
+        models.append(GPT(GPTConfig(50, arch, block_size=16, tie_weights=False, head_gain=gain)).eval())
+    plain, gained = models
+    assert (gained.norm_f.weight == 20).all()
+    assert torch.allclose(gained.lm_head.weight * 20, plain.lm_head.weight)
+    idx = torch.randint(50, (2, 16))
+    assert torch.allclose(gained(idx), plain(idx), atol=1e-6)
 
 
 @pytest.mark.parametrize('n_kv_head', [4, 2, 1])
 def test_attention_by_plain_products_is_the_fused_one(n_kv_head):
-    attention = make(n_kv_head=n_kv_head).h[0].attn
-    qkv = [torch.randn(3, 12, heads, 8, requires_grad=True) for heads in (4, n_kv_head, n_kv_head)]
-    q, k, v = (t.transpose(1, 2) for t in qkv)
-    fused = torch.nn.functional.scaled_dot_product_attention(q, k, v, is_causal=True, enable_gqa=True)
-    fused = fused.transpose(1, 2).flatten(2)
-    plain = attention.unfused(*qkv)
+    model = make(n_kv_head=n_kv_head)
+    cpu.speed_up_training(model)
+    attention = model.h[0].attn
+    qkv = [torch.randn(3, heads, 12, 8, requires_grad=True) for heads in (4, n_kv_head, n_kv_head)]
+    fused = torch.nn.functional.scaled_dot_product_attention(*qkv, is_causal=True, enable_gqa=True)
+    plain = attention.plain_products(*qkv)
     assert torch.allclose(plain, fused, atol=1e-6)
     direction = torch.randn_like(plain)
     for a, b in zip(*(torch.autograd.grad(y, qkv, direction) for y in (plain, fused))):
         assert torch.allclose(a, b, atol=1e-5)
     attention.dropout = 0.5
-    assert torch.equal(attention.unfused(*qkv), plain)          # not in training
+    assert torch.equal(attention.plain_products(*qkv), plain)           # not in training
     attention.train()
-    mean = sum(attention.unfused(*qkv) for _ in range(2000)) / 2000
-    assert (mean - plain).abs().max() < 0.2 and not torch.equal(attention.unfused(*qkv), plain)
+    mean = sum(attention.plain_products(*qkv) for _ in range(2000)) / 2000
+    assert (mean - plain).abs().max() < 0.2 and not torch.equal(attention.plain_products(*qkv), plain)
 
 
+@pytest.mark.parametrize('fast', [True, False])
 @pytest.mark.parametrize('shape', SHAPES)
-def test_gradients_in_bf16_are_those_in_fp32_to_its_rounding(shape, monkeypatch):
+def test_gradients_in_bf16_are_those_in_fp32_to_its_rounding(shape, fast, monkeypatch):
     model, ids = make(shape), torch.randint(50, (4, 16))
     with torch.no_grad():
         for p in model.parameters():
             if p.ndim == 2:
                 p.div_(5)
-    taken, unfused = [], model_file.Attention.unfused
-    monkeypatch.setattr(model_file.Attention, 'unfused', lambda *a: taken.append(1) or unfused(*a))
+    taken, plain = [], cpu.CPUAttention.plain_products
+    monkeypatch.setattr(cpu.CPUAttention, 'plain_products', lambda *a: taken.append(1) or plain(*a))
 
     def gradient(bf16):
         model.zero_grad()
@@ -104,72 +119,99 @@ def test_gradients_in_bf16_are_those_in_fp32_to_its_rounding(shape, monkeypatch)
         return torch.cat([p.grad.flatten() for p in model.parameters()])
 
     exact = gradient(False)
-    assert not taken                                            # fp32 keeps the fused kernel
-    assert (gradient(True) - exact).norm() < 0.02 * exact.norm() and len(taken) == 2
+    if fast:
+        cpu.speed_up_training(model)
+        taken.clear()                                           # it has compared them with the fused kernel
+        assert torch.equal(gradient(False), exact) and not taken        # fp32 keeps the fused kernel
+    assert (gradient(True) - exact).norm() < 0.02 * exact.norm() and len(taken) == 2 * fast
+    long = GPT(GPTConfig(50, n_layer=1, n_embd=8, block_size=513))
+    count = len(taken)
+    cpu.speed_up_training(long)
+    del taken[count:]
     with torch.autocast('cpu', torch.bfloat16):
-        model_file.GPT(GPTConfig(n_layer=1, n_embd=8, block_size=513))(torch.zeros(1, 513, dtype=torch.long))
+        long(torch.zeros(1, 513, dtype=torch.long))
         with torch.no_grad():                                   # and so do long contexts and evaluation
             whole = model.hidden(ids)
-        cache = [[] for _ in model.h]
-        spans = (0, 8), *((i, i + 1) for i in range(8, 16))
-        parts = [model.hidden(ids[:, a:b], cache, a) for a, b in spans]
-    assert torch.allclose(torch.cat(parts, 1), whole, atol=0.1)         # a cache is used, gradients or not
-    assert len(taken) == 2
+        assert len(taken) == 2 * fast
+        caches = model.new_caches()
+        spans = (0, 8), *((i, i + 1) for i in range(8, 14)), (14, 16)
+        parts = [model.hidden(ids[:, a:b], caches) for a, b in spans]
+    assert torch.allclose(torch.cat(parts, 1), whole, atol=0.1)         # caches are used, gradients or not
+    assert len(taken) == 4 * fast                               # where there is no key but a text's own
+
+
+@pytest.mark.parametrize('shape', SHAPES)
+def test_a_text_read_in_parts_of_any_length_with_caches_is_as_the_whole_read_at_once(shape):
+    model, idx = make(shape), torch.randint(50, (2, 16))
+    whole = model.hidden(idx)
+    for lengths in ([5, 4, 1, 6], [1, 15], [16], [1] * 16):
+        caches = model.new_caches()
+        parts = [model.hidden(part, caches) for part in idx.split(lengths, 1)]
+        assert (torch.cat(parts, 1) - whole).abs().max() < 1e-5 * whole.abs().max()
+        assert [cache.length for cache in caches] == [16, 16]
 
 
 @pytest.mark.parametrize('shape', SHAPES)
 @pytest.mark.parametrize('prompt', [1, 16, 17, 40])
-def test_cached_and_uncached_logits_agree_at_every_position_also_past_block_size(shape, prompt, monkeypatch):
-    model = make(shape)
-    idx = torch.randint(50, (2, prompt))
-    seen = {True: [], False: []}
-    tokens = {}
-    for cached in (True, False):
-        to = seen[cached]
-        monkeypatch.setattr(
-            model_file, 'pick', lambda logits, *a, to=to: to.append(logits) or pick(logits, *a)
-        )
-        tokens[cached] = torch.stack(list(model.generate(idx, 40, use_cache=cached)), 1)
-    a, b = torch.stack(seen[True]), torch.stack(seen[False])
-    assert b.std() > 1 and (a - b).abs().max() < 1e-5 * b.abs().max()
-    assert torch.equal(tokens[True], tokens[False])
+def test_each_token_follows_from_a_window_that_restarts_on_its_half_when_full(shape, prompt, monkeypatch):
+    model, idx = make(shape), torch.randint(50, (2, prompt))
+    seen, read = [], GPT.next_logits
+
+    def watched(self, new, caches):
+        seen.append((new.shape[1], read(self, new, caches), caches[0].length))
+        return seen[-1][1]
+
+    monkeypatch.setattr(GPT, 'next_logits', watched)
+    text = torch.cat((idx, torch.stack(list(model.generate(idx, 40)), 1)), 1)
+    news, logits, lengths = zip(*seen)
+    windows = [[*range(prompt, 17)], *10 * [[*range(8, 17)]]]           # its lengths as it grows
+    expected = [(n, 1 if i else n) for window in windows for i, n in enumerate(window)]
+    assert list(zip(lengths, news)) == expected[:40]
+    ends = range(prompt, prompt + 40)
+    exact = torch.stack([model(text[:, end - length : end])[:, -1] for end, length in zip(ends, lengths)])
+    assert exact.std() > 1 and (torch.stack(logits) - exact).abs().max() < 1e-5 * exact.abs().max()
 
 
-@pytest.mark.skipif(
-    not (torch.backends.mkldnn.is_available() and torch.ops.mkldnn._is_mkldnn_bf16_supported()),
-    reason='needs bf16 in the CPU',
-)
+@pytest.mark.parametrize('dtype, tolerance', [(torch.float32, 1e-5), (torch.bfloat16, 0.02)])
 @pytest.mark.parametrize('shape', SHAPES)
-def test_packed_weights_give_the_same_logits(shape):
-    model = make(shape).bfloat16()
+def test_a_fast_copy_gives_the_same_logits(shape, dtype, tolerance):
+    model, sampler = make(shape).to(dtype), Sampler()
+    copy = sampler.copy_of(model)
+    assert copy.wte.weight.data_ptr() == model.wte.weight.data_ptr() and sampler.copy_of(model) is copy
+    assert isinstance(copy.lm_head, cpu.PackedLinear) == cpu.can_pack(model.wte.weight)
+    idx, caches = torch.randint(50, (3, 16)), copy.new_caches()
     with torch.inference_mode():
-        for idx in torch.randint(50, (1, 1)), torch.randint(50, (3, 16)):
-            assert model.lm_head.packed is None
-            plain = model(idx)
-            model.pack()
-            assert model.lm_head.packed.is_mkldnn
-            assert torch.allclose(model(idx), plain, rtol=0.02, atol=0.02 * plain.abs().max())
-            model = make(shape).bfloat16()
+        parts = idx.split([8, *[1] * 8], 1)
+        found = torch.stack([copy.next_logits(part, caches) for part in parts], 1)
+        exact = model.float()(idx)[:, 7:]
+    assert torch.allclose(found, exact, rtol=tolerance, atol=tolerance * exact.abs().max())
 
 
 @pytest.mark.slow
 @pytest.mark.parametrize('shape', ['gpt2', 'qwen3-grouped'])
 def test_a_compiled_step_gives_the_same_logits_for_one_row_and_for_several(shape, monkeypatch):
-    model, seen = make(shape), []
-    monkeypatch.setattr(model_file, 'pick', lambda logits, *a: seen.append(logits) or pick(logits, *a))
+    model, seen, choose = make(shape), [], GPT.choose
+    monkeypatch.setattr(GPT, 'choose', lambda *a: seen.append(a[1]) or choose(*a))
+    counts = torch._dynamo.utils.counters
     for rows in (1, 3):
         idx = torch.randint(50, (rows, 4))
         plain = list(model.generate(idx, 40))
         seen[:], before = [], list(seen)
         torch._dynamo.reset()
-        torch._dynamo.utils.counters.clear()
-        model.compile_step()
-        compiled = list(model.generate(idx, 40))
-        assert torch._dynamo.utils.counters['stats']['unique_graphs']
+        counts.clear()
+        sampler = Sampler(compile=True)
+        compiled = list(sampler.copy_of(model).generate(idx, 40))
+        assert counts['stats']['unique_graphs'] == 1
         a, b = torch.stack(before), torch.stack(seen)
         assert b.std() > 1 and (a - b).abs().max() < 1e-5 * b.abs().max()
         assert torch.equal(torch.stack(plain), torch.stack(compiled))
-        del model.step, seen[:]
+        with torch.no_grad():
+            model.wte.weight.mul_(1.5)                      # new weights need no new compilation
+        compiled = list(sampler.copy_of(model).generate(idx, 40))
+        assert torch.equal(torch.stack(list(model.generate(idx, 40))), torch.stack(compiled))
+        assert not torch.equal(torch.stack(plain), torch.stack(compiled))
+        assert counts['stats']['unique_graphs'] == 1
+        del seen[:]
 
 
 @pytest.mark.slow
@@ -178,17 +220,8 @@ def test_compiled_models_of_one_process_are_not_mistaken_for_each_other():
     models = [make(**changes) for changes in ({}, dict(tie_weights=False), dict(n_inner=64))]
     plain = [list(model.generate(idx, 30)) for model in models]
     for model, expected in zip(models, plain):
-        model.compile_step()
-        assert torch.equal(torch.stack(expected), torch.stack(list(model.generate(idx, 30))))
-
-
-def test_past_block_size_the_context_restarts_on_its_last_half():
-    model = make()
-    lengths = [model.context_length(n) for n in range(1, 36)]
-    assert lengths == [*range(1, 17), *range(8, 17), *range(8, 17), 8]
-    idx = torch.randint(50, (1, 20))
-    next_id = next(model.generate(idx, 1, temperature=0))
-    assert next_id == model(idx[:, -model.context_length(20) :])[0, -1].argmax()
+        compiled = Sampler(compile=True).copy_of(model)
+        assert torch.equal(torch.stack(expected), torch.stack(list(compiled.generate(idx, 30))))
 
 
 def test_the_knobs_limits_are_greedy():
@@ -204,37 +237,43 @@ def test_the_knobs_limits_are_greedy():
     assert torch.equal(text(seed=5), text(seed=5)) and not torch.equal(text(seed=5), text(seed=6))
 
 
-def test_sampling_follows_the_distribution_that_the_knobs_define():
+@pytest.mark.parametrize('fast', [False, True])
+def test_sampling_follows_the_distribution_that_the_knobs_define(fast):
+    model = Sampler().copy_of(make()) if fast else make()
     logits = torch.tensor([[2.0, 1.0, 1.0, 0.0, -torch.inf]])
     draws = (torch.arange(4000) / 4000)[:, None]
 
     def shares(*knobs):
-        ids = [pick(logits.expand(len(part), -1), part, *knobs) for part in draws.split(50)]
+        ids = [model.choose(logits.expand(len(part), -1), part, *knobs) for part in draws.split(50)]
         return torch.bincount(torch.cat(ids), minlength=5) / 4000
 
     p = logits[0].softmax(-1)
     assert torch.allclose(shares(1.0, 0, 1.0), p, atol=1e-3)
     assert torch.allclose(shares(0.5, 0, 1.0), (logits[0] / 0.5).softmax(-1), atol=1e-3)
-    assert torch.allclose(
-        shares(1.0, 2, 1.0).sort()[0], torch.tensor([0, 0, 0, p[1], p[0]]) / p[:2].sum(), atol=1e-3
-    )
+    two = torch.tensor([0, 0, 0, p[1], p[0]]) / p[:2].sum()
+    assert torch.allclose(shares(1.0, 2, 1.0).sort()[0], two, atol=1e-3)
     for top_p, kept in ((0.5, 1), (0.6, 3), (0.9, 3), (0.99, 4)):  # equals stay together
         expected = p * (torch.arange(5) < kept)
         assert torch.allclose(shares(1.0, 0, top_p), expected / expected.sum(), atol=1e-3)
-    assert (shares(1.0, 0, 0.999)[4] == 0) and pick(logits, torch.tensor([[1 - 1e-6]]), 1.0, 0, 1.0) == 3
+    assert shares(1.0, 0, 0.999)[4] == 0
+    assert model.choose(logits, torch.tensor([[1 - 1e-6]]), 1.0, 0, 1.0) == 3
 
 
+@pytest.mark.parametrize('keep_top_p', [GPT.keep_top_p, cpu.keep_top_p])
 @pytest.mark.parametrize('sharpness', [0, 0.1, 1, 10, 100])
-def test_top_p_keeps_what_a_sort_would_and_each_row_alone(sharpness):
+def test_top_p_keeps_what_a_sort_would_and_each_row_alone(sharpness, keep_top_p):
     p = (torch.randn(4, 5000) * sharpness).softmax(-1)
     for top_p in (1e-9, 0.1, 0.5, 0.9, 0.99):
         ordered = p.double().sort(descending=True)[0]
         border = ((ordered.cumsum(-1) - ordered) < top_p).sum(-1, keepdim=True) - 1
-        least = model_file.least_kept(p, top_p)
+        kept = keep_top_p(p, top_p)
+        assert torch.equal(kept, p * (kept > 0))            # as they were, or 0
+        least = kept.masked_fill(kept == 0, 2).amin(-1, keepdim=True)
         expected = ordered.gather(1, border)
         assert torch.allclose(least.double(), expected, rtol=1e-3, atol=0)
-        assert ((p >= least).sum(-1, keepdim=True) - (p >= expected).sum(-1, keepdim=True)).abs().max() <= 1
-        assert torch.equal(torch.cat([model_file.least_kept(row[None], top_p) for row in p]), least)
+        assert torch.equal(kept > 0, (p >= least) & (p > 0))
+        assert ((kept > 0).sum(-1, keepdim=True) - (p >= expected).sum(-1, keepdim=True)).abs().max() <= 1
+        assert torch.equal(torch.cat([keep_top_p(row[None], top_p) for row in p]), kept)
 
 
 def test_repetition_penalty_lowers_what_occurred():
@@ -261,21 +300,32 @@ def test_the_loss_is_the_same_in_pieces(monkeypatch):
     targets = idx.roll(-1, 1)
     targets[1:3, 5:] = -1
     results = []
-    for chunk in (model_file.LOSS_CHUNK, 50 * 7):
-        monkeypatch.setattr(model_file, 'LOSS_CHUNK', chunk)
+    for most in (model_file.MAX_LOGITS, 50 * 7):
+        monkeypatch.setattr(model_file, 'MAX_LOGITS', most)
         model.zero_grad()
         loss = model(idx, targets)
         loss.backward()
-        results.append((loss.item(), model.wte.weight.grad.clone(), model(idx, targets, 'sum').item()))
+        results.append((loss.item(), model.wte.weight.grad.clone()))
     logits = model(idx)
     kept = targets >= 0
     exact = torch.nn.functional.cross_entropy(logits[kept], targets[kept])
-    (a, grad_a, sum_a), (b, grad_b, sum_b) = results
+    (a, grad_a), (b, grad_b) = results
     assert a == pytest.approx(b, rel=1e-6) == pytest.approx(exact.item(), rel=1e-6)
-    assert (
-        sum_a == pytest.approx(sum_b, rel=1e-6) == pytest.approx(exact.item() * kept.sum().item(), rel=1e-6)
-    )
     assert torch.allclose(grad_a, grad_b, atol=1e-6)
+
+
+@pytest.mark.parametrize('fast', [False, True])
+def test_ids_that_no_token_has_are_never_sampled_be_their_logits_the_largest(fast):
+    model, idx = make('gpt2', tie_weights=False), torch.randint(40, (8, 4))
+    with torch.no_grad():
+        model.norm_f.weight.zero_()
+        model.norm_f.bias.fill_(1)
+        model.lm_head.weight[40:] = 1                       # their logits are 32, others far below
+    model = Sampler().copy_of(model) if fast else model
+    assert (torch.stack(list(model.generate(idx, 20))) >= 40).all()
+    greedy = dict(temperature=0), dict(temperature=0, repetition_penalty=9.0)
+    for knobs in (*greedy, dict(temperature=9.0), dict(top_k=45), dict(top_p=0.9), dict(top_k=3, top_p=0.99)):
+        assert (torch.stack(list(model.generate(idx, 20, vocab_size=40, **knobs))) < 40).all()
 
 
 @pytest.mark.parametrize('optimizer', ['adamw', 'muon'])
@@ -295,25 +345,16 @@ def test_dropout_is_on_in_training_alone():
     assert not torch.equal(model(idx), model(idx))
 
 
-@pytest.mark.parametrize(
-    'knobs',
-    [
-        dict(arch='llama'),
-        dict(n_embd=30),
-        dict(n_head=4, n_kv_head=3),
-        dict(n_layer=0),
-        dict(arch='gpt2', n_kv_head=2),
-        dict(arch='gpt2', head_dim=7),
-        dict(dropout=1.0),
-        dict(head_dim=5),
-        dict(bias=True),
-        dict(block_size=0),
-        dict(dropout=-0.1),
-    ],
-)
+@pytest.mark.parametrize('knobs', [
+    dict(arch='llama'), dict(n_embd=30), dict(n_head=4, n_kv_head=3), dict(n_layer=0), dict(block_size=0),
+    dict(arch='gpt2', n_kv_head=2), dict(arch='gpt2', head_dim=7), dict(head_dim=5), dict(bias=True),
+    dict(dropout=1.0), dict(dropout=-0.1), dict(vocab_size=0), dict(n_inner=-1), dict(head_gain=0.0),
+    dict(head_gain=1e6), dict(norm_eps=1.0), dict(rope_theta=0.0)])
 def test_impossible_shapes_are_errors(knobs):
+    fine = dict(vocab_size=50, n_head=4, n_embd=32)
+    GPTConfig(**fine)
     with pytest.raises(Error):
-        GPTConfig(**{**dict(n_head=4, n_embd=32), **knobs})
+        GPTConfig(**{**fine, **knobs})
 
 
 @settings(max_examples=200, deadline=None)
@@ -324,10 +365,10 @@ def test_packing_counts_each_token_once_and_keeps_documents_whole(lengths, block
         stream += [100 * (n + 1) + i for i in range(length)] + [eot]
     if torn and stream:
         stream.pop()
-    ids = torch.tensor(stream, dtype=torch.long)
-    x, y = pack_documents(ids, eot, block_size)
+    x, y = evaluation_windows(np.array(stream, dtype=np.int64), eot, block_size)
+    assert x.shape == y.shape == (len(x), block_size)
     assert y[y >= 0].tolist() == stream  # once, and in order
-    assert [v for v in x[y >= 0].tolist()] == [eot, *stream][: len(stream)]  # each after the token before it
+    assert x[y >= 0].tolist() == [eot, *stream][: len(stream)]  # each after the token before it
     for row in y.tolist():
         row = [v for v in row if v >= 0]
         for v in row:
@@ -338,47 +379,52 @@ def test_packing_counts_each_token_once_and_keeps_documents_whole(lengths, block
 def test_evaluation_is_the_mean_over_documents_each_read_on_its_own_and_leaves_all_as_it_was():
     model = make(dropout=0.3).train()
     documents = [torch.randint(1, 50, (n,)).tolist() + [0] for n in (3, 15, 14, 1, 9, 2)]
-    x, y = pack_documents(torch.tensor(sum(documents, [])), 0, 16)
-    _, _, autocast = setup('cpu', 'float32', 0)
+
+    def windows(ids):
+        return [torch.from_numpy(part) for part in evaluation_windows(np.array(ids), 0, 16)]
+
+    x, y = windows(sum(documents, []))
+    assert len(x) == 4
+    autocast, shapes = torch.autocast('cpu', enabled=False), set()
+    watch = model.register_forward_pre_hook(lambda module, inputs: shapes.add(inputs[0].shape))
     state = torch.get_rng_state()
-    loss = evaluate(model, x, y, 2, autocast)
-    assert model.training and torch.equal(state, torch.get_rng_state())
+    loss = evaluate(model, x, y, 3, autocast)
+    assert model.training and torch.equal(state, torch.get_rng_state()) and shapes == {(3, 16)}
+    watch.remove()
     assert loss == pytest.approx(evaluate(model, x, y, 5, autocast), rel=1e-6)
+    with torch.autocast('cpu', torch.bfloat16):
+        rounded = evaluate(model, x, y, 2, contextlib.nullcontext())
+    assert rounded == evaluate(model, x, y, 2, torch.autocast('cpu', torch.bfloat16)) != loss
     model.eval()
     # a document that follows another in its window sees it, so here each window holds one
-    single = [pack_documents(torch.tensor(d), 0, 16) for d in documents]
-    x, y = torch.cat([x for x, _ in single]), torch.cat([y for _, y in single])
-    nats = sum(model(torch.tensor([[0, *d[:-1]]]), torch.tensor([d]), 'sum').item() for d in documents)
+    x, y = (torch.cat(parts) for parts in zip(*map(windows, documents)))
+    nats = sum(model(torch.tensor([[0, *d[:-1]]]), torch.tensor([d])).item() * len(d) for d in documents)
     assert evaluate(model, x, y, 3, autocast) == pytest.approx(nats / sum(map(len, documents)), rel=1e-6)
 
 
 def test_a_checkpoint_comes_back_whole(tmp_path):
     model = make('gpt2')
-    save_checkpoint(
-        tmp_path / 'a.pt',
-        {'model': model.state_dict(), 'model_config': vars(model.config), 'tokenizer': {}, 'step': 3},
-    )
-    checkpoint = load_checkpoint(tmp_path / 'a.pt')
-    assert checkpoint['step'] == 3 and same_weights(model_from(checkpoint).state_dict(), model.state_dict())
-    shorter = model_from(checkpoint, block_size=8)
-    idx = torch.randint(50, (1, 8))
-    assert (
-        torch.equal(shorter(idx), model(idx))
-        and torch.load(tmp_path / 'a.pt', weights_only=True)['step'] == 3
-    )
+    save_checkpoint(tmp_path / 'a.pt', model, SPEC, {'seed': 5}, step=3)
+    checkpoint = load_checkpoint(tmp_path / 'a.pt', 'config', 'step')
+    assert (checkpoint['tokenizer'], checkpoint['config'], checkpoint['step']) == (SPEC, {'seed': 5}, 3)
+    assert same_weights(build_model(checkpoint).state_dict(), model.state_dict())
+    shorter, idx = build_model(checkpoint, block_size=8), torch.randint(50, (1, 8))
+    assert torch.equal(shorter(idx), model(idx))
+    assert torch.load(tmp_path / 'a.pt', weights_only=True)['step'] == 3
+    for changes in (dict(block_size=17), dict(block_size=0)):
+        with pytest.raises(Error, match='block_size'):
+            build_model(checkpoint, **changes)
+    with pytest.raises(Error, match='its optimizer is missing'):
+        load_checkpoint(tmp_path / 'a.pt', 'step', 'optimizer')
 
 
 def test_damaged_checkpoints_are_refused(tmp_path):
     path = tmp_path / 'a.pt'
-    save_checkpoint(path, {'model': make().state_dict()})
+    model = make()
+    save_checkpoint(path, model, SPEC, {})
     good = path.read_bytes()
-    bad = {
-        'cut': good[:-1000],
-        'empty': b'',
-        'short': good[:5],
-        'text': b'hello' * 100,
-        'unsealed': good[:-12],
-    }
+    assert same_weights(load_checkpoint(path)['model'], model.state_dict())     # it is whole until then
+    bad = {'cut': good[:-1000], 'empty': b'', 'short': good[:5], 'text': b'hello' * 9, 'unsealed': good[:-12]}
     for at in torch.linspace(0, len(good) - 1, 60).int().tolist():
         flipped = bytearray(good)
         flipped[at] ^= 1 << at % 8
@@ -394,7 +440,8 @@ def test_damaged_checkpoints_are_refused(tmp_path):
 
 def test_a_checkpoint_of_another_format_is_refused(tmp_path, monkeypatch):
     monkeypatch.setattr(model_file, 'FORMAT', 2)
-    save_checkpoint(tmp_path / 'a.pt', {})
+    save_checkpoint(tmp_path / 'a.pt', make(), SPEC, {})
+    load_checkpoint(tmp_path / 'a.pt')
     monkeypatch.undo()
     with pytest.raises(Error, match='format'):
         load_checkpoint(tmp_path / 'a.pt')
@@ -405,10 +452,7 @@ def test_a_pickle_that_runs_code_is_refused_and_does_not_run(tmp_path):
         def __reduce__(self):
             return os.mkdir, (str(tmp_path / 'harm'),)
 
-    torch.save({'format': 1, 'model': Bomb()}, tmp_path / 'bomb.pt')
-    seal = model_file.SEAL + model_file.checksum(tmp_path / 'bomb.pt').encode()
-    with open(tmp_path / 'bomb.pt', 'ab') as f:
-        f.write(seal)
+    save_sealed(tmp_path / 'bomb.pt', {'format': 1, 'model': Bomb()})
     (tmp_path / 'plain.pt').write_bytes(pickle.dumps(Bomb()))
     for name in ('bomb.pt', 'plain.pt'):
         with pytest.raises(Error, match=name):
@@ -420,15 +464,13 @@ def test_a_failed_save_leaves_the_checkpoint_before_it(tmp_path, monkeypatch):
     import resource
 
     model = make()
-    whole = {'model': model.state_dict(), 'model_config': vars(model.config), 'tokenizer': {}}
-    save_checkpoint(tmp_path / 'a.pt', {'step': 1, **whole})
+    save_checkpoint(tmp_path / 'a.pt', model, SPEC, {}, step=1)
     soft, hard = resource.getrlimit(resource.RLIMIT_FSIZE)
     resource.setrlimit(resource.RLIMIT_FSIZE, (4000, hard))
     try:
         with pytest.raises(Error, match=r'a\.pt'):
-            save_checkpoint(tmp_path / 'a.pt', {'step': 2, 'weights': torch.zeros(100_000)})
+            save_checkpoint(tmp_path / 'a.pt', model, SPEC, {}, step=2)
     finally:
         resource.setrlimit(resource.RLIMIT_FSIZE, (soft, hard))
-    assert load_checkpoint(tmp_path / 'a.pt')['step'] == 1 and [p.name for p in tmp_path.iterdir()] == [
-        'a.pt'
-    ]
+    assert load_checkpoint(tmp_path / 'a.pt')['step'] == 1
+    assert [p.name for p in tmp_path.iterdir()] == ['a.pt']

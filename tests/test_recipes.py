@@ -1,7 +1,6 @@
 """Every recipe: what its header states is what it builds, and a small copy of it trains."""
 import re
 import runpy
-import shlex
 from pathlib import Path
 
 import pytest
@@ -15,43 +14,54 @@ RECIPES = sorted(p for p in (ROOT / 'config').glob('[!_]*.py'))
 VOCABULARY = {'gpt2': 50257, 'char': 66, 'bpe': 4096}
 
 
-def commands(recipe):
-    """(its prepare command, {train command: millions of parameters stated}) of a recipe's header."""
-    header = [line.removeprefix('#') for line in recipe.read_text().splitlines() if line.startswith('#')]
-    prepare = next(line for line in header if 'prepare.py' in line)
-    stated = [re.search(r'([\d.]+)M parameters', line) for line in header]
-    train = {line: m for line, m in zip(header, stated) if 'train.py' in line and m}
-    if not train:
-        train = {f'train.py config/{recipe.name}': next(m for m in stated if m)}
-    return shlex.split(prepare), {line: float(m[1]) for line, m in train.items()}
+def knobs_of(command):
+    return [word for word in command.split() if word.startswith('--') and '=' in word]
+
+
+def configured(script, *args):
+    """(globals of a script, its knobs) as with these arguments."""
+    knobs = runpy.run_path(str(ROOT / script))
+    return knobs, configure(knobs, args)
 
 
 @pytest.mark.parametrize('recipe', RECIPES, ids=lambda p: p.stem)
 def test_a_recipe_builds_what_it_states(recipe):
-    prepare, train = commands(recipe)
-    said = dict(arg[2:].split('=') for arg in prepare if arg.startswith('--') and '=' in arg)
-    vocabulary = int(said.get('vocab_size', VOCABULARY[said.get('tokenizer', 'bpe')]))
-    prepared = runpy.run_path(str(ROOT / 'prepare.py'))
-    assert set(said) <= set(prepared['config'])
-    for line, millions in train.items():
-        knobs = runpy.run_path(str(ROOT / 'train.py'))
-        args = [a for a in shlex.split(line) if a.startswith('--') and '=' in a]
-        config = configure(knobs, [str(recipe), *args])
-        assert config['out_dir'] == f'out/{recipe.stem}' and config['min_lr'] < config['learning_rate']
-        knobs['check'].__globals__.update(config)
-        knobs['check'](config, 1)
-        shape = {k: config[k] for k in (*knobs['MODEL_KNOBS'], 'dropout')}
+    lines = [line[1:].strip() for line in recipe.read_text().splitlines() if line.startswith('#')]
+    text = ' '.join(lines)
+    prepare, said = configured('prepare.py', *knobs_of(next(line for line in lines if 'prepare.py' in line)))
+    prepare['dataset_name'].__globals__.update(said)
+    commands = [line.split(recipe.name)[1] for line in lines if f'train.py config/{recipe.name}' in line]
+    (stated,) = re.findall(r'([\d.]+)M parameters', text)
+    assert commands
+    for command in commands:                                # `(9.9M)` behind it, if there are several
+        train, config = configured('train.py', str(recipe), *knobs_of(command))
+        millions = re.search(r'\(([\d.]+)M', command)[1] if len(commands) > 1 else stated
+        assert config['out_dir'] == f'out/{recipe.stem}' and config['dataset'] == prepare['dataset_name']()
+        assert config['min_lr'] < config['learning_rate'] or config['init_from'] != 'scratch'
+        train['check_knobs'].__globals__.update(config, config=config, world_size=1)
+        train['check_knobs']()
+        for number, unit in re.findall(r'([\d.]+)([MB]) tokens', text):
+            tokens = config['max_iters'] * config['batch_size'] * config['block_size']
+            assert f'{tokens / {"M": 1e6, "B": 1e9}[unit]:.3g}' == number
+        if config['init_from'] == 'gpt2':                   # the shape is that of these weights
+            config = configured('train.py', str(ROOT / 'config/gpt2.py'))[1]
+        vocabulary = said['vocab_size'] or VOCABULARY[said['tokenizer']]
         with torch.device('meta'):
-            model = GPT(GPTConfig(vocab_size=vocabulary, **shape))
-        assert f'{model.num_params() / 1e6:.1f}' == f'{millions:.1f}', line
+            model = GPT(GPTConfig(vocabulary, **{name: config[name] for name in train['MODEL_KNOBS']}))
+        assert f'{model.num_params() / 1e6:.1f}' == millions
 
 
 @pytest.mark.parametrize('recipe', RECIPES, ids=lambda p: p.stem)
 def test_a_small_copy_of_a_recipe_trains(recipe, run):
     Path('text.txt').write_text('\n'.join(TEXT[i % 50:] for i in range(60)))
     run('prepare.py', '--input=text.txt', '--name=small', '--tokenizer=char')
-    run('train.py', str(recipe), '--dataset=small', '--n_layer=2', '--n_head=2', '--n_embd=32',
-        '--block_size=32', '--batch_size=4', '--micro_batch_size=2', '--max_iters=6', '--warmup_iters=1',
-        '--log_interval=1', '--eval_interval=0', '--eval_tokens=0', '--compile=False', '--out_dir=out')
-    losses = [float(row['train_loss']) for row in read_log() if row['train_loss']]
-    assert len(losses) == 6 and losses[-1] < losses[0]
+    small = ['--dataset=small', '--n_layer=2', '--n_head=2', '--n_embd=32', '--block_size=32',
+             '--batch_size=4', '--micro_batch_size=2', '--max_iters=6', '--warmup_iters=1',
+             '--log_interval=1', '--eval_interval=6', '--eval_tokens=0', '--compile=False']
+    if 'init_from' in recipe.read_text():                   # the weights of another run
+        run('train.py', *small, '--out_dir=weights')
+        small.append('--init_from=weights')
+    run('train.py', str(recipe), *small, '--out_dir=out')
+    rows = read_log()
+    first, last = (float(row['val_loss']) for row in rows if row['val_loss'])
+    assert len([row for row in rows if row['train_loss']]) == 6 and last < first

@@ -1,5 +1,7 @@
+import copy
 import io
 import os
+import pickle
 import random
 import re
 import subprocess
@@ -8,19 +10,21 @@ from pathlib import Path
 
 import pytest
 import torch
-from conftest import ROOT, TINY
+from conftest import ROOT, TEXT, TINY
 
 from config import Error
-from model import load_checkpoint, save_checkpoint
+from config._files import save_sealed
+from data.tokenizer import Tokenizer
+from model import GPT, GPTConfig, load_checkpoint, save_checkpoint
+from sample import LanguageModel, load
 
 
 @pytest.fixture
 def trained(run, dataset):
-    """A run in out/ and the folder it is in; sample.py is imported from the project."""
+    """The model of a run in out/."""
     run('train.py', f'--dataset={dataset}', *TINY, '--max_iters=40', '--learning_rate=0.02',
-        '--eval_interval=20')
-    import sample
-    return sample.load('out', dtype='float32')
+        '--eval_interval=20', '--head_gain=1')
+    return load('out', dtype='float32')
 
 
 def test_generate_returns_prompt_and_continuation_and_depends_on_the_seed_alone(trained):
@@ -33,6 +37,102 @@ def test_generate_returns_prompt_and_continuation_and_depends_on_the_seed_alone(
     assert trained.generate('a dog', max_new_tokens=9, temperature=0) == trained.generate(
         'a dog', max_new_tokens=9, top_k=1)
     assert not trained.model.training and trained.tokenizer.vocab_size == trained.model.config.vocab_size
+    assert load('out', dtype='float32', fast=False).generate('the cat', max_new_tokens=30) == text
+
+
+def continuation(lm):
+    """What lm generates, which is what a plain model with its weights generates."""
+    model = GPT(lm.model.config).to(lm.model.wte.weight.dtype).eval()
+    model.load_state_dict(lm.model.state_dict())
+    text = lm.generate('the', max_new_tokens=40)
+    assert text == LanguageModel(model, lm.tokenizer).generate('the', max_new_tokens=40)
+    return text
+
+
+@torch.no_grad()
+def move(parameters):
+    """Change weights in place."""
+    for i, p in enumerate(parameters):
+        p.add_(torch.randn(p.shape, generator=torch.Generator().manual_seed(i)) / 4)
+
+
+@pytest.mark.parametrize('dtype', ['float32', 'bfloat16'])
+def test_a_loaded_model_is_an_ordinary_one_whatever_becomes_of_its_weights(trained, dtype):
+    lm = load('out', dtype=dtype)
+    assert lm.model.wte.weight.dtype == getattr(torch, dtype) and type(lm.model) is GPT
+    assert lm.generate('the', max_new_tokens=40)            # any faster copy is made by now
+    other, texts = GPT(lm.model.config).eval(), []
+    move(other.parameters())
+    first = {name: tensor.float() for name, tensor in copy.deepcopy(lm.model.state_dict()).items()}
+    for change in (lm.model.double, lm.model.float, lambda: lm.model.load_state_dict(other.state_dict()),
+                   lambda: move(lm.model.parameters()), lambda: move([lm.model.lm_head.weight]),
+                   lambda: lm.model.load_state_dict(first, assign=True), lambda: setattr(lm, 'model', other),
+                   other.half, lambda: other.to('cpu', torch.float32)):
+        change()
+        texts.append(continuation(lm))
+    assert continuation(lm) == texts[-1] and type(other.lm_head) is torch.nn.Linear
+    assert len(set(texts[1:5])) == 4 and texts[5:7] == texts[1:3]
+    other.bfloat16()
+    assert lm.generate('the', max_new_tokens=40)
+
+
+@pytest.mark.parametrize('dtype', ['float32', 'bfloat16'])
+def test_a_loaded_model_can_be_copied_saved_and_trained_on(trained, dtype):
+    lm = load('out', dtype=dtype)
+    text = lm.generate('the', max_new_tokens=40)
+    torch.save(lm, 'whole.pt')
+    again = torch.load('whole.pt', weights_only=False)
+    for other in (copy.deepcopy(lm), pickle.loads(pickle.dumps(lm)), again):
+        assert other.generate('the', max_new_tokens=40) == text and other.dataset == 'letters'
+        move(other.model.parameters())
+        assert other.generate('the', max_new_tokens=40) != text == lm.generate('the', max_new_tokens=40)
+    ids = torch.tensor(lm.tokenizer.encode(TEXT)[:65])
+    x, y = ids[:-1].view(4, 16), ids[1:].view(4, 16)
+    optimizer, losses = torch.optim.AdamW(lm.model.train().parameters(), 1e-2), []
+    for _ in range(20):
+        loss = lm.model(x, y)
+        losses.append(loss.item())
+        optimizer.zero_grad()
+        loss.backward()
+        optimizer.step()
+        lm.generate('the', max_new_tokens=2)
+    assert losses[-1] < 0.8 * losses[0] and lm.model.training
+    assert continuation(lm) != text if dtype == 'float32' else lm.generate('the', max_new_tokens=40) != text
+
+
+def test_importing_and_loading_change_no_random_state_and_install_no_hook(trained):
+    script = """if True:
+        import logging, random, signal, sys
+        import numpy, torch
+
+        def state():
+            signals = [signal.getsignal(s) for s in (signal.SIGINT, signal.SIGTERM)]
+            return (random.getstate(), numpy.random.get_state()[1].tolist(), torch.get_rng_state().tolist(),
+                    sys.excepthook, signals, logging.root.manager.disable, torch.get_default_dtype(),
+                    torch.get_float32_matmul_precision(), torch.get_num_threads(), torch.is_grad_enabled())
+        before = state()
+        import prepare, sample
+        assert state() == before
+        lm = sample.load('out', dtype='float32')
+        assert state() == before
+        print(lm.generate('the', max_new_tokens=40), end='')
+        assert state() == before"""
+    shown = subprocess.run([sys.executable, '-c', script], capture_output=True, text=True,
+                           env={**os.environ, 'PYTHONPATH': str(ROOT)})
+    assert (shown.stderr, shown.stdout) == ('', trained.generate('the', max_new_tokens=40))
+
+
+def test_ids_that_the_tokenizer_lacks_are_never_sampled(tmp_path):
+    spec = {'kind': 'char', 'alphabet': 'ab'}
+    for rows in (64, 2):
+        model = GPT(GPTConfig(rows, block_size=16, n_layer=1, n_embd=8))
+        save_checkpoint(tmp_path / f'{rows}.pt', model, spec, {})
+    for fast in (False, True):
+        lm = load(tmp_path / '64.pt', fast=fast)
+        ids = torch.stack(list(lm.ids('a', 20, max_new_tokens=9)))
+        assert ids.unique().tolist() == [0, 1, 2]
+    with pytest.raises(Error, match='3 tokens do not fit vocab_size=2'):
+        load(tmp_path / '2.pt')
 
 
 @pytest.mark.slow
@@ -50,31 +150,26 @@ def test_samples_are_the_same_compiled_and_where_there_is_no_compiler(trained):
 
 def test_the_data_is_not_needed_any_more(trained):
     import shutil
-
-    import sample
     before = trained.generate('the', max_new_tokens=20)
     shutil.rmtree('data')
     Path('out').rename('elsewhere')
     for path in ('elsewhere', 'elsewhere/best.pt'):
-        assert sample.load(path, dtype='float32').generate('the', max_new_tokens=20) == before
+        assert load(path, dtype='float32').generate('the', max_new_tokens=20) == before
     best = load_checkpoint('elsewhere/best.pt')['step']
     assert best <= load_checkpoint('elsewhere/ckpt.pt')['step']
 
 
 def test_streaming_never_yields_half_a_character(trained):
-    class Bytes:
+    class Bytes(Tokenizer):
         """A tokenizer of single bytes: each of these characters takes several tokens."""
-        eot, vocab_size = 256, 257
-
-        def encode(self, text):
-            return list(text.encode())
+        eot = 256
 
         def decode(self, ids):
             longest.append(len(ids))
             return bytes(i for i in ids if i < 256).decode(errors='replace')
 
     data, longest = 'aé漢🙂!'.encode(), []
-    trained.tokenizer = Bytes()
+    trained.tokenizer = object.__new__(Bytes)
     trained.ids = lambda prompt, **knobs: iter(torch.tensor([b]) for b in data)
     assert list(filter(None, trained.stream())) == ['a', 'é', '漢', '🙂', '!']
     data = data[:-2]
@@ -136,7 +231,9 @@ def test_bad_input_is_an_error(run, trained, args, names):
 
 def test_a_checkpoint_that_lacks_something_is_an_error(run, trained):
     checkpoint = load_checkpoint('out/best.pt')
-    for key in ('model', 'model_config', 'tokenizer'):
-        save_checkpoint('half.pt', {k: v for k, v in checkpoint.items() if k != key})
+    save_sealed('whole.pt', checkpoint)
+    run('sample.py', '--out_dir=whole.pt', '--max_new_tokens=2')
+    for key in ('model', 'model_config', 'tokenizer', 'config', 'format'):
+        save_sealed('half.pt', {k: v for k, v in checkpoint.items() if k != key})
         with pytest.raises(Error, match='half.pt'):
             run('sample.py', '--out_dir=half.pt')

@@ -8,14 +8,19 @@ import shutil
 import subprocess
 from pathlib import Path
 
+import numpy as np
 import pytest
 import torch
 from conftest import TINY
 from matplotlib.figure import Figure
 
 from config import Error
-from model import GPT, GPTConfig
-from sample import LanguageModel, attention_weights, draw_attention, longest_overlap, token_surprise
+from data.tokenizer import Tokenizer
+from extras.attention import attention_weights, draw_attention
+from extras.evaluation import longest_overlap
+from extras.surprise import draw_surprise, token_surprise
+from model import GPT, Attention, GPTConfig
+from sample import LanguageModel
 
 SHAPES = {'gpt2': dict(arch='gpt2'), 'gpt2 with biases': dict(arch='gpt2', bias=True), 'qwen3': {},
           'qwen3 grouped': dict(n_kv_head=2), 'qwen3 own head_dim': dict(n_kv_head=1, head_dim=24)}
@@ -26,11 +31,14 @@ CHROMIUM = next(filter(None, map(shutil.which, BROWSERS)), None)
 needs_browser = pytest.mark.skipif(CHROMIUM is None, reason='no chromium here')
 
 
-class Tokens:
+class Tokens(Tokenizer):
     """A tokenizer of these words and of single bytes: most characters of HOSTILE take several tokens."""
     words = ('</script>', '<script>', '<img src=x onerror="', '&amp;', '\'"\n', '</main></small>', ' <!-- ',
              '$\\frac$')
     eot, vocab_size = 256, 257 + len(words)
+
+    def __init__(self):
+        pass
 
     def split(self, text):
         return re.findall('|'.join(map(re.escape, self.words)) + '|.', text, re.S)
@@ -79,9 +87,9 @@ def test_the_weights_drawn_are_those_the_model_attends_with(shape):
         torch.testing.assert_close(y[None], out, atol=1e-4, rtol=1e-4)
         assert weights.shape == (4, 40, 40) and weights.triu(1).count_nonzero() == 0
         assert weights.max() > 0.5 > weights[:, -1].min()
-    before = len(seen)
-    model(ids)
-    assert len(seen) == before + 4                      # and the model is left as it was
+    model(ids)                                          # and the model is left as it was
+    assert len(seen) == 8 and all(type(block.attn) is Attention for block in model.h)
+    assert not any('weights' in vars(block.attn) for block in model.h)
 
 
 @pytest.mark.parametrize('n', [1, 10, 60])
@@ -96,12 +104,12 @@ def test_the_tokens_on_the_axes_can_be_read(n, tmp_path, monkeypatch):
     assert len(figure.axes) == 8
     for axis, place in ((figure.axes[0].yaxis, 'y'), (figure.axes[4].xaxis, 'x')):
         labels = axis.get_ticklabels()
-        assert [label.get_text() for label in labels] == ['<eot>', *map(lm.label, ids)]
+        assert [label.get_text() for label in labels] == ['<eot>', *map(lm.tokenizer.label, ids)]
         boxes = [getattr(label.get_window_extent(), f'interval{place}') for label in labels]
         assert all(abs(b - a) >= 9 for a, b in boxes)                           # pixels, at least
         boxes = sorted(tuple(sorted(box)) for box in boxes)
         assert all(a[1] <= b[0] + 1 for a, b in zip(boxes, boxes[1:]))          # none on another
-    assert lm.label(10) == '\\n' and lm.label(32) == '·' and lm.label(256) == '<eot>'
+    assert [lm.tokenizer.label(i) for i in (10, 32, 256)] == ['\\n', '·', '<eot>']
 
 
 # ---- surprise
@@ -111,11 +119,12 @@ def test_surprise_is_that_of_the_model_with_at_least_half_a_context(shape):
     ids = torch.randint(256, (45,)).tolist()
     found = token_surprise(lm, ids)
     assert len(found) == 45
+    contexts = [*range(1, 17), *10 * [*range(8, 17)]]           # as in generation
     for t, (bits, chances, likeliest) in enumerate(found):
-        contexts = [[256, *ids][max(0, t + 1 - n):t + 1] for n in range(min(t + 1, 8), 17)]
         with torch.inference_mode():
-            every = [lm.model(torch.tensor([context]))[0, -1].softmax(-1) for context in contexts]
-        p = next(p for p in every if abs(-math.log2(p[ids[t]]) - bits) < 1e-3)
+            logits = lm.model(torch.tensor([[256, *ids][t + 1 - contexts[t]:t + 1]]))[0, -1]
+        p = logits.softmax(-1)
+        assert bits == pytest.approx(-math.log2(p[ids[t]]), abs=1e-3)
         assert likeliest == p.topk(5).indices.tolist()
         assert chances == pytest.approx(p.topk(5).values.tolist(), abs=1e-4)
 
@@ -143,11 +152,10 @@ def browse(page: str, script: str, *flags) -> dict:
 
 @needs_browser
 def test_a_browser_shows_the_text_exactly_and_what_was_expected_on_hover(tmp_path, monkeypatch):
-    import sample
     monkeypatch.chdir(tmp_path)
     lm = make(block_size=256)
     lm.model.wte.weight.data[257:] *= 4                 # it expects what is bad for a page
-    sample.draw_surprise(lm, HOSTILE, 'page.html')
+    draw_surprise(lm, HOSTILE, 'page.html')
     found = browse(Path('page.html').read_text(encoding='utf-8'), """
         const spans = [...document.querySelectorAll('main > span')];
         const display = () => spans.map(s => getComputedStyle(s.querySelector('small')).display);
@@ -175,16 +183,15 @@ def test_a_browser_shows_the_text_exactly_and_what_was_expected_on_hover(tmp_pat
         surprise = [next(ids) for _ in range(size)]     # those of a character's bytes add up
         title, *lines = tip.splitlines()
         assert title.startswith(f'{sum(bits for bits, *_ in surprise):.1f} bits')
-        assert lines == [f'{p:6.1%}  {lm.label(i)}' for p, i in zip(*surprise[0][1:])]
+        assert lines == [f'{p:6.1%}  {lm.tokenizer.label(i)}' for p, i in zip(*surprise[0][1:])]
     assert '<script>' in ''.join(found['tips']) and '&amp;' in ''.join(found['tips'])
 
 
 @needs_browser
 @pytest.mark.parametrize('scheme', ['light', 'dark'])
 def test_the_page_can_be_read_in_light_and_dark(tmp_path, monkeypatch, scheme):
-    import sample
     monkeypatch.chdir(tmp_path)
-    sample.draw_surprise(make(), 'some words', 'page.html')
+    draw_surprise(make(), 'some words', 'page.html')
     found = browse(Path('page.html').read_text(encoding='utf-8'), """
         const span = document.querySelector('main > span');
         span.style.setProperty('--bits', 99);
@@ -209,7 +216,6 @@ def test_the_page_can_be_read_in_light_and_dark(tmp_path, monkeypatch, scheme):
 
 # ---- what it copies
 def test_the_longest_overlap_is_found_wherever_it_stands():
-    import numpy as np
     rng = random.Random(0)
     for _ in range(60):
         train = [rng.randrange(3) for _ in range(rng.randrange(1, 80))]

@@ -2,7 +2,6 @@
 import re
 import runpy
 import shlex
-import shutil
 import sys
 from pathlib import Path
 from types import ModuleType, SimpleNamespace
@@ -11,6 +10,7 @@ import nbformat
 import pytest
 from conftest import ROOT, read_log
 from nbclient import NotebookClient
+from test_layout import copy_project
 
 from config import configure
 
@@ -59,9 +59,7 @@ def test_on_colab_the_run_is_kept_on_the_drive_unless_it_is_refused(tour, monkey
 
 @pytest.mark.slow
 def test_the_tour_runs_from_top_to_bottom(tour, tmp_path, monkeypatch):
-    for name in ('prepare.py', 'model.py', 'train.py', 'sample.py', 'config', 'data/stories/grammar.txt'):
-        (tmp_path / name).parent.mkdir(parents=True, exist_ok=True)
-        (shutil.copytree if (ROOT / name).is_dir() else shutil.copy)(ROOT / name, tmp_path / name)
+    copy_project(tmp_path, 'extras/*.py')
     monkeypatch.chdir(tmp_path)
     monkeypatch.setenv('MAX_ITERS', '30')
     NotebookClient(tour, timeout=600, kernel_name='python3').execute()      # raises what a cell raises
