@@ -2,8 +2,8 @@
 
 It writes data/NAME/train.bin, val.bin and meta.json, in four steps: all documents (data/readers.py)
 go into one temporary file, are divided into train and val, tokenized (data/tokenizer.py), and
-written. So memory holds some MB of text and 60 bytes for each document, however large the corpus or
-a single document is.
+written. So memory holds some MB of text and 100 bytes for each document, however large the corpus
+or a single document is.
 
 Below that is what train.py and sample.py use: open_dataset, get_batch, and evaluation_windows."""
 from config import Error, configure, require
@@ -189,39 +189,46 @@ def write_dataset(folder: Path, tokenizer: Tokenizer, raw, corpus: Corpus, sides
 
     They are written to a folder of their own and take their places at the end, meta.json last. So
     there is the old dataset, the new one, or one without meta.json, which open_dataset refuses."""
-    with acquire_lock(folder / '.lock'), \
-            tempfile.TemporaryDirectory(dir=folder, prefix='.new') as new:
-        new = Path(new)
-        for leftover in folder.glob('.new*'):               # of a run that was killed
-            if leftover.name != new.name:
-                shutil.rmtree(leftover)
-        dtype = np.uint16 if tokenizer.vocab_size <= 1 << 16 else np.uint32
-        meta = {
-            'format': FORMAT,
-            **about,                                        # source, licence, command, fingerprint
-            'tokenizer': tokenizer.spec,
-            'vocab_size': tokenizer.vocab_size,
-            'eot': tokenizer.eot,                           # the id after every document
-            'dtype': np.dtype(dtype).name,                  # of the ids in the .bin files
+    with acquire_lock(folder / '.lock'):
+        new = folder / '.new'
+        shutil.rmtree(new, ignore_errors=True)              # of a run that was killed
+        new.mkdir()
+        try:
+            meta = write_files(new, tokenizer, raw, corpus, sides, about)
+            replace_files(folder, new)
+        finally:
+            shutil.rmtree(new)
+    return meta
+
+
+def write_files(folder: Path, tokenizer: Tokenizer, raw, corpus: Corpus, sides: dict,
+                about: dict) -> dict:
+    dtype = np.uint16 if tokenizer.vocab_size <= 1 << 16 else np.uint32
+    meta = {
+        'format': FORMAT,
+        **about,                                            # source, licence, command, fingerprint
+        'tokenizer': tokenizer.spec,
+        'vocab_size': tokenizer.vocab_size,
+        'eot': tokenizer.eot,                               # the id after every document
+        'dtype': np.dtype(dtype).name,                      # of the ids in the .bin files
+    }
+    for split, indices in sides.items():
+        path = folder / f'{split}.bin'
+        with open(path, 'wb') as f:
+            texts = show_progress(texts_of(raw, corpus, indices), f'tokenizing {split}')
+            size = sum(f.write(ids.astype(dtype)) for ids in tokenize(tokenizer, texts))
+        nats = corpus.nats[indices]
+        meta[split] = {
+            'tokens': size // np.dtype(dtype).itemsize,
+            'documents': len(indices),
+            'bytes': int((corpus.end[indices] - corpus.start[indices]).sum()),      # of UTF-8
+            'checksum': checksum(path),
+            'entropy': None if np.isnan(nats).any() else float(nats.sum()),         # in nats
         }
-        for split, indices in sides.items():
-            path = new / f'{split}.bin'
-            with open(path, 'wb') as f:
-                texts = show_progress(texts_of(raw, corpus, indices), f'tokenizing {split}')
-                size = sum(f.write(ids.astype(dtype)) for ids in tokenize(tokenizer, texts))
-            nats = corpus.nats[indices]
-            meta[split] = {
-                'tokens': size // np.dtype(dtype).itemsize,
-                'documents': len(indices),
-                'bytes': int((corpus.end[indices] - corpus.start[indices]).sum()),      # of UTF-8
-                'checksum': checksum(path),
-                'entropy': None if np.isnan(nats).any() else float(nats.sum()),         # in nats
-            }
-        meta['checksum'] = checksum_of_meta(meta)
-        if 'json' in tokenizer.spec:
-            (new / 'tokenizer.json').write_text(tokenizer.spec['json'], encoding='utf-8')
-        (new / 'meta.json').write_text(json.dumps(meta), encoding='utf-8')
-        replace_files(folder, new)
+    meta['checksum'] = checksum_of_meta(meta)
+    if 'json' in tokenizer.spec:
+        (folder / 'tokenizer.json').write_text(tokenizer.spec['json'], encoding='utf-8')
+    (folder / 'meta.json').write_text(json.dumps(meta), encoding='utf-8')
     return meta
 
 

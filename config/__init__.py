@@ -178,7 +178,7 @@ def read_fields(file: str, class_name: str) -> dict:
 
 def print_help(knobs: dict, defaults: dict, dataclass: tuple[str, str] | None):
     """Print the script's docstring and each knob with its default and the comment behind it."""
-    source = Path(knobs['__file__']).read_text(encoding='utf-8')
+    source = Path(knobs['__file__']).read_text(encoding='utf-8').partition('\nconfig = ')[0]
     if dataclass:
         source = (ROOT / dataclass[0]).read_text(encoding='utf-8') + source
     comments = dict(re.findall(r'^ *(\w+)(?:: \w+)? = .*?  # (.*)$', source, re.M))

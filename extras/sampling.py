@@ -9,7 +9,7 @@ from copy import deepcopy
 import torch
 from torch import Tensor, nn
 
-from extras import cpu
+import extras.cpu as cpu
 from model import GPT, KVCache
 
 
