@@ -254,7 +254,7 @@ def open_dataset(name: str, verify: bool = False) -> tuple[dict, np.ndarray, np.
     damage, with the command that makes the dataset again."""
     folder = Path('data', name)
     command = guess_command(name)
-    require((folder / 'meta.json').exists(),
+    require(os.path.exists(folder / 'meta.json'),
             f'{folder} is not there, or only half written; make it with: {command}')
     try:
         meta = json.loads((folder / 'meta.json').read_text(encoding='utf-8'))
@@ -356,7 +356,7 @@ def dataset_name() -> str:
     else:
         first = re.split(r'/?[^/]*[*?[]', (input or dataset).split(',')[0].strip())[0]
         path = Path(first).resolve()
-        target = path.stem if path.is_file() else path.name
+        target = path.stem if os.path.isfile(path) else path.name
         if tokenizer in ('gpt2', 'char'):
             target += f'_{tokenizer}'
     require(target == Path(target).name and target not in ('', '..'),

@@ -195,7 +195,7 @@ def adopt_knobs(saved: dict) -> dict[str, str]:
     globals().update(config)
     changes = {name: f'{saved[name]} -> {config[name]}' for name in config
                if name in saved and config[name] != saved[name]}
-    fixed = {*MODEL_KNOBS, 'seed', 'optimizer'} - {'dropout', 'head_gain'}
+    fixed = {*MODEL_KNOBS, 'seed', 'optimizer'} - {'dropout'}
     wrong = [f'{name}: {change}' for name, change in changes.items() if name in fixed]
     require(not wrong, f'{", ".join(wrong)}: this cannot change on resume; leave out what sets it, '
                        'or use another out_dir')
@@ -205,7 +205,8 @@ def adopt_knobs(saved: dict) -> dict[str, str]:
 def adopt_shape(weights: dict):
     """Take the model's shape from the weights that the run starts from.
 
-    block_size may be smaller. Raises Error for a knob that contradicts the weights."""
+    Dropout and block_size are the run's own. Raises Error for a knob that contradicts the
+    weights."""
     shape = {name: weights[name] for name in MODEL_KNOBS if name not in ('dropout', 'head_gain')}
     for name in config.given & shape.keys() - {'block_size'}:
         require(config[name] == shape[name], f'{name}={config[name]} contradicts the weights of '
@@ -234,9 +235,10 @@ if __name__ == '__main__':
 
     # where the weights come from: this run's checkpoint, other weights, or nothing
     checkpoint, changes = None, {}
-    is_resumed = init_from == 'resume' or (init_from == 'auto' and (out / 'ckpt.pt').exists())
+    has_run = os.path.exists(out / 'ckpt.pt')
+    is_resumed = init_from == 'resume' or (init_from == 'auto' and has_run)
     if is_resumed:
-        if is_writer and (out / 'ckpt.pt').exists():
+        if is_writer and has_run:
             lock = acquire_lock(out / '.lock')  # before reading, so that no other run writes on
         checkpoint = load_checkpoint(out / 'ckpt.pt', 'config', 'data', 'step', 'val_loss',
                                      'best_val_loss', 'optimizer', 'scaler')
@@ -319,7 +321,7 @@ if __name__ == '__main__':
     tracker = None
     if is_writer:
         lock = acquire_lock(out / '.lock')                  # until this process ends
-        require(is_resumed or overwrite or not (out / 'ckpt.pt').exists(),
+        require(is_resumed or overwrite or not os.path.exists(out / 'ckpt.pt'),
                 f'{out} holds a run already: continue it with --init_from=resume, replace it with '
                 '--overwrite=True, or choose another --out_dir')
         if wandb_project:                                   # first, as it may fail
@@ -431,10 +433,11 @@ if __name__ == '__main__':
         log.say(f'next    python {command}' + ('' if out_dir == 'out' else f' --out_dir={out_dir}'))
     if tracker:
         tracker.finish()
+    status = stop.status if step < max_iters else 0         # a signal, if it ended the run
     if world_size > 1:
         torch.distributed.destroy_process_group()
         sys.stdout.flush()
         sys.stderr.flush()
-        os._exit(stop.status)                   # gloo's threads can abort an ordinary end
-    if stop.status:
-        sys.exit(stop.status)
+        os._exit(status)                        # gloo's threads can abort an ordinary end
+    if status:
+        sys.exit(status)

@@ -137,5 +137,7 @@ class PoliteStop:
                 return False
             flags = torch.tensor([self.status, self.is_out_of_time], device=device)
             torch.distributed.all_reduce(flags, torch.distributed.ReduceOp.MAX)
-            self.status, self.is_out_of_time = flags.tolist()
+            status, self.is_out_of_time = flags.tolist()
+            self.status = status or self.status             # one that came meanwhile waits its turn
+            return bool(status or self.is_out_of_time)
         return bool(self.status or self.is_out_of_time)

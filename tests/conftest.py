@@ -30,6 +30,15 @@ TINY = (
 )
 
 
+def copy_project(folder, *parts):
+    """Copy the files that a user needs into a folder; parts: patterns of others, such as extras/*.py."""
+    for pattern in ('*.py', 'config/*.py', 'data/**/*.py', 'data/stories/grammar.txt', *parts):
+        for path in ROOT.glob(pattern):
+            copy = folder / path.relative_to(ROOT)
+            copy.parent.mkdir(parents=True, exist_ok=True)
+            shutil.copy(path, copy)
+
+
 @pytest.fixture
 def run(tmp_path, monkeypatch):
     """run('train.py', '--key=value', ...) -> the script's globals, as python train.py would leave them."""

@@ -202,7 +202,7 @@ def signals(n, r, steps=30):
         code, said = ended(pid), text()
         assert 'Traceback' not in said, said
         if code and '\nstep ' not in said:                  # before the run had begun
-            early += 1
+            early += 1                                      # 130: while the knobs were read
             assert code in (-number, 130 if number == signal.SIGINT else None), (code, said)
             continue
         step = step_of('out')

@@ -1,24 +1,14 @@
 """The four scripts are whole by themselves: what they import, and that they run without extras/."""
 import ast
 import re
-import shutil
 import subprocess
 import sys
 
 import pytest
-from conftest import ROOT, TEXT
+from conftest import ROOT, TEXT, copy_project
 
 SCRIPTS = ['prepare', 'model', 'train', 'sample']       # each may import those before it
 PARTS = sorted([*(ROOT / 'config').glob('*.py'), *(ROOT / 'data').rglob('*.py')])
-
-
-def copy_project(folder, *parts):
-    """Copy the files that a user needs into a folder; parts: which of extras/ are among them."""
-    for pattern in ('*.py', 'config/*.py', 'data/**/*.py', 'data/stories/grammar.txt', *parts):
-        for path in ROOT.glob(pattern):
-            copy = folder / path.relative_to(ROOT)
-            copy.parent.mkdir(parents=True, exist_ok=True)
-            shutil.copy(path, copy)
 
 
 def imports(path):

@@ -8,9 +8,8 @@ from types import ModuleType, SimpleNamespace
 
 import nbformat
 import pytest
-from conftest import ROOT, read_log
+from conftest import ROOT, copy_project, read_log
 from nbclient import NotebookClient
-from test_layout import copy_project
 
 from config import configure
 

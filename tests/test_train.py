@@ -361,15 +361,25 @@ def test_a_run_stopped_before_its_first_step_leaves_no_row_of_its_own(run, datas
     assert read_log() == read_log('whole/log.csv')
 
 
-def test_several_processes_agree_on_a_stop_only_where_a_row_is_due(monkeypatch):
-    asked = []
+def test_several_processes_agree_on_a_stop_where_a_row_is_due_and_lose_no_signal(monkeypatch):
+    asked, cpu = [], torch.device('cpu')
+
+    def all_reduce(flags, op):
+        asked.append(flags.tolist())
+        if len(asked) == 1:
+            stop.ask(signal.SIGINT, None)
+        if len(asked) == 3:
+            flags.fill_(143)
+
     monkeypatch.setattr(signal, 'signal', lambda number, handler: None)
-    stop = _run.PoliteStop(0.0)
     monkeypatch.setattr(torch.distributed, 'is_initialized', lambda: True)
-    monkeypatch.setattr(torch.distributed, 'all_reduce', lambda flags, op: asked.append(flags.fill_(143)))
-    stop.ask(signal.SIGINT, None)
-    assert not stop.is_agreed(torch.device('cpu'), is_row_due=False) and not asked
-    assert stop.is_agreed(torch.device('cpu'), is_row_due=True) and len(asked) == 1 and stop.status == 143
+    monkeypatch.setattr(torch.distributed, 'all_reduce', all_reduce)
+    stop = _run.PoliteStop(0.0)
+    assert not stop.is_agreed(cpu, is_row_due=True)  # the others do not know of this signal yet
+    assert not stop.is_agreed(cpu, is_row_due=False)
+    assert stop.is_agreed(cpu, is_row_due=True) and asked == [[0, 0], [130, 0]]
+    stop = _run.PoliteStop(0.0)
+    assert stop.is_agreed(cpu, is_row_due=True) and stop.status == 143  # another process's
 
 
 def test_processes_that_see_different_checkpoints_do_not_train(run, dataset):
