@@ -11,6 +11,7 @@ from dataclasses import asdict, dataclass
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
+from torch.nn.attention import SDPBackend, sdpa_kernel
 from torch.utils.checkpoint import checkpoint as recompute
 
 from config import Error, extra, require
@@ -18,6 +19,8 @@ from config._files import load_sealed, save_sealed
 
 MAX_LOGITS = 2 ** 25        # logits that the loss holds at once: 128 MiB in fp32
 FORMAT = 1                  # of checkpoints
+# For generation: cuDNN would prepare a kernel for each new length of a text, 50 ms each.
+WITHOUT_CUDNN = [SDPBackend.FLASH_ATTENTION, SDPBackend.EFFICIENT_ATTENTION, SDPBackend.MATH]
 
 
 @dataclass
@@ -289,7 +292,7 @@ class GPT(nn.Module):
             return self.lm_head(x)
         x, targets = x.flatten(0, 1), targets.flatten()                 # (B T, C), (B T,)
         rows = max(1, MAX_LOGITS // self.config.vocab_size)
-        if len(x) <= rows:
+        if len(x) <= rows or torch.compiler.is_compiling():     # compiled, they take less memory
             loss = self.sum_of_losses(x, targets)
         else:       # too many logits to hold: piece by piece, and once more in the backward pass
             pieces = zip(x.split(rows), targets.split(rows))
@@ -336,19 +339,20 @@ class GPT(nn.Module):
             if eot is not None:
                 next_id = next_id.masked_fill(ended, eot)
                 ended |= next_id == eot
-            yield next_id
-            if eot is not None and ended.all():
-                return
             unread = next_id[:, None]
             seen.scatter_(1, unread, True)
             window = torch.cat((window, unread), dim=1)
+            yield next_id
+            if eot is not None and ended.all():
+                return
 
     def new_caches(self) -> list[KVCache]:
         return [KVCache(self.config.block_size, self.wte.weight.device) for _ in self.h]
 
     def next_logits(self, idx: Tensor, caches: list[KVCache]) -> Tensor:
         """Logits (B, V), fp32, of the token after ids (B, T), which are added to the caches."""
-        return self.lm_head(self.hidden(idx, caches)[:, -1]).float()
+        with sdpa_kernel(WITHOUT_CUDNN):
+            return self.lm_head(self.hidden(idx, caches)[:, -1]).float()
 
     def choose(self, logits: Tensor, draw: Tensor, temperature: float, top_k: int,
                top_p: float) -> Tensor:

@@ -282,8 +282,11 @@ if __name__ == '__main__':
     if checkpoint:
         model = build_model(checkpoint, block_size=block_size, dropout=dropout)
     else:
+        rows = tokenizer.vocab_size
+        if device.type == 'cuda':
+            rows = math.ceil(rows / 64) * 64    # GPUs multiply matrices of such sizes faster
         shape = {name: config[name] for name in MODEL_KNOBS}
-        model = GPT(GPTConfig(vocab_size=meta['vocab_size'], **shape))
+        model = GPT(GPTConfig(vocab_size=rows, **shape))
     model.to(device).train()
     muon = torch.optim.Muon
     if fast and extra('muon'):

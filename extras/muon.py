@@ -27,20 +27,21 @@ class Muon(torch.optim.Optimizer):
             for p in group['params']:
                 same_shape.setdefault(p.shape, []).append(p)
             for shape, matrices in same_shape.items():
-                gradients = torch.stack([self.momentum(p) for p in matrices])
-                updates = orthogonalize(gradients, self.dtype)              # (n, rows, columns)
+                gradients = torch.stack(self.momentum(matrices))            # (n, rows, columns)
+                updates = orthogonalize(gradients, self.dtype).float()
                 size = 0.2 * math.sqrt(max(shape))          # as large as AdamW's updates
-                for p, update in zip(matrices, updates):
-                    p.mul_(1 - group['lr'] * group['weight_decay'])
-                    p.add_(update, alpha=-group['lr'] * size)
+                torch._foreach_mul_(matrices, 1 - group['lr'] * group['weight_decay'])
+                torch._foreach_add_(matrices, list(updates), alpha=-group['lr'] * size)
 
-    def momentum(self, p: Tensor) -> Tensor:
-        """The gradient, averaged over the last steps (Nesterov's momentum)."""
-        if 'momentum_buffer' not in self.state[p]:
-            self.state[p]['momentum_buffer'] = torch.zeros_like(p)
-        average = self.state[p]['momentum_buffer']
-        average.lerp_(p.grad, 0.05)
-        return p.grad.lerp(average, 0.95)
+    def momentum(self, matrices: list[Tensor]) -> list[Tensor]:
+        """The gradients, averaged over the last steps (Nesterov's momentum)."""
+        for p in matrices:
+            if 'momentum_buffer' not in self.state[p]:
+                self.state[p]['momentum_buffer'] = torch.zeros_like(p)
+        gradients = [p.grad for p in matrices]
+        averages = [self.state[p]['momentum_buffer'] for p in matrices]
+        torch._foreach_lerp_(averages, gradients, 0.05)
+        return torch._foreach_lerp(gradients, averages, 0.95)
 
 
 def orthogonalize(x: Tensor, dtype: torch.dtype) -> Tensor:

@@ -4,12 +4,14 @@ The copy has the same Parameters: the model stays as it is, and may be trained, 
 weights, all of which takes effect."""
 import operator
 import warnings
+import weakref
 from copy import deepcopy
 
 import torch
 from torch import Tensor, nn
 
 import extras.cpu as cpu
+import extras.cuda as cuda
 from model import GPT, KVCache
 
 
@@ -41,6 +43,7 @@ def make_copy(model: GPT, compile: bool) -> GPT:
     shared = {id(p): p for p in model.parameters()}
     copy = deepcopy(model, shared).eval()
     copy.__class__ = type('FastGPT', (FastGPT, type(model)), {})
+    copy.graphs = weakref.WeakKeyDictionary()
     weight = model.wte.weight
     if weight.device.type == 'cpu':
         copy.keep_top_p = cpu.keep_top_p
@@ -55,6 +58,8 @@ def make_copy(model: GPT, compile: bool) -> GPT:
                     layer.__class__ = cpu.RowSumLinear if compile else cpu.PackedLinear
     if compile:
         copy.step = compiled_step(copy)
+    elif weight.device.type == 'cuda':
+        copy.step = plain_step(copy)
     return copy
 
 
@@ -62,7 +67,8 @@ class FastGPT(GPT):
     """A GPT whose step of one token can be compiled."""
     cache_dtype = None                  # None: that of the keys
     needs_mask = True                   # also for a single token
-    step = None                         # of a single token, if it is compiled
+    step = None                         # of a single token, with a StaticCache
+    graphs = None                       # on GPUs: the CapturedStep of each text, by its first cache
 
     def attention_mask(self, positions: Tensor, keys: Tensor) -> Tensor | None:
         """No mask for a single token that sees all keys, which CPUAttention computes faster."""
@@ -78,11 +84,16 @@ class FastGPT(GPT):
     def next_logits(self, idx: Tensor, caches: list[KVCache]) -> Tensor:
         if self.step is None or idx.shape[1] > 1 or caches[0].length == 0:
             return super().next_logits(idx, caches)
-        position = torch.tensor([caches[0].length], device=idx.device)
+        first = caches[0]
+        position = first.length
         for cache in caches:
             cache.length += 1
         keys, values = [cache.k for cache in caches], [cache.v for cache in caches]
-        return self.step(idx, position, keys, values)
+        if not idx.is_cuda:
+            return self.step(idx, torch.tensor([position]), keys, values)
+        if first not in self.graphs:
+            self.graphs[first] = cuda.CapturedStep(self.step, idx, position, keys, values)
+        return self.graphs[first](idx)
 
 
 class StaticCache:
@@ -100,13 +111,18 @@ class StaticCache:
         return self.k, self.v
 
 
-def compiled_step(copy: GPT):
-    """A compiled function: ids (B, 1), position (1,), keys and values of each layer -> logits
-    (B, V)."""
+def plain_step(copy: GPT):
+    """A function: ids (B, 1), position (1,), keys and values of each layer -> logits (B, V)."""
     def step(idx, position, keys, values):
         caches = [StaticCache(k, v, position) for k, v in zip(keys, values)]
-        return GPT.next_logits(copy, idx, caches)
+        return copy.lm_head(copy.hidden(idx, caches)[:, -1]).float()
 
+    return step
+
+
+def compiled_step(copy: GPT):
+    """plain_step, compiled."""
+    step = plain_step(copy)
     compiled = torch.compile(step, fullgraph=True, dynamic=False)
 
     def step_or_warn(*inputs):
