@@ -1,5 +1,5 @@
-# Your own documents: PDFs, .txt, .md, .jsonl or .parquet, with a vocabulary of their own: 12.2M
-# parameters.
+# Your own documents: PDFs, .txt, .md, .jsonl or .parquet, with a vocabulary trained on them:
+# 12.2M parameters.
 #   python prepare.py --input=papers/ --name=papers --vocab_size=4096 --val_fraction=0.1
 #   python train.py config/papers.py
 # It needs a few hundred kB of text at least, and 1.8 GB of memory. A text as short as that is read

@@ -35,11 +35,7 @@ NOT_RUN = {
     'source .venv/bin/activate': 'the same',
     'pip install -r requirements.txt': 'needs a network; make demo does it in the same way',
     'export TORCH_DISABLE_SHARE_RDZV_TCP_STORE=1': 'faults.py kills and restarts with it',
-    'llama-server -m model.gguf': 'a program of others; test_hf.py runs its code, built as xllamacpp',
-    'transformers serve ./model --device cpu': 'a server of others; test_hf.py loads the folder',
-    'vllm serve ./model': 'needs a GPU',
-    """curl localhost:8080/v1/completions -H 'Content-Type: application/json' -d '{"model": "model", """
-    """"prompt": "Once upon a time", "max_tokens": 50}'""": 'asks these servers; test_hf.py does the same'}
+    'llama-server -m model.gguf': 'a program of others; test_hf.py runs its code, built as xllamacpp'}
 
 
 def commands() -> list[str]:
