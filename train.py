@@ -34,7 +34,7 @@ decay_fraction = 0.9        # wsd: the last part of the run, in which the rate d
 warmup_iters = 50           # steps of linear warm-up
 max_iters = 3200            # optimizer steps
 batch_size = 12             # sequences in an optimizer step, over all devices
-micro_batch_size = 0        # sequences that a device holds at once; 0 = all of its share
+micro_batch_size = 0        # sequences that a device holds at once; 0 = as many as fit
 weight_decay = 0.1          # of matrices and embeddings
 beta1 = 0.9                 # AdamW's
 beta2 = 0.95                # AdamW's
@@ -59,13 +59,14 @@ import os
 import sys
 import textwrap
 import time
+from functools import partial
 from pathlib import Path
 
 import torch
 
 from config import extra, pick_dtype, require
 from config._files import acquire_lock
-from config._run import Log, PoliteStop, can_compile, peak_flops, start_device
+from config._run import Log, PoliteStop, can_compile, peak_flops, pick_micro_batch, start_device
 from data.tokenizer import Tokenizer
 from model import (
     GPT,
@@ -252,8 +253,6 @@ if __name__ == '__main__':
     device = start_device(device, world_size)
     dtype = pick_dtype(dtype, device)
     autocast = torch.autocast(device.type, dtype, enabled=dtype != torch.float32)
-    share = batch_size // world_size                        # sequences of this process in a step
-    micro = micro_batch_size or share                       # sequences that it holds at once
 
     # data
     meta, train_data, val_data = open_dataset(dataset, verify)
@@ -288,9 +287,11 @@ if __name__ == '__main__':
         shape = {name: config[name] for name in MODEL_KNOBS}
         model = GPT(GPTConfig(vocab_size=rows, **shape))
     model.to(device).train()
+    share = batch_size // world_size                        # sequences of this process in a step
+    micro = micro_batch_size or pick_micro_batch(model, autocast, share)    # that it holds at once
     muon = torch.optim.Muon
     if fast and extra('muon'):
-        muon = extra('muon').Muon
+        muon = partial(extra('muon').Muon, dtype=dtype)
     if fast and device.type == 'cpu' and extra('cpu'):
         extra('cpu').speed_up_training(model)
     optimizers = model.make_optimizers(optimizer, learning_rate, weight_decay, (beta1, beta2), muon)

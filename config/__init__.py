@@ -35,7 +35,8 @@ def print_error(kind, error, trace):
     if issubclass(kind, KeyboardInterrupt):
         sys.exit(130)
     if issubclass(kind, MemoryError) or re.search("out of memory|can't allocate memory", message):
-        message = 'out of memory: lower micro_batch_size, or use a smaller model'
+        message = ('out of memory: leave out micro_batch_size, so that one is chosen that fits, or '
+                   'use a smaller model')
     elif re.search('gloo/transport|NCCL', message):
         message = ('another process of this run was lost; continue with --init_from=resume '
                    f'({message[:160]})')

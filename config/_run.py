@@ -15,6 +15,7 @@ from config._files import atomic
 
 COLUMNS = ['step', 'tokens', 'train_loss', 'val_loss', 'bits_per_byte', 'lr', 'grad_norm',
            'tokens_per_second']
+TOKENS_ON_CPU = 8192            # that a CPU holds at once: more takes memory and is no faster
 # Peak of dense matrix products in 16 bits, in TFLOP/s, by a word in the name of a GPU
 PEAK_TFLOPS = {'H200': 989, 'H100': 989, 'A100': 312, 'L4': 121, 'T4': 65, '4090': 165, '3090': 71}
 
@@ -44,6 +45,33 @@ def start_device(device: str, world_size: int) -> torch.device:
     elif world_size > 1:
         torch.distributed.init_process_group('gloo')
     return device
+
+
+def pick_micro_batch(model: torch.nn.Module, autocast, share: int) -> int:
+    """The most sequences that the device can hold at once and that divide a share of a step's.
+
+    On a GPU the memory of one and of two sequences is measured, so the model's kernels are run. It
+    is compared with all memory of the card, not with what is free just now: the same card gives
+    the same number each time."""
+    device, block_size = model.wte.weight.device, model.config.block_size
+    most = TOKENS_ON_CPU // block_size
+    if device.type == 'cuda':
+        peaks = []
+        for n in (1, 2):
+            idx = torch.zeros(n, block_size, dtype=torch.long, device=device)
+            torch.cuda.reset_peak_memory_stats(device)
+            with autocast:
+                model(idx, idx).backward()
+            peaks.append(torch.cuda.max_memory_allocated(device))
+            model.zero_grad()
+        optimizer_states = 8 * model.num_params()           # bytes: AdamW's two numbers in fp32
+        memory = 0.85 * torch.cuda.get_device_properties(device).total_memory
+        most = int((memory - optimizer_states - peaks[0]) / (peaks[1] - peaks[0]))
+    if torch.distributed.is_initialized():                  # the processes agree on the smallest
+        smallest = torch.tensor(most, device=device)
+        torch.distributed.all_reduce(smallest, torch.distributed.ReduceOp.MIN)
+        most = smallest.item()
+    return max(n for n in range(1, share + 1) if share % n == 0 and n <= max(1, most))
 
 
 def can_compile(device: torch.device) -> bool:

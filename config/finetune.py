@@ -7,7 +7,6 @@ init_from = 'gpt2'
 out_dir = 'out/finetune'
 block_size = 256
 batch_size = 16
-micro_batch_size = 4
 optimizer = 'adamw'
 learning_rate = 3e-5                # constant: what the model knows is to be moved, not lost
 min_lr = 3e-5

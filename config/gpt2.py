@@ -1,9 +1,9 @@
 # GPT-2 124M from scratch on any large dataset: 124.4M parameters, 295B tokens.
 #   python prepare.py --dataset=Skylion007/openwebtext --tokenizer=gpt2 --name=openwebtext
 #   torchrun --standalone --nproc_per_node=8 train.py config/gpt2.py
-# It needs 8 GPUs of 40 GB for some days. On one GPU the same training takes 8 times as long; lower
-# micro_batch_size if memory is short (8 sequences take 6.8 GB). It was not run to its end here;
-# nanoGPT publishes a loss of about 2.85 for this model and dataset.
+# It needs 8 GPUs of 40 GB for some days. On one GPU the same training takes 8 times as long. 8
+# sequences at once take 6.8 GB. It was not run to its end here; nanoGPT publishes a loss of about
+# 2.85 for this model and dataset.
 out_dir = 'out/gpt2'
 dataset = 'openwebtext'
 arch = 'gpt2'
@@ -12,7 +12,6 @@ block_size = 1024
 bias = True
 head_gain = 1.0
 batch_size = 480                    # 491,520 tokens
-micro_batch_size = 12
 optimizer = 'adamw'
 learning_rate = 6e-4
 min_lr = 6e-5

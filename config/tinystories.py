@@ -1,7 +1,7 @@
 # TinyStories on one GPU: 29.5M parameters, 655M tokens (1.4 epochs).
 #   python prepare.py --dataset=tinystories --vocab_size=8192        (downloads 1.9 GB)
 #   python train.py config/tinystories.py
-# 16 sequences at once (--micro_batch_size=16) take 4.8 GB.
+# 16 sequences at once take 4.8 GB.
 out_dir = 'out/tinystories'
 dataset = 'tinystories'
 n_layer, n_head, n_embd = 8, 8, 512

@@ -7,8 +7,8 @@
 #   python train.py config/tinystories_gpt2.py --n_layer=6 --n_head=6 --n_embd=336 (25.1M)
 #   python train.py config/tinystories_gpt2.py --n_layer=8 --n_head=8 --n_embd=544 (55.9M)
 #   python train.py config/tinystories_gpt2.py --n_layer=10 --n_head=10 --n_embd=640 (81.6M)
-# On a T4, which chooses fp16, use --micro_batch_size=32 (2.8 GB). Most of the parameters are the
-# 50,257 rows of the embedding; config/tinystories.py has a vocabulary that fits the stories.
+# 32 sequences at once take 2.8 GB. Most of the parameters are the 50,257 rows of the embedding;
+# config/tinystories.py has a vocabulary that fits the stories.
 out_dir = 'out/tinystories_gpt2'
 dataset = 'tinystories_gpt2'
 arch = 'gpt2'

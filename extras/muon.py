@@ -1,24 +1,22 @@
-"""Muon where bf16 is not native: torch.optim.Muon computes in bf16 on any hardware, which can
-take longer than the rest of a step. Here it computes in bf16 only where that is fast, and all
-matrices of one shape together. The state is the same, so either continues a run of the other."""
+"""Muon, faster: torch.optim.Muon computes in bf16 on any hardware, matrix by matrix, which can take
+longer than the rest of a step. Here all matrices of one shape are computed together, in the
+precision of the run. The state is the same, so either continues a run of the other."""
 import math
 
 import torch
 from torch import Tensor
 
-from config import pick_dtype
-
 
 class Muon(torch.optim.Optimizer):
     """Momentum whose updates are made orthogonal (Jordan et al. 2024), for matrices."""
 
-    def __init__(self, params, lr: float, weight_decay: float, adjust_lr_fn: str):
-        """adjust_lr_fn: 'match_rms_adamw' (Liu et al. 2025), the only scale that is known here."""
+    def __init__(self, params, lr: float, weight_decay: float, adjust_lr_fn: str,
+                 dtype: torch.dtype):
+        """adjust_lr_fn: 'match_rms_adamw' (Liu et al. 2025), the only scale that is known here.
+        dtype: of the matrix products."""
         assert adjust_lr_fn == 'match_rms_adamw'
         super().__init__(params, {'lr': lr, 'weight_decay': weight_decay})
-        device = self.param_groups[0]['params'][0].device
-        is_bf16_native = pick_dtype('auto', device) == torch.bfloat16
-        self.dtype = torch.bfloat16 if is_bf16_native else torch.float32
+        self.dtype = dtype
 
     @torch.no_grad()
     def step(self):
@@ -50,8 +48,8 @@ def orthogonalize(x: Tensor, dtype: torch.dtype) -> Tensor:
     is_tall = x.shape[1] > x.shape[2]
     if is_tall:
         x = x.mT
-    x = x.to(dtype)
     x = x / x.norm(dim=(1, 2), keepdim=True).clamp(min=1e-7)
+    x = x.to(dtype)
     for _ in range(5):
         a = x @ x.mT
         b = -4.775 * a + 2.0315 * (a @ a)

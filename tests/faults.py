@@ -566,7 +566,8 @@ def memory(n, r):
     """Out of memory: one line that names the knob which helps, and the run can go on with it."""
     letters()
     for i in range(n):
-        args = ['train.py', *SMALL, '--max_iters=2', f'--out_dir=out{i}', '--batch_size=80000']
+        args = ['train.py', *SMALL, '--max_iters=2', f'--out_dir=out{i}', '--batch_size=80000',
+                '--micro_batch_size=80000']
         assert run(*args, memory=3 << 30) == 2 and 'micro_batch_size' in text(), text()
         ok('train.py', *SMALL, '--max_iters=1', f'--out_dir=out{i}', '--overwrite=True')
     return f'{n} runs ended with the line'
