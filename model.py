@@ -433,7 +433,7 @@ def evaluate(model: GPT, x: Tensor, y: Tensor, batch_size: int, autocast, rank: 
     was_training = model.training
     model.eval()
     device = model.wte.weight.device
-    total = torch.zeros((), dtype=torch.float64)
+    nats = [torch.zeros((), device=device)]                 # of each batch; they stay on the device
     for i in range(rank * batch_size, len(x), world_size * batch_size):
         batch_x, batch_y = x[i:i + batch_size], y[i:i + batch_size]
         missing = batch_size - len(batch_x)
@@ -441,7 +441,8 @@ def evaluate(model: GPT, x: Tensor, y: Tensor, batch_size: int, autocast, rank: 
         batch_y = F.pad(batch_y, (0, 0, 0, missing), value=-1)          # which do not count
         with autocast:
             mean = model(batch_x.to(device), batch_y.to(device))
-        total += mean.cpu().double() * (batch_y >= 0).sum()
+        nats.append(mean * (batch_y >= 0).sum())
+    total = torch.stack(nats).cpu().double().sum()          # Apple's GPUs have no float64
     if world_size > 1:
         torch.distributed.all_reduce(total)
     model.train(was_training)
