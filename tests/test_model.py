@@ -299,11 +299,14 @@ def test_the_loss_is_the_same_in_pieces(monkeypatch):
     model, idx = make(), torch.randint(50, (4, 16))
     targets = idx.roll(-1, 1)
     targets[1:3, 5:] = -1
-    results = []
-    for most in (model_file.MAX_LOGITS, 50 * 7):
+    results, held = [], []
+    model.lm_head.register_forward_hook(lambda module, inputs, logits: held.append(len(logits)))
+    for most, pieces in ((model_file.MAX_LOGITS, [64]), (50 * 7, [7] * 9 + [1])):
         monkeypatch.setattr(model_file, 'MAX_LOGITS', most)
         model.zero_grad()
+        held.clear()
         loss = model(idx, targets)
+        assert held == pieces
         loss.backward()
         results.append((loss.item(), model.wte.weight.grad.clone()))
     logits = model(idx)
@@ -332,7 +335,9 @@ def test_ids_that_no_token_has_are_never_sampled_be_their_logits_the_largest(fas
 @pytest.mark.parametrize('shape', SHAPES)
 def test_optimizers_hold_each_parameter_once_and_only_matrices_decay(optimizer, shape):
     model = make(shape)
-    groups = [g for o in model.make_optimizers(optimizer, 1e-3, 0.1, (0.9, 0.95)) for g in o.param_groups]
+    optimizers = model.make_optimizers(optimizer, 1e-3, 0.1, (0.9, 0.95))
+    assert [type(o).__name__ for o in optimizers] == {'adamw': ['AdamW'], 'muon': ['AdamW', 'Muon']}[optimizer]
+    groups = [g for o in optimizers for g in o.param_groups]
     held = [id(p) for g in groups for p in g['params']]
     assert sorted(held) == sorted(id(p) for p in model.parameters())
     assert all((p.ndim >= 2) == (g['weight_decay'] > 0) for g in groups for p in g['params'])

@@ -260,7 +260,7 @@ def test_duplicates_and_split(run, tmp_path):
     texts = [f'document {i % 700}' for i in range(1000)]
     write(tmp_path / 'a.jsonl', '\n'.join(json.dumps({'text': text}) for text in texts))
     meta, train, val = run('--input=a.jsonl', '--val_fraction=0.1')
-    assert '300 dropped' in run.out
+    assert '300 dropped' in run.out and 'held out' not in run.err       # as much as was asked for
     assert documents(meta, train) + documents(meta, val) != texts[:700]
     assert sorted(documents(meta, train, val)) == sorted(texts[:700])
     assert 40 < meta['val']['documents'] < 100
@@ -272,6 +272,11 @@ def test_duplicates_and_split(run, tmp_path):
     assert set(documents(fewer[0], fewer[2])) <= set(documents(meta, val))
     other = run('--input=a.jsonl', '--val_fraction=0.1', '--seed=2', '--name=other')
     assert documents(other[0], other[2]) != documents(meta, val)
+
+
+def test_a_vocabulary_is_learned_from_the_first_piece_on(run, tmp_path):
+    write(tmp_path / 'a.txt', 'abab' * 100)                     # there is no second one
+    assert run('--input=a.txt')[0]['vocab_size'] > 257
 
 
 @pytest.mark.parametrize('n', [2, 3, 5])
@@ -354,6 +359,24 @@ def test_dataset_folder(run, tmp_path):
         run('--dataset=set', '--name=x')
     with pytest.raises(Error, match='int'):
         run('--dataset=set', '--name=x', '--text_column=n')
+    run('--dataset=set', '--text_column=story')
+    assert 'nothing to do' in run.out
+    pq.write_table(table.slice(1), tmp_path / 'set/data/test-0.parquet')
+    with pytest.raises(Error, match='overwrite'):
+        run('--dataset=set', '--text_column=story')
+
+
+@pytest.mark.parametrize('name, others', [
+    ('validation', 'valid val dev test'), ('valid', 'val dev test'), ('val', 'dev test'), ('dev', 'test'),
+    ('test', '')])
+def test_the_held_out_split_of_a_dataset_may_have_any_of_these_names(run, tmp_path, name, others):
+    splits = ['train', name, *others.split()]
+    files = ''.join(f'  - split: {split}\n    path: {split}.jsonl\n' for split in splits)
+    write(tmp_path / 'set/README.md', f'---\nconfigs:\n- config_name: all\n  data_files:\n{files}---\n')
+    for split in splits:
+        write(tmp_path / f'set/{split}.jsonl', json.dumps({'text': f'of {split}'}))
+    meta, train, val = run('--dataset=set')
+    assert (documents(meta, train), documents(meta, val)) == (['of train'], [f'of {name}'])
 
 
 def test_stories_have_their_floor(run):

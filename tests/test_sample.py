@@ -1,5 +1,6 @@
 import copy
 import io
+import itertools
 import os
 import pickle
 import random
@@ -37,7 +38,8 @@ def test_generate_returns_prompt_and_continuation_and_depends_on_the_seed_alone(
     assert trained.generate('a dog', max_new_tokens=9, temperature=0) == trained.generate(
         'a dog', max_new_tokens=9, top_k=1)
     assert not trained.model.training and trained.tokenizer.vocab_size == trained.model.config.vocab_size
-    assert load('out', dtype='float32', fast=False).generate('the cat', max_new_tokens=30) == text
+    plain = load('out', dtype='float32', fast=False)
+    assert plain.generate('the cat', max_new_tokens=30) == text and trained.sampler and not plain.sampler
 
 
 def continuation(lm):
@@ -191,6 +193,16 @@ def test_the_script_prints_samples_and_its_speed(run, trained, capsys):
     Path('prompt.txt').write_text('the')
     run('sample.py', '--start=FILE:prompt.txt', '--max_new_tokens=40', '--num_samples=1', '--dtype=float32')
     assert capsys.readouterr().out == one
+
+
+@pytest.mark.parametrize('n', [1, 3])
+def test_the_speed_is_that_of_all_tokens_that_are_shown(run, trained, capsys, monkeypatch, n):
+    capsys.readouterr()
+    monkeypatch.setattr('time.perf_counter', itertools.count().__next__)     # one second in all
+    run('sample.py', '--start=the', '--max_new_tokens=40', f'--num_samples={n}', '--dtype=float32')
+    shown = capsys.readouterr()
+    letters = sum(len(text.removeprefix('the')) for text in re.split(r'\n-*\n?', shown.out))
+    assert 0 <= int(shown.err.split()[0]) - letters <= 2        # an end-of-text counts, but does not show
 
 
 def test_it_talks_until_an_empty_line(run, trained, capsys, monkeypatch):

@@ -59,6 +59,7 @@ def test_a_run_has_exactly_max_iters_updates_and_measures_and_saves_its_last_wei
     assert 'optimizer' in last and 'optimizer' not in best
     assert last['optimizer'][0]['state'][0]['step'] == 10
     assert Path('out/loss.png').read_bytes()[:4] == b'\x89PNG' and 'best' in capsys.readouterr().out
+    assert not done['is_compiled']  # compile=auto is for GPUs
 
 
 def test_it_learns(run, dataset):
