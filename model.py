@@ -25,8 +25,7 @@ WITHOUT_CUDNN = [SDPBackend.FLASH_ATTENTION, SDPBackend.EFFICIENT_ATTENTION, SDP
 
 @dataclass
 class GPTConfig:
-    """The shape of a GPT. Fields with a default are knobs of train.py. Raises Error if
-    impossible."""
+    """The shape of a GPT. Fields with a default are knobs of train.py."""
     vocab_size: int             # rows of the embedding: as many as there are tokens, or more
     arch: str = 'qwen3'         # qwen3 (RoPE, RMSNorm, SwiGLU) or gpt2 (learned positions, GELU)
     block_size: int = 256       # tokens of context
@@ -94,8 +93,7 @@ def make_norm(config: GPTConfig) -> nn.Module:
 
 
 def rotary(positions: Tensor, head_dim: int, theta: float) -> tuple[Tensor, Tensor]:
-    """Cosines and sines, (T, 1, D/2) each, of rotary embeddings (Su et al. 2021) at positions
-    (T,)."""
+    """Cosines and sines (T, 1, D/2) of rotary embeddings (Su et al. 2021) at positions (T,)."""
     channels = torch.arange(0, head_dim, 2, device=positions.device)
     frequencies = theta ** (-channels.float() / head_dim)               # (D/2,)
     angles = positions[:, None, None] * frequencies                     # (T, 1, D/2)
@@ -182,8 +180,7 @@ class Attention(nn.Module):
 
 
 class MLP(nn.Module):
-    """gpt2: GELU in its tanh form. qwen3: SwiGLU (Shazeer 2020), its gate and value in one
-    matrix."""
+    """gpt2: GELU in its tanh form. qwen3: SwiGLU (Shazeer 2020), one matrix for gate and value."""
 
     def __init__(self, config: GPTConfig):
         super().__init__()
@@ -203,8 +200,7 @@ class MLP(nn.Module):
 
 
 class Block(nn.Module):
-    """What attention gathers from other tokens is added to x, then what the MLP makes of each
-    token."""
+    """Add attention's output to x, then the MLP's."""
 
     def __init__(self, config: GPTConfig):
         super().__init__()
@@ -523,8 +519,7 @@ def build_model(checkpoint: dict, **changes) -> GPT:
 
 
 def load_optimizers(optimizers: list, states: list):
-    """Give optimizers their saved states, without the saved rates. Raises Error if they do not
-    fit."""
+    """Give optimizers their saved states, but not the rates. Raises Error if they do not fit."""
     try:
         for optimizer, saved in zip(optimizers, states, strict=True):
             knobs = optimizer.state_dict()['param_groups']

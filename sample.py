@@ -86,8 +86,7 @@ def load(path='out', device: str = 'auto', dtype: str = 'auto', fast: bool = Tru
          compile: bool = False) -> LanguageModel:
     """The model of a run's folder, a checkpoint or a Hugging Face folder, ready to generate.
 
-    Raises Error if there is none, or if its tokenizer has more tokens than its embedding has
-    rows."""
+    Raises Error if there is none, or if its embedding has too few rows for its tokenizer."""
     with torch.random.fork_rng(devices=[]):     # a new GPT is drawn at random, then overwritten
         checkpoint = load_weights(path, 'config')
         model = build_model(checkpoint, dropout=0.0)
@@ -146,8 +145,7 @@ def talk(lm: LanguageModel):
 
 
 def hand_over():
-    """Do what the knobs ask of extras/. Nothing is sampled here: all is measured or shown in
-    fp32."""
+    """Do what the knobs ask of extras/, in fp32. Nothing is sampled here."""
     for name, ending in (('attention', '.png'), ('surprise', '.html')):
         require(not config[name] or config[name].endswith(ending),
                 f'{name}={config[name]}: name a file that ends in {ending}')

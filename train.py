@@ -206,8 +206,7 @@ def adopt_knobs(saved: dict) -> dict[str, str]:
 def adopt_shape(weights: dict):
     """Take the model's shape from the weights that the run starts from.
 
-    Dropout and block_size are the run's own. Raises Error for a knob that contradicts the
-    weights."""
+    Dropout and block_size are the run's own. Raises Error for a knob that contradicts it."""
     shape = {name: weights[name] for name in MODEL_KNOBS if name not in ('dropout', 'head_gain')}
     for name in config.given & shape.keys() - {'block_size'}:
         require(config[name] == shape[name], f'{name}={config[name]} contradicts the weights of '
