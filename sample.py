@@ -154,7 +154,7 @@ def hand_over():
     if export.endswith('.gguf'):
         extra('gguf', needed_by='export').export_gguf(lm, export)
     elif export:
-        extra('huggingface', needed_by='export').export_folder(lm, export)
+        extra('hf_export', needed_by='export').export_folder(lm, export)
     if attention:
         extra('attention', needed_by='attention').draw_attention(lm, prompt, attention)
     if surprise:

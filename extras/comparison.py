@@ -15,7 +15,7 @@ import torch.nn.functional as F
 
 from config import Error, require
 from extras.evaluation import open_validation
-from extras.huggingface import export_folder
+from extras.hf_export import export_folder
 from prepare import bits_per_byte, evaluation_windows
 
 CONTEXT = 1024                  # tokens of context that are used, at most

@@ -5,8 +5,8 @@ from pathlib import Path
 
 from config import require
 from config._files import atomic
+from extras.hf_export import to_hugging_face
 from extras.hf_tokenizer import tokenizer_json
-from extras.huggingface import to_hugging_face
 
 
 def export_gguf(lm, path: str):

@@ -39,11 +39,26 @@ def gpt2_json() -> str:
 
 
 def tokenizer_files(tokenizer: Tokenizer, block_size: int) -> dict[str, bytes]:
-    """{name: content} of tokenizer.json and tokenizer_config.json."""
+    """{name: content} of tokenizer.json and tokenizer_config.json. A prompt begins a document
+    there, too: it is encoded after end-of-text, as in sampling here and in a GGUF file."""
     import tokenizers
     text = tokenizer_json(tokenizer.spec)
     end = tokenizers.Tokenizer.from_str(text).id_to_token(tokenizer.eot)
+    content = {**json.loads(text), 'post_processor': begin_with(end, tokenizer.eot)}
+    # The padding of prompts is on the left, as their continuations are on the right. Engines
+    # require some unk_token, though every text has tokens.
     config = {'tokenizer_class': 'PreTrainedTokenizerFast', 'bos_token': end, 'eos_token': end,
+              'pad_token': end, 'unk_token': end, 'padding_side': 'left',
+              'model_input_names': ['input_ids', 'attention_mask'],
               'clean_up_tokenization_spaces': False, 'model_max_length': block_size}
-    return {'tokenizer.json': text.encode(),
+    return {'tokenizer.json': json.dumps(content, ensure_ascii=False).encode(),
             'tokenizer_config.json': json.dumps(config, indent=2).encode()}
+
+
+def begin_with(token: str, i: int) -> dict:
+    """The post-processor of a tokenizer.json that puts a token, with id i, before each text."""
+    begin = {'SpecialToken': {'id': token, 'type_id': 0}}
+    first, second = ({'Sequence': {'id': name, 'type_id': 0}} for name in 'AB')
+    return {'type': 'TemplateProcessing', 'single': [begin, first],
+            'pair': [begin, first, begin, second],
+            'special_tokens': {token: {'id': token, 'ids': [i], 'tokens': [token]}}}
