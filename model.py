@@ -501,6 +501,8 @@ def load_weights(source, *needed: str, from_hub: bool = False) -> dict:
     is_hugging_face = os.path.isfile(os.path.join(source, 'config.json')) or from_hub
     if file is None and is_hugging_face:
         return extra('huggingface', needed_by=f'loading {source}').load(source)
+    if file and extra('nanogpt') and extra('nanogpt').is_checkpoint(file):
+        return extra('nanogpt').load(file)
     return load_checkpoint(file or source, *needed)
 
 
