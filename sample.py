@@ -33,6 +33,7 @@ import contextlib
 import sys
 import time
 from itertools import takewhile
+from numbers import Integral, Real
 from pathlib import Path
 
 import torch
@@ -58,7 +59,8 @@ class LanguageModel:
 
     def stream(self, prompt: str = '', **knobs):
         """Yield the continuation as it comes, in strings of whole characters."""
-        yield from self.tokenizer.decode_stream(ids.item() for ids in self.ids(prompt, **knobs))
+        steps = self.ids(prompt, num_samples=1, **knobs)
+        yield from self.tokenizer.decode_stream(ids.item() for ids in steps)
 
     def rows(self, prompt: str = '', num_samples: int = num_samples, **knobs) -> list[list[int]]:
         """The ids of several continuations, without their end-of-text."""
@@ -70,6 +72,12 @@ class LanguageModel:
             repetition_penalty: float = repetition_penalty, seed: int = seed):
         """Yield the next ids (num_samples,) after end-of-text and the prompt. Raises Error for
         knobs that are out of range, and for a character that the model does not know."""
+        given = {name: value for name, value in locals().items() if name in config}
+        for name, value in given.items():
+            kind = Real if type(config[name]) is float else Integral
+            require(isinstance(value, kind) and type(value) is not bool,
+                    f'{name}={value!r} is not a number like {config[name]}')
+        require(isinstance(prompt, str), f'the prompt is a {type(prompt).__name__}, not a str')
         require(min(num_samples, max_new_tokens) >= 1 and min(temperature, top_k) >= 0,
                 'num_samples, max_new_tokens are at least 1; temperature, top_k at least 0')
         require(0 < top_p <= 1 and 0.01 <= repetition_penalty <= 100,
@@ -79,7 +87,7 @@ class LanguageModel:
         prompt_ids = [self.tokenizer.eot, *self.tokenizer.encode(prompt)]
         idx = torch.tensor([prompt_ids] * num_samples, device=model.wte.weight.device)
         return model.generate(idx, max_new_tokens, temperature, top_k, top_p, repetition_penalty,
-                              self.tokenizer.eot, seed, self.tokenizer.vocab_size)
+                              self.tokenizer.eot, int(seed), self.tokenizer.vocab_size)
 
 
 def load(path='out', device: str = 'auto', dtype: str = 'auto', fast: bool = True,

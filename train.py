@@ -157,7 +157,8 @@ def show_sample():
     prompt = torch.tensor([[tokenizer.eot]], device=device)
     model.eval()
     with autocast:
-        new = model.generate(prompt, 150, temperature=0.8, eot=tokenizer.eot, seed=seed)
+        new = model.generate(prompt, 150, temperature=0.8, eot=tokenizer.eot, seed=seed,
+                             vocab_size=tokenizer.vocab_size)
         text = tokenizer.decode([int(i) for i in new])
     model.train()
     for line in text.splitlines():

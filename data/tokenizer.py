@@ -9,7 +9,7 @@ from pathlib import Path
 
 import numpy as np
 
-from config import Error
+from config import Error, require
 
 EOT = '<|endoftext|>'
 PIECE = 1 << 12                 # bytes of text that are tokenized in one call, at most
@@ -114,9 +114,12 @@ class Tokenizer:
 
     # ---- decoding
     def decode(self, ids) -> str:
-        """Text of ids in [0, vocab_size). Bytes that are no character become U+FFFD, special
-        tokens ''."""
+        """Text of ids. Bytes that are no character become U+FFFD, special tokens ''. Raises Error
+        for an id that is not in [0, vocab_size)."""
         ids = [int(i) for i in ids if i != self.eot]
+        unknown = [i for i in ids if not 0 <= i < self.vocab_size]
+        require(not unknown, f'{unknown[:1]} is not the id of a token: they are 0 to '
+                             f'{self.vocab_size - 1}')
         if self.kind == 'char':
             return ''.join(self.spec['alphabet'][i] for i in ids)
         if self.kind == 'hf':

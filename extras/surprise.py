@@ -48,7 +48,8 @@ def token_surprise(lm, ids: list[int]) -> list[tuple[float, list, list]]:
             log_p = lm.model(read[None])[0, known:].float().log_softmax(-1)         # (new, V)
         new = targets[start + known:start + len(read), None]                        # (new, 1)
         bits = -log_p.gather(1, new)[:, 0] / math.log(2)
-        best = log_p.topk(min(GUESSES, log_p.shape[1]))
+        tokens = lm.tokenizer.vocab_size                    # the embedding may have more rows
+        best = log_p[:, :tokens].topk(min(GUESSES, tokens))
         surprises += zip(bits.tolist(), best.values.exp().tolist(), best.indices.tolist())
         start += len(read) - max(1, block_size // 2) + 1
     return surprises
