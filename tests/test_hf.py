@@ -1,4 +1,5 @@
 """Hugging Face and GGUF, in and out, against the real transformers and llama.cpp; no model is downloaded."""
+import importlib.util
 import json
 import math
 import os
@@ -106,10 +107,10 @@ def prepare_text(run, texts, *knobs):
     return meta, documents
 
 
-def logits(model, idx):
+def logits(model, *ids):
     with torch.no_grad():
-        out = model(idx)
-    return getattr(out, 'logits', out)
+        out = model(*ids)
+    return out[0] if isinstance(out, tuple) else getattr(out, 'logits', out)
 
 
 @pytest.mark.parametrize('shape', SHAPES)
@@ -288,6 +289,28 @@ def test_an_exported_tokenizer_gives_the_same_ids(tmp_path, specs, kind):
     assert there == ours and ours == there and there.eot == ours.eot
 
 
+@pytest.mark.parametrize('kind, shape', [('bpe', 'gpt2'), ('char', 'qwen3'), ('hf', 'qwen3 grouped')])
+def test_a_prompt_continues_the_same_in_transformers(tmp_path, specs, kind, shape):
+    """One by one, in a batch that needs padding, and by what the tokenizer returns as it is."""
+    tokenizer = Tokenizer(specs[kind])
+    lm = LanguageModel(make(shape, vocab_size=tokenizer.vocab_size), tokenizer)
+    export_folder(lm, tmp_path)
+    assert read_model(tmp_path)['model_config'] == vars(lm.model.config)
+    pipe = transformers.pipeline('text-generation', model=str(tmp_path), device='cpu')
+    knobs, prompts = dict(max_new_tokens=40, do_sample=False), ['', 'The', "it's what we're here for"]
+    expected = [lm.generate(prompt, max_new_tokens=40, temperature=0) for prompt in prompts]
+    assert min(map(len, expected)) > 5
+    for texts in ([pipe(prompt, **knobs)[0] for prompt in prompts],
+                  [batch[0] for batch in pipe(prompts, batch_size=3, **knobs)]):
+        assert [text['generated_text'] for text in texts] == expected
+    batch = pipe.tokenizer(prompts, padding=True, return_tensors='pt')
+    assert batch.keys() == {'input_ids', 'attention_mask'}
+    ids = pipe.model.generate(**batch, **knobs)
+    assert pipe.tokenizer.batch_decode(ids, skip_special_tokens=True) == expected
+    pair = pipe.tokenizer('The', 'cat')['input_ids']
+    assert pair == [tokenizer.eot, *tokenizer.encode('The'), tokenizer.eot, *tokenizer.encode('cat')]
+
+
 def test_tokenizers_that_give_other_ids_are_not_equal(specs):
     gpt2 = Tokenizer(specs['gpt2'])
     text = tokenizer_json(specs['gpt2'])
@@ -350,6 +373,103 @@ def test_gpt2_from_a_folder_fits_data_prepared_with_tiktoken(run, specs):
     prepare_text(run, NUMBERED, '--tokenizer=char', '--overwrite=True')
     with pytest.raises(Error, match='another tokenizer'):
         run('train.py', *knobs, '--block_size=8')
+
+
+def test_a_folder_that_was_trained_in_place_loads_with_a_warning(run, specs, capsys):
+    checkpoint(specs['bpe'])
+    run('sample.py', '--export=there')
+    again = transformers.AutoModelForCausalLM.from_pretrained('there')
+    tokenizer = transformers.AutoTokenizer.from_pretrained('there')
+    again.save_pretrained('there'), tokenizer.save_pretrained('there')      # only the other files change
+    capsys.readouterr()
+    before = load('there', dtype='float32').generate('The', temperature=0, max_new_tokens=20)
+    assert 'warning' not in capsys.readouterr().err
+    with torch.no_grad():
+        again.model.layers[0].mlp.down_proj.weight.zero_()
+    again.save_pretrained('there')
+    lm = load('there', dtype='float32')
+    assert 'warning: there/model.safetensors is not as it was exported' in capsys.readouterr().err
+    assert not lm.model.h[0].mlp.c_proj.weight.any()
+    assert lm.generate('The', temperature=0, max_new_tokens=20) != before
+
+
+@pytest.mark.parametrize('kind, field, name', [
+    ('qwen3', 'hidden_act', 'swish'), ('gpt2', 'activation_function', 'gelu_pytorch_tanh')])
+def test_an_activation_may_have_another_name(tmp_path, kind, field, name):
+    expected = read_model(good(tmp_path, kind))
+    change_config(tmp_path, **{field: name})
+    assert same_weights(read_model(tmp_path)['model'], expected['model'])
+
+
+# ---- nanoGPT
+def save_as_nanogpt(state, prefix='', **args):
+    """out-x/ckpt.pt as nanoGPT writes it, from tensors by their names there."""
+    Path('out-x').mkdir(exist_ok=True)
+    torch.save({'model': {prefix + name: tensor for name, tensor in state.items()}, 'model_args': args,
+                'optimizer': {}, 'iter_num': 1, 'best_val_loss': torch.tensor(2.0),
+                'config': {'dataset': 'text'}}, 'out-x/ckpt.pt')
+
+
+def tiny_nanogpt(rows=3, bias=True, prefix=''):
+    model = make('gpt2', vocab_size=rows, bias=bias, block_size=8, n_embd=16)
+    names = {f'transformer.{ours}'.replace('norm_f', 'ln_f').replace('.norm_', '.ln_'): tensor
+             for ours, tensor in model.state_dict().items()}
+    names['lm_head.weight'] = names.pop('transformer.lm_head.weight')
+    names['transformer.h.0.attn.bias'] = torch.ones(1, 1, 8, 8).tril()      # a mask, in older versions
+    save_as_nanogpt(names, prefix, vocab_size=rows, block_size=8, n_layer=2, n_head=4, n_embd=16, bias=bias)
+    Path('out-x/meta.pkl').write_bytes(pickle.dumps({'itos': {0: ' ', 1: 'a', 2: 'b'}}))
+    return model
+
+
+@pytest.mark.parametrize('rows, bias, prefix', [(50304, False, '_orig_mod.'), (50257, True, ''), (3, True, '')])
+def test_a_checkpoint_of_nanogpt_comes_in(run, capsys, rows, bias, prefix):
+    model, kind = tiny_nanogpt(rows, bias, prefix), 'char' if rows == 3 else 'gpt2'
+    lm = load('out-x', dtype='float32')
+    assert capsys.readouterr().err.count('exact GELU') == 1
+    idx = torch.randint(rows, (2, 8))
+    assert lm.tokenizer.kind == kind and torch.allclose(lm.model(idx)[..., :rows], model(idx), atol=1e-5)
+    assert lm.tokenizer.decode(lm.tokenizer.encode('a b')) == 'a b' and lm.generate('a', max_new_tokens=20)
+    Path('text.txt').write_text('<|endoftext|>'.join(f'{a} {b}' for a in ('a', 'aa', 'ba') for b in ('b', 'a')))
+    run('prepare.py', '--input=text.txt', f'--tokenizer={kind}', '--val_fraction=0.5')
+    run('train.py', f'--dataset=text_{kind}', '--init_from=out-x/ckpt.pt', '--learning_rate=0.0', '--device=cpu',
+        '--max_iters=1', '--batch_size=2', '--block_size=4')
+    assert torch.equal(load_checkpoint('out/ckpt.pt')['model']['wte.weight'], lm.model.wte.weight)
+
+
+def test_a_checkpoint_of_nanogpt_that_cannot_come_in_is_an_error(run):
+    tiny_nanogpt()
+    for content, named in ((pickle.dumps({'itos': {0: ' '}}), 'another dataset'), (b'x', 'cannot be read'),
+                           (pickle.dumps(Bomb()), 'holds a posix.system'), (None, 'put the meta.pkl')):
+        Path('out-x/meta.pkl').write_bytes(content) if content else Path('out-x/meta.pkl').unlink()
+        with pytest.raises(Error, match=named):
+            load('out-x')
+    for spoiled in ({'n_layer': 1}, {'n_embd': 32}, {'x': Bomb()}, {'n_layer': None}):
+        save_as_nanogpt({}, **(dict(vocab_size=50304, block_size=8, n_layer=2, n_head=4, n_embd=16) | spoiled))
+        with pytest.raises(Error, match='this checkpoint of nanoGPT cannot be read'):
+            load('out-x')
+    assert not Path('exploded').exists()
+
+
+@pytest.mark.skipif('NANOGPT' not in os.environ, reason='NANOGPT=FOLDER names a clone of nanoGPT')
+@pytest.mark.parametrize('bias', [True, False])
+def test_logits_are_those_of_nanogpt_up_to_its_gelu(run, bias):
+    spec = importlib.util.spec_from_file_location('nanogpt_model', Path(os.environ['NANOGPT'], 'model.py'))
+    sys.modules['nanogpt_model'] = nanogpt = importlib.util.module_from_spec(spec)
+    spec.loader.exec_module(nanogpt)
+    args = dict(vocab_size=50304, block_size=32, n_layer=4, n_head=4, n_embd=64, bias=bias)
+    model = nanogpt.GPT(nanogpt.GPTConfig(**args)).eval()
+    for p in model.parameters():
+        p.data *= 3
+    save_as_nanogpt(model.state_dict(), '_orig_mod.', **args)
+    ours = load('out-x', 'cpu', 'float32').model
+    idx = torch.randint(50257, (2, 32))
+    exact = logits(model, idx, idx)
+    difference = (logits(ours, idx) - exact).abs().max() / exact.abs().max()
+    assert 1e-6 < difference < 1e-3                         # GELU in its exact form
+    for layer in model.modules():
+        if isinstance(layer, torch.nn.GELU):
+            layer.approximate = 'tanh'
+    assert (logits(ours, idx) - logits(model, idx, idx)).abs().max() < 1e-5
 
 
 # ---- llama.cpp
