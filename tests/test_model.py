@@ -87,7 +87,7 @@ def test_attention_by_plain_products_is_the_fused_one(n_kv_head):
     model = make(n_kv_head=n_kv_head)
     cpu.speed_up_training(model)
     attention = model.h[0].attn
-    qkv = [torch.randn(3, heads, 12, 8, requires_grad=True) for heads in (4, n_kv_head, n_kv_head)]
+    qkv = [torch.randn(3, 12, heads, 8, requires_grad=True).transpose(1, 2) for heads in (4, n_kv_head, n_kv_head)]
     fused = torch.nn.functional.scaled_dot_product_attention(*qkv, is_causal=True, enable_gqa=True)
     plain = attention.plain_products(*qkv)
     assert torch.allclose(plain, fused, atol=1e-6)
