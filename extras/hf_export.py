@@ -23,6 +23,7 @@ def to_hugging_face(model: GPT, eot: int) -> tuple[dict, dict[str, Tensor]]:
               **FIXED[config.arch]}
     for ours, name in SETTINGS[config.arch].items():
         theirs[name] = getattr(config, ours)
+    theirs['torch_dtype'] = str(model.wte.weight.dtype).removeprefix('torch.')
     tensors = {name: part.cpu().contiguous().clone() for name, part in their_tensors(model)}
     if config.arch == 'gpt2':
         # n_ctx is for llama.cpp's converter

@@ -14,8 +14,8 @@ from model import FORMAT, verify_checkpoint
 GPT2_TOKENS = range(50257, 50305)       # nanoGPT rounds the rows of GPT-2's embedding up to 50,304
 MODULES = {'transformer.wte.': 'wte.', 'transformer.wpe.': 'wpe.', 'transformer.h.': 'h.',
            'transformer.ln_f.': 'norm_f.', '.ln_1.': '.norm_1.', '.ln_2.': '.norm_2.'}
-NOTE = ('note: nanoGPT computes the exact GELU and this its tanh form, so the logits differ, by '
-        'some 0.03 % of the largest')
+NOTE = ('note: nanoGPT computes the exact GELU and this its tanh form: the logits differ, by about '
+        '0.1 % of the largest')
 
 
 def is_checkpoint(path) -> bool:

@@ -9,6 +9,7 @@ from copy import deepcopy
 
 import torch
 from torch import Tensor, nn
+from torch.nn.utils.parametrize import is_parametrized
 
 import extras.cpu as cpu
 import extras.cuda as cuda
@@ -21,14 +22,17 @@ class Sampler:
     def __init__(self, compile: bool = False):
         self.compile = compile
         self.copy = None
-        self.copied = []                # the model and the Parameters that the copy is of
+        self.copied = []                # the modules and Parameters that the copy is of
         self.place = None               # their precision and device
 
     def __reduce__(self):
         return Sampler, (self.compile,)
 
     def copy_of(self, model: GPT) -> GPT:
-        copied = [model, *model.parameters()]
+        layers = list(model.modules())
+        if any(has_own_calls(layer) for layer in layers):
+            return model                # what was hung into it acts there only
+        copied = [*layers, *model.parameters()]
         place = model.wte.weight.dtype, model.wte.weight.device
         is_same = len(copied) == len(self.copied) and all(map(operator.is_, copied, self.copied))
         if not is_same or place != self.place:
@@ -37,6 +41,11 @@ class Sampler:
             if isinstance(layer, cpu.PackedLinear):
                 layer.pack()            # the weights may have changed in place
         return self.copy
+
+
+def has_own_calls(layer: nn.Module) -> bool:
+    """Whether a layer has hooks, or computes its weights, as when it is pruned."""
+    return bool(layer._forward_hooks or layer._forward_pre_hooks) or is_parametrized(layer)
 
 
 def make_copy(model: GPT, compile: bool) -> GPT:

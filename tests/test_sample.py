@@ -13,6 +13,7 @@ import numpy
 import pytest
 import torch
 from conftest import ROOT, TEXT, TINY
+from torch.nn.utils import parametrize, prune
 
 from config import Error
 from config._files import save_sealed
@@ -103,6 +104,18 @@ def test_a_loaded_model_can_be_copied_saved_and_trained_on(trained, dtype):
     assert continuation(lm) != text if dtype == 'float32' else lm.generate('the', max_new_tokens=40) != text
 
 
+def test_what_is_hung_into_a_loaded_model_takes_effect(trained):
+    before = trained.generate('the', max_new_tokens=40)
+    for hang in (lambda layer: layer.register_forward_hook(lambda *_: torch.zeros(())),
+                 lambda layer: prune.l1_unstructured(layer, 'weight', 0.9),
+                 lambda layer: parametrize.register_parametrization(layer, 'weight', torch.nn.Tanhshrink())):
+        lm = copy.deepcopy(trained)
+        lm.generate('the', max_new_tokens=2)                # the faster copy is made by now
+        hang(lm.model.h[0].mlp.c_proj)
+        plain = LanguageModel(lm.model, lm.tokenizer)
+        assert before != lm.generate('the', max_new_tokens=40) == plain.generate('the', max_new_tokens=40)
+
+
 def test_importing_and_loading_change_no_random_state_and_install_no_hook(trained):
     script = """if True:
         import logging, random, signal, sys
@@ -132,12 +145,9 @@ def test_importing_and_loading_change_no_random_state_and_install_no_hook(traine
 def test_a_wrong_argument_is_named(trained, knobs, says):
     with pytest.raises((Error, TypeError), match=says):
         trained.generate(**knobs)
-    assert trained.generate('the', max_new_tokens=numpy.int64(2), seed=numpy.int64(1), temperature=numpy.float32(1))
-
-
-def test_an_id_that_no_token_has_is_an_error(trained):
     with pytest.raises(Error, match=r'\[-1\] is not the id of a token'):
         trained.tokenizer.decode([0, -1])
+    assert trained.generate('the', max_new_tokens=numpy.int64(2), seed=numpy.int64(1), temperature=numpy.float32(1))
 
 
 def test_ids_that_the_tokenizer_lacks_are_never_sampled(tmp_path):
