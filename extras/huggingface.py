@@ -3,6 +3,7 @@
 The tables say how modules and settings are called there; extras/hf_export.py uses them, too.
 Several names for one module are matrices that are stacked in ours. GPT-2's linear layers are
 transposed there (Conv1D)."""
+import contextlib
 import json
 import re
 import sys
@@ -130,7 +131,7 @@ def read_tensors(folder: Path) -> dict[str, Tensor]:
     files = [whole] if whole.exists() else sorted(folder.glob('model-*-of-*.safetensors'))
     require(files, 'there is no model.safetensors; other formats are not read')
     checksums = {}
-    if (folder / 'checksums.json').exists():    # an export of this project has it
+    with contextlib.suppress(OSError, ValueError):          # only an export of this project has it
         checksums = json.loads((folder / 'checksums.json').read_text(encoding='utf-8'))
     tensors = {}
     for file in files:

@@ -1,9 +1,8 @@
 """The same words everywhere: python tests/engines.py
 
-Small random models, of both architectures and with all four kinds of tokenizer, continue five prompts by
-100 greedy tokens in every engine that is installed. The table says how many of the prompts that it takes an
-engine continues as GPT.generate does. One prompt is longer than the window: engines that take ids get what is
-read of it here, its last half window."""
+Small random models continue five prompts by 100 greedy tokens in every engine that is installed. The table
+counts the prompts that continue as by GPT.generate, of those that the engine takes. One is longer than the
+window: engines that take ids get what is read of it here, its last half window."""
 import contextlib
 import io
 import json
@@ -14,15 +13,14 @@ import sys
 import tempfile
 import time
 import urllib.request
-from importlib.metadata import version
+from importlib.metadata import packages_distributions, version
 from importlib.util import find_spec
-from itertools import product
 from pathlib import Path
 
 import torch
 
 sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
-os.environ |= {'HF_HUB_OFFLINE': '1', 'TOKENIZERS_PARALLELISM': 'false'}
+os.environ |= {'HF_HUB_OFFLINE': '1', 'VLLM_LOGGING_LEVEL': 'ERROR', 'VLLM_CPU_KVCACHE_SPACE': '1'}
 
 from config import Error
 from data.tokenizer import Tokenizer, train_bpe
@@ -34,35 +32,35 @@ from sample import LanguageModel, load
 N, WINDOW = 100, 256
 HOSTILE = "\t  'LL's \u0661\u0662 e\u0301\u0e01\u0e47 \U0001f469\u200d\U0001f680\u3000\x7f\r\n<|endoftext <|im_end|> "
 PROMPTS = ['', 'Once upon a time ', "It's 1234567890 dogs\nof \u65e5\u672c. ", HOSTILE, 'the cat sat here. ' * 99]
-SAMPLE = f'--num_samples=1 --max_new_tokens={N} --temperature=0 --dtype=float32 --device=cpu'
-GREEDY = dict(max_new_tokens=N, do_sample=False)
+SAMPLE = ['--num_samples=1', f'--max_new_tokens={N}', '--temperature=0', '--dtype=float32', '--device=cpu']
 
 
 class Case:
     """A model in all its forms, and prompts with what follows them."""
+
     def __init__(self, arch: str, kind: str):
         bpe = train_bpe(PROMPTS * 4, 320)
-        whole = bpe['json'].replace('"use_regex":true', '"use_regex":false')    # not cut into words as GPT-2 does
+        whole = bpe['json'].replace('"use_regex":true', '"use_regex":false')    # it is not cut into words
         self.tokenizer = Tokenizer({
             'bpe': bpe, 'gpt2': {'kind': 'gpt2'},
             'char': {'kind': 'char', 'alphabet': ''.join(sorted(set(''.join(PROMPTS))))},
             'hf': {'kind': 'hf', 'json': whole, 'eot': Tokenizer(bpe).eot}}[kind])
-        self.prompts, seed = [], 0                          # (text, its ids, the ids that follow) of each
-        while len(self.prompts) < len(PROMPTS):
-            self.prompts, seed = [], seed + 1
+        for seed in range(1000):
+            self.prompts = []                               # (text, its ids, the ids that follow) of each
             torch.manual_seed(seed)
-            self.model = GPT(GPTConfig(self.tokenizer.vocab_size, arch, WINDOW, n_layer=2, n_head=4, n_embd=64,
+            self.model = GPT(GPTConfig(self.tokenizer.vocab_size, arch, WINDOW, n_layer=2, n_head=4, n_embd=128,
                                        n_kv_head=2 * (arch == 'qwen3'), bias=arch == 'gpt2')).eval()
             for p in self.model.parameters():               # logits as far apart as a trained model's
                 torch.nn.init.normal_(p, 1.0 if p.ndim == 1 and p.mean() > 0.5 else 0.0, 0.25)
-            all(self.add(prompt) for prompt in PROMPTS)
+            if all(self.add(prompt) for prompt in PROMPTS):
+                break
         self.texts, self.ids, _ = zip(*self.prompts)
         self.lm = LanguageModel(self.model, self.tokenizer)
         save_checkpoint('out/best.pt', self.model, self.tokenizer.spec, {})
         export_folder(self.lm, 'folder')
 
     def add(self, prompt: str):
-        """Add the prompt, or else it with a number. True: no choice after it is so close that rounding decides."""
+        """Add the prompt, maybe with a number. True: no choice after it is so close that rounding decides."""
         for text in [prompt] + [f'{prompt}{i}' for i in range(20) if prompt]:
             ids = [self.tokenizer.eot, *self.tokenizer.encode(text)]
             ids = ids if len(ids) <= WINDOW else ids[-WINDOW // 2:]
@@ -77,7 +75,7 @@ class Case:
 # ---- engines: each yields the whole texts, or the ids that follow the prompts; some do not take the last one
 def sample_py(case):
     for text in case.texts:
-        sys.argv = ['sample.py', f'--start={text}', *SAMPLE.split()]
+        sys.argv = ['sample.py', f'--start={text}', *SAMPLE]
         with contextlib.redirect_stdout(io.StringIO()) as shown, contextlib.redirect_stderr(io.StringIO()):
             runpy.run_path(sys.path[0] + '/sample.py', run_name='__main__')
         yield shown.getvalue().removesuffix('\n')
@@ -89,36 +87,31 @@ def generate(case, path='out'):
         yield lm.generate(text, max_new_tokens=N, temperature=0)
 
 
-def folder(case):
-    return generate(case, 'folder')
-
-
 def transformers(case, model=None):
     from transformers import AutoModelForCausalLM
     model = model or AutoModelForCausalLM.from_pretrained('folder').eval()
     for ids in case.ids:
         idx = torch.tensor([ids])
-        yield model.generate(idx, attention_mask=torch.ones_like(idx), **GREEDY)[0, len(ids):].tolist()
+        new = model.generate(idx, attention_mask=torch.ones_like(idx), max_new_tokens=N, do_sample=False)
+        yield new[0, len(ids):].tolist()
 
 
 def pipeline(case):
     from transformers import pipeline
     pipe = pipeline('text-generation', model='folder', device='cpu')
     for text in case.texts[:-1]:
-        yield pipe(text, **GREEDY, clean_up_tokenization_spaces=False)[0]['generated_text']
+        yield pipe(text, max_new_tokens=N, do_sample=False, clean_up_tokenization_spaces=False)[0]['generated_text']
 
 
 def serve(case):
-    start = 'from transformers.cli.transformers import main; main()'
-    server = subprocess.Popen([sys.executable, '-c', start, 'serve', '--device=cpu', '--port=8765'],
-                              stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL)
+    command = [sys.executable, '-c', 'from transformers.cli.transformers import main; main()', 'serve', '--port=8765']
+    server = subprocess.Popen(command, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL)
     try:
         for text in case.texts[:-1]:
             yield text + post('http://localhost:8765/v1/completions', model=os.path.abspath('folder'),
                               prompt=text, temperature=0, max_tokens=N)['choices'][0]['text']
     finally:
         server.kill()
-        server.wait()
 
 
 def post(url, **body):
@@ -142,8 +135,16 @@ def llama_cpp(case):
     p.flash_attn_type = xllamacpp.llama_flash_attn_type.LLAMA_FLASH_ATTN_TYPE_DISABLED     # is fp16
     server = xllamacpp.Server(p)
     for prompt in [*case.texts[:-1], case.ids[-1]]:
-        yield post(server.listening_address + '/completion', prompt=prompt, temperature=0, n_predict=N,
-                   return_tokens=True)['tokens']
+        body = dict(prompt=prompt, temperature=0, n_predict=N, return_tokens=True)
+        yield post(server.listening_address + '/completion', **body)['tokens']
+
+
+def vllm(case):
+    from vllm import LLM, SamplingParams
+    llm = LLM(os.path.abspath('folder'), dtype='float32', enforce_eager=True, max_model_len=WINDOW)
+    prompts = [*case.texts[:-1], {'prompt_token_ids': case.ids[-1]}]
+    for answer in llm.generate(prompts, SamplingParams(temperature=0, max_tokens=N), use_tqdm=False):
+        yield list(answer.outputs[0].token_ids)
 
 
 def ctranslate2(case):
@@ -157,21 +158,23 @@ def ctranslate2(case):
 
 
 def merged_lora(case):
-    """A random LoRA that peft has merged is another model: it is compared there and here."""
+    """A random LoRA, merged by peft, is another model: it is compared there and here."""
     import peft
     from transformers import AutoModelForCausalLM
     config = peft.LoraConfig(target_modules='all-linear', init_lora_weights=False)
-    model = peft.get_peft_model(AutoModelForCausalLM.from_pretrained('folder'), config)
-    merged = model.merge_and_unload().eval()
+    model = AutoModelForCausalLM.from_pretrained('folder').eval()
+    merged = peft.get_peft_model(model, config).merge_and_unload()
     export_folder(case.lm, 'merged')                        # for the tokenizer
     merged.save_pretrained('merged')
     for (text, _, new), there, here in zip(case.prompts, transformers(case, merged), generate(case, 'merged')):
         yield new if here == text + case.tokenizer.decode(there) else []
 
 
-NEEDS = {sample_py: '', generate: '', folder: '', transformers: 'transformers', pipeline: 'transformers',
-         serve: 'transformers fastapi uvicorn openai accelerate', llama_cpp: 'xllamacpp gguf',
-         ctranslate2: 'ctranslate2 transformers', merged_lora: 'peft transformers'}      # engine: packages
+ENGINES = {             # name: what it is, and the packages that it needs
+    'sample.py': (sample_py, ''), 'load': (generate, ''), 'folder': (lambda case: generate(case, 'folder'), ''),
+    'transformers': (transformers, 'transformers'), 'pipeline': (pipeline, 'transformers'), 'vLLM': (vllm, 'vllm'),
+    'serve': (serve, 'transformers fastapi uvicorn openai accelerate'), 'llama.cpp': (llama_cpp, 'xllamacpp gguf'),
+    'ctranslate2': (ctranslate2, 'ctranslate2 transformers'), 'merged LoRA': (merged_lora, 'peft transformers')}
 
 
 def count(case, engine) -> str:
@@ -185,15 +188,13 @@ def count(case, engine) -> str:
 
 
 if __name__ == '__main__':
-    missing = {engine: [name for name in packages.split() if not find_spec(name)]
-               for engine, packages in NEEDS.items()}
-    usable = [engine for engine in NEEDS if not missing[engine]]
-    packages = {name for engine in usable for name in NEEDS[engine].split()}
-    print(', '.join(f'{name} {version(name)}' for name in sorted(packages)), '\n')
-    print('| model |', *(f'{engine.__name__} |' for engine in usable), '\n|---' + '|---' * len(usable) + '|')
-    with tempfile.TemporaryDirectory() as empty, contextlib.chdir(empty):
-        for arch, kind in product(('gpt2', 'qwen3'), ('bpe', 'gpt2', 'char', 'hf')):
+    usable = {name: engine for name, (engine, needs) in ENGINES.items() if all(map(find_spec, needs.split()))}
+    found = {packages_distributions()[package][0] for name in usable for package in ENGINES[name][1].split()}
+    print(', '.join(f'{name} {version(name)}' for name in sorted(found)), '\n')
+    print('| model |', *(f'{name} |' for name in usable), '\n|---' + '|---' * len(usable) + '|')
+    for arch, kind in [(arch, kind) for arch in ('gpt2', 'qwen3') for kind in ('bpe', 'gpt2', 'char', 'hf')]:
+        with tempfile.TemporaryDirectory() as own, contextlib.chdir(own):   # vLLM keeps tokenizers by their path
             case = Case(arch, kind)
-            print(f'| {arch}, {kind} |', *(f'{count(case, engine)} |' for engine in usable), flush=True)
-    for engine in missing.keys() - usable:
-        print(f'skipped: {engine.__name__}, as {", ".join(missing[engine])} cannot be imported')
+            print(f'| {arch}, {kind} |', *(f'{count(case, engine)} |' for engine in usable.values()), flush=True)
+    for name in ENGINES.keys() - usable.keys():
+        print(f'skipped: {name}, which needs {ENGINES[name][1]}')
