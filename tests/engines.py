@@ -196,5 +196,4 @@ if __name__ == '__main__':
         with tempfile.TemporaryDirectory() as own, contextlib.chdir(own):   # vLLM keeps tokenizers by their path
             case = Case(arch, kind)
             print(f'| {arch}, {kind} |', *(f'{count(case, engine)} |' for engine in usable.values()), flush=True)
-    for name in ENGINES.keys() - usable.keys():
-        print(f'skipped: {name}, which needs {ENGINES[name][1]}')
+    print(*(f'skipped: {name}, which needs {ENGINES[name][1]}' for name in ENGINES if name not in usable), sep='\n')
