@@ -1,5 +1,4 @@
-"""The GPT: the network and its loss, its optimizers, generation, evaluation, and its checkpoint
-file.
+"""The GPT: the network and its loss, optimizers, generation, evaluation, and checkpoint file.
 
 Nothing here knows text, datasets or the command line, and nothing prints. Dimensions, in all
 files: B batch, T time (tokens in a window), C channels (n_embd), H heads, K heads of keys and
@@ -109,7 +108,6 @@ def rotate(x: Tensor, rope: tuple[Tensor, Tensor]) -> Tensor:
 
 class KVCache:
     """Keys and values of the tokens that a layer has read, so that each is computed once."""
-
     def __init__(self, block_size: int, device, dtype: torch.dtype | None = None):
         self.block_size = block_size
         self.device = device
@@ -118,13 +116,12 @@ class KVCache:
         self.k = self.v = None                              # (B, K, block_size, D) each
 
     def place(self, T: int) -> tuple[Tensor, Tensor]:
-        """Positions of the next T tokens (T,), and of all tokens up to the last of them (S,)."""
+        """Positions of the next T tokens (T,), and of all up to the last of them (S,)."""
         keys = torch.arange(self.length + T, device=self.device)
         return keys[self.length:], keys
 
     def append(self, k: Tensor, v: Tensor) -> tuple[Tensor, Tensor]:
-        """Add those of the next tokens, (B, K, T, D) each; return those of all, (B, K, S, D)
-        each."""
+        """Add those of the next tokens, (B, K, T, D) each; return all, (B, K, S, D) each."""
         B, K, T, D = k.shape
         if self.k is None:                  # zeros: a mask hides only what is finite
             self.k = k.new_zeros(B, K, self.block_size, D, dtype=self.dtype)
@@ -155,8 +152,7 @@ class Attention(nn.Module):
 
     def forward(self, x: Tensor, rope=None, mask: Tensor | None = None,
                 cache: KVCache | None = None) -> Tensor:
-        """x (B, T, C) -> (B, T, C). mask (T, S): which keys each query sees; None: all up to
-        its own."""
+        """x (B, T, C) -> (B, T, C). mask (T, S): the keys each query sees; None: up to its own."""
         B, T, _ = x.shape
         H, K, D = self.n_head, self.n_kv_head, self.head_dim
         q, k, v = self.c_attn(x).split((H * D, K * D, K * D), dim=2)
@@ -305,8 +301,7 @@ class GPT(nn.Module):
     def generate(self, idx: Tensor, max_new_tokens: int, temperature: float = 1.0, top_k: int = 0,
                  top_p: float = 1.0, repetition_penalty: float = 1.0, eot: int | None = None,
                  seed: int = 0, vocab_size: int | None = None):
-        """Yield the ids (B,) that follow the prompts idx (B, T), step by step, until all rows
-        ended.
+        """Yield the ids (B,) that follow the prompts idx (B, T), until all rows have ended.
 
         First comes the repetition_penalty, then temperature (0 = always the likeliest token),
         top_k (0 = off) and top_p (1 = off). A row that has ended, with eot, goes on with eot.

@@ -2,8 +2,7 @@
 
 It writes data/NAME/train.bin, val.bin and meta.json, in four steps: all documents (data/readers.py)
 go into one temporary file, are divided into train and val, tokenized (data/tokenizer.py), and
-written. So memory holds some MB of text and 100 bytes for each document, however large the corpus
-or a single document is.
+written. So memory holds some MB of text and 100 bytes for each document.
 
 Below that is what train.py and sample.py use: open_dataset, get_batch, and evaluation_windows."""
 from config import Error, configure, require
@@ -130,8 +129,7 @@ def divide(corpus: Corpus, raw, val_fraction: float) -> tuple[Corpus, dict[str, 
 
 
 def cut_in_two(raw, size: int, val_fraction: float) -> Corpus:
-    """The first document, of `size` bytes and n characters, as two: the first int(n * (1 -
-    val_fraction)) characters for train, the others for val. Their entropy is not known."""
+    """The first document as two: its last val_fraction of characters is for val."""
     n = sum(len(text) for text, _ in cut(raw, 0, size))
     characters = int(n * (1 - val_fraction))
     middle = 0                                              # the byte where these characters end
@@ -187,8 +185,7 @@ def write_dataset(folder: Path, tokenizer: Tokenizer, raw, corpus: Corpus, sides
                   about: dict) -> dict:
     """Write the files of a dataset, and return what is in meta.json; `about` goes into it.
 
-    They are written to a folder of their own and take their places at the end, meta.json last. So
-    there is the old dataset, the new one, or one without meta.json, which open_dataset refuses."""
+    They take their places at the end, so there is the old dataset, the new one, or none."""
     with acquire_lock(folder / '.lock'):
         new = folder / '.new'
         shutil.rmtree(new, ignore_errors=True)              # of a run that was killed
@@ -233,8 +230,7 @@ def write_files(folder: Path, tokenizer: Tokenizer, raw, corpus: Corpus, sides: 
 
 
 def replace_files(folder: Path, new: Path):
-    """Move the files of the folder `new` into a dataset's folder. Without meta.json the files there
-    do not count: it goes first and comes last."""
+    """Move files into a dataset's folder. Its meta.json, without which none counts, comes last."""
     files = [new / name for name in ('train.bin', 'val.bin', 'tokenizer.json', 'meta.json')]
     files = [file for file in files if file.exists()]
     for file in files:

@@ -70,8 +70,7 @@ class LanguageModel:
     def ids(self, prompt: str, num_samples: int = 1, max_new_tokens: int = max_new_tokens,
             temperature: float = temperature, top_k: int = top_k, top_p: float = top_p,
             repetition_penalty: float = repetition_penalty, seed: int = seed):
-        """Yield the next ids (num_samples,) after end-of-text and the prompt. Raises Error for
-        knobs that are out of range, and for a character that the model does not know."""
+        """Yield the next ids (num_samples,). Raises Error for knobs or a prompt that do not fit."""
         given = {name: value for name, value in locals().items() if name in config}
         for name, value in given.items():
             kind = Real if type(config[name]) is float else Integral

@@ -140,7 +140,7 @@ def validation_row() -> dict:
 
 
 def show(row: dict):
-    """Show a row, with what only some runs have: the MFU, updates that were skipped, the floor."""
+    """Show a row, with what only some runs have: the MFU, skipped updates, the floor."""
     notes = ''
     if peak and 'train_loss' in row:
         mfu = row['tokens_per_second'] / world_size * flops_per_token / peak
@@ -205,9 +205,8 @@ def adopt_knobs(saved: dict) -> dict[str, str]:
 
 
 def adopt_shape(weights: dict):
-    """Take the model's shape from the weights that the run starts from.
-
-    Dropout and block_size are the run's own. Raises Error for a knob that contradicts it."""
+    """Take the shape of the weights that the run starts from, but for dropout and block_size.
+    Raises Error for a knob that contradicts it."""
     shape = {name: weights[name] for name in MODEL_KNOBS if name not in ('dropout', 'head_gain')}
     for name in config.given & shape.keys() - {'block_size'}:
         require(config[name] == shape[name], f'{name}={config[name]} contradicts the weights of '
