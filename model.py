@@ -1,6 +1,6 @@
 """The GPT: the network and its loss, optimizers, generation, evaluation, and checkpoint file.
 
-Nothing here knows text, datasets or the command line, and nothing prints. Dimensions, in all
+It knows nothing of text, datasets or the command line, and prints nothing. Dimensions, in all
 files: B batch, T time (tokens in a window), C channels (n_embd), H heads, K heads of keys and
 values, D channels of a head, S tokens seen by a query, V vocabulary."""
 import math
@@ -16,15 +16,16 @@ from torch.utils.checkpoint import checkpoint as recompute
 from config import Error, extra, require
 from config._files import load_sealed, save_sealed
 
-MAX_LOGITS = 2 ** 25        # logits that the loss holds at once: 128 MiB in fp32
-FORMAT = 1                  # of checkpoints
+MAX_LOGITS = 2 ** 25        # that the loss computes at once: 128 MiB in fp32
+FORMAT = 1                  # version of the checkpoint's format
 # For generation: cuDNN would prepare a kernel for each new length of a text, 50 ms each.
 WITHOUT_CUDNN = [SDPBackend.FLASH_ATTENTION, SDPBackend.EFFICIENT_ATTENTION, SDPBackend.MATH]
 
 
 @dataclass
 class GPTConfig:
-    """The shape of a GPT. Fields with a default are knobs of train.py."""
+    """The shape of a GPT. Fields with a default are knobs of train.py; --help prints their
+    comments."""
     vocab_size: int             # rows of the embedding: as many as there are tokens, or more
     arch: str = 'qwen3'         # qwen3 (RoPE, RMSNorm, SwiGLU) or gpt2 (learned positions, GELU)
     block_size: int = 256       # tokens of context
@@ -34,10 +35,10 @@ class GPTConfig:
     n_embd: int = 128           # channels
     head_dim: int = 0           # channels of a head, qwen3 only; 0 = n_embd / n_head
     n_inner: int = 0            # width of the MLP; 0 = 4 n_embd, or 8/3 n_embd for qwen3
-    dropout: float = 0.0        # of embeddings, attention weights and what blocks add
-    bias: bool = False          # biases in linear layers and norms, gpt2 only
-    tie_weights: bool = True    # one matrix for embedding and output
-    head_gain: float = 1.0      # initial last norm; the output matrix is divided by it
+    dropout: float = 0.0        # share of activations that are set to 0 in training
+    bias: bool = False          # linear layers and norms have biases, gpt2 only
+    tie_weights: bool = True    # embedding and output share one matrix
+    head_gain: float = 1.0      # above 1, the output matrix learns faster: see init_weights
     rope_theta: float = 10000.0     # base of the rotary frequencies, qwen3 only
     norm_eps: float = 0.0       # added to variances in norms; 0 = 1e-5, or 1e-6 for qwen3
 
@@ -121,9 +122,10 @@ class KVCache:
         return keys[self.length:], keys
 
     def append(self, k: Tensor, v: Tensor) -> tuple[Tensor, Tensor]:
-        """Add those of the next tokens, (B, K, T, D) each; return all, (B, K, S, D) each."""
+        """Add the next T tokens' keys and values, (B, K, T, D) each; return those of all tokens
+        read so far, (B, K, S, D) each."""
         B, K, T, D = k.shape
-        if self.k is None:                  # zeros: a mask hides only what is finite
+        if self.k is None:      # zeros, as a mask would not hide inf or nan in unused memory
             self.k = k.new_zeros(B, K, self.block_size, D, dtype=self.dtype)
             self.v = v.new_zeros(B, K, self.block_size, D, dtype=self.dtype)
         start, self.length = self.length, self.length + T
@@ -152,7 +154,7 @@ class Attention(nn.Module):
 
     def forward(self, x: Tensor, rope=None, mask: Tensor | None = None,
                 cache: KVCache | None = None) -> Tensor:
-        """x (B, T, C) -> (B, T, C). mask (T, S): the keys each query sees; None: up to its own."""
+        """x (B, T, C) -> (B, T, C). mask (T, S): True where a query sees a key; None: causal."""
         B, T, _ = x.shape
         H, K, D = self.n_head, self.n_kv_head, self.head_dim
         q, k, v = self.c_attn(x).split((H * D, K * D, K * D), dim=2)
@@ -240,8 +242,9 @@ class GPT(nn.Module):
         for name, p in self.named_parameters():
             if name.endswith('c_proj.weight'):   # 2 in each layer add to x: keep their sum in scale
                 nn.init.normal_(p, std=0.02 / math.sqrt(2 * self.config.n_layer))
-        # The logits are as before, but Adam moves them faster: what is improbable soon becomes
-        # impossible.
+        # With a head_gain of 20, the output matrix begins 20 times smaller and its input 20 times
+        # larger. An AdamW step changes a weight by the learning rate, whatever the weight's size.
+        # So it changes the logits 20 times more.
         self.norm_f.weight *= self.config.head_gain
         self.lm_head.weight /= self.config.head_gain
 
@@ -249,8 +252,8 @@ class GPT(nn.Module):
         return sum(p.numel() for p in self.parameters())            # a tied matrix counts once
 
     def hidden(self, idx: Tensor, caches: list[KVCache] | None = None) -> Tensor:
-        """Last hidden states (B, T, C) of ids (B, T). With caches, one a layer, the ids follow
-        those that the caches have read, and are added to them."""
+        """Last hidden states (B, T, C) of ids (B, T). With caches, one for each layer, the ids
+        continue the text that the caches have read, and are added to them."""
         T = idx.shape[1]
         if caches:
             positions, keys = caches[0].place(T)            # (T,), (S,)
@@ -271,30 +274,36 @@ class GPT(nn.Module):
     def attention_mask(self, positions: Tensor, keys: Tensor) -> Tensor | None:
         """Which of the tokens at positions keys (S,) each query at positions (T,) sees: (T, S).
 
-        None is the mask of a whole text, S = T, which the fused kernel knows by itself."""
+        None for a whole text, S = T: the fused kernel has this causal mask built in."""
         if len(keys) == len(positions):
             return None
         return keys <= positions[:, None]
 
     def forward(self, idx: Tensor, targets: Tensor | None = None) -> Tensor:
         """Logits (B, T, V) of ids (B, T). With targets (B, T): the mean of their cross-entropy,
-        in nats, where a target of -1 does not count."""
-        x = self.hidden(idx)
+        in nats; a target of -1 does not count."""
+        x = self.hidden(idx)                                            # (B, T, C)
         if targets is None:
-            return self.lm_head(x)
+            return self.lm_head(x)                                      # (B, T, V)
         x, targets = x.flatten(0, 1), targets.flatten()                 # (B T, C), (B T,)
-        rows = max(1, MAX_LOGITS // self.config.vocab_size)
-        if len(x) <= rows or torch.compiler.is_compiling():     # compiled, they take less memory
-            loss = self.sum_of_losses(x, targets)
-        else:       # too many logits to hold: piece by piece, and once more in the backward pass
-            pieces = zip(x.split(rows), targets.split(rows))
-            loss = sum(recompute(self.sum_of_losses, *piece, use_reentrant=False)
-                       for piece in pieces)
-        return loss / (targets >= 0).sum()
+        is_large = len(x) * self.config.vocab_size > MAX_LOGITS
+        if is_large and not torch.compiler.is_compiling():
+            return self.loss_in_pieces(x, targets)
+        logits = self.lm_head(x).float()                                # (B T, V)
+        return F.cross_entropy(logits, targets, ignore_index=-1)
 
-    def sum_of_losses(self, x: Tensor, targets: Tensor) -> Tensor:
-        logits = self.lm_head(x).float()                                # (rows, V)
-        return F.cross_entropy(logits, targets, ignore_index=-1, reduction='sum')
+    def loss_in_pieces(self, x: Tensor, targets: Tensor) -> Tensor:
+        """The same loss from x (N, C) and targets (N,), in less memory: a piece of the logits at a
+        time is computed, and in the backward pass once more."""
+        def sum_of_losses(x, targets):
+            logits = self.lm_head(x).float()                            # (rows, V)
+            return F.cross_entropy(logits, targets, ignore_index=-1, reduction='sum')
+
+        rows = max(1, MAX_LOGITS // self.config.vocab_size)
+        total = 0.0
+        for piece_x, piece_targets in zip(x.split(rows), targets.split(rows)):
+            total += recompute(sum_of_losses, piece_x, piece_targets, use_reentrant=False)
+        return total / (targets >= 0).sum()
 
     # ---- generation
     @torch.inference_mode()
@@ -303,21 +312,21 @@ class GPT(nn.Module):
                  seed: int = 0, vocab_size: int | None = None):
         """Yield the ids (B,) that follow the prompts idx (B, T), until all rows have ended.
 
-        First comes the repetition_penalty, then temperature (0 = always the likeliest token),
-        top_k (0 = off) and top_p (1 = off). A row that has ended, with eot, goes on with eot.
-        Row i depends on its prompt and seed + i only. Ids from vocab_size on, which no token
-        has, are never chosen.
-
-        Of a text longer than block_size the model sees the last half window, then up to
-        block_size tokens again as the text grows, and so on."""
+        The repetition_penalty is applied first, then temperature (0 = always the likeliest
+        token), top_k (0 = off) and top_p (1 = off). A row that has produced eot repeats it.
+        Row i depends on its prompt and seed + i only. Ids from vocab_size on are never chosen:
+        they belong to no token."""
         B = len(idx)
         draws = uniform_draws(B, max_new_tokens, seed).to(idx.device)
         seen = torch.zeros(B, self.config.vocab_size, dtype=torch.bool, device=idx.device)
         seen.scatter_(1, idx, True)
         ended = torch.zeros(B, dtype=torch.bool, device=idx.device)
-        window, unread, caches = idx, idx, self.new_caches()
+        window = idx                    # the tokens that the model sees, (B, up to block_size)
+        unread = idx                    # those of them that are not in the caches yet
+        caches = self.new_caches()
         for step in range(max_new_tokens):
             if window.shape[1] > self.config.block_size:
+                # The context is full: keep its last half, and read that again with empty caches.
                 half = max(1, self.config.block_size // 2)
                 window = unread = window[:, -half:]
                 caches = self.new_caches()
@@ -369,7 +378,7 @@ class GPT(nn.Module):
 
     # ---- optimizers
     def make_optimizers(self, optimizer: str, learning_rate: float, weight_decay: float,
-                        betas: tuple[float, float], muon=torch.optim.Muon) -> list:
+                        betas: tuple[float, float], muon_class=torch.optim.Muon) -> list:
         """Optimizers that hold each parameter once. Matrices and embeddings decay, norms and
         biases do not. `adamw` takes all parameters. `muon` (Jordan et al. 2024) takes the
         blocks' matrices, at a scale that fits AdamW's rate (Liu et al. 2025), and AdamW the
@@ -383,8 +392,8 @@ class GPT(nn.Module):
         is_fused = rest[0].device.type in ('cpu', 'cuda')
         optimizers = [torch.optim.AdamW(groups, learning_rate, betas, fused=is_fused)]
         if matrices:
-            optimizers.append(muon(matrices, learning_rate, weight_decay,
-                                   adjust_lr_fn='match_rms_adamw'))
+            optimizers.append(muon_class(matrices, learning_rate, weight_decay,
+                                         adjust_lr_fn='match_rms_adamw'))
         return optimizers
 
 
@@ -392,7 +401,7 @@ def uniform_draws(B: int, n: int, seed: int) -> Tensor:
     """Random numbers (B, n) in [0, 1); row i depends on seed + i only, on every device."""
     generators = [torch.Generator().manual_seed(seed + i) for i in range(B)]
     draws = torch.stack([torch.rand(n, generator=generator) for generator in generators])
-    return draws.clamp(max=1 - 1e-6)          # a product with it stays below the sum it is taken of
+    return draws.clamp(max=1 - 1e-6)        # so that sample's rounded product stays below the sum
 
 
 def penalize(logits: Tensor, seen: Tensor, penalty: float) -> Tensor:
@@ -417,10 +426,11 @@ def sample(p: Tensor, draw: Tensor) -> Tensor:
 @torch.no_grad()
 def evaluate(model: GPT, x: Tensor, y: Tensor, batch_size: int, autocast, rank: int = 0,
              world_size: int = 1) -> float:
-    """Mean nats of the targets y (windows, T) after the inputs x, over all processes.
+    """Mean cross-entropy, in nats, of targets y after inputs x, (windows, T) each.
 
-    Each process takes every world_size-th batch. All batches have the same size, so that a
-    compiled model sees one shape. The mode of the model and the random state stay as they are."""
+    Of several processes each computes every world_size-th batch; all return the same mean. All
+    batches have the same size, so that a compiled model sees one shape. The model's mode and the
+    random state do not change."""
     was_training = model.training
     model.eval()
     device = model.wte.weight.device
@@ -470,7 +480,7 @@ def load_checkpoint(path, *needed: str) -> dict:
         checkpoint, size = load_sealed(path)
         verify_checkpoint(checkpoint, size, needed)
     except Exception as e:                      # corrupt files can raise any exception
-        raise Error(f'{path}: this checkpoint cannot be read: {str(e)[:150]}; use another') from e
+        raise Error(f'{path}: cannot read this checkpoint: {str(e)[:150]}; use another one') from e
     return checkpoint
 
 
@@ -479,7 +489,7 @@ def verify_checkpoint(checkpoint: dict, size: int, needed: tuple):
     require(checkpoint['format'] == FORMAT, f'it is not of format {FORMAT}')
     for key in ('tokenizer', *needed):
         require(isinstance(checkpoint.get(key), TYPES[key]),
-                f'its {key} is missing, or of another type')
+                f'its {key} is missing, or of the wrong type')
     with torch.device('meta'):                  # takes no memory, whatever the numbers say
         model = GPT(GPTConfig(**checkpoint['model_config']))
         model.load_state_dict(checkpoint['model'], assign=True)
@@ -516,7 +526,7 @@ def build_model(checkpoint: dict, **changes) -> GPT:
 
 
 def load_optimizers(optimizers: list, states: list):
-    """Give optimizers their saved states, but not the rates. Raises Error if they do not fit."""
+    """Load saved states, but not learning rates. Raises Error if they do not fit."""
     try:
         for optimizer, saved in zip(optimizers, states, strict=True):
             knobs = optimizer.state_dict()['param_groups']

@@ -1,25 +1,26 @@
 """Turn text into a dataset: python prepare.py [--knob=value ...]
 
-It writes data/NAME/train.bin, val.bin and meta.json, in four steps: all documents (data/readers.py)
-go into one temporary file, are divided into train and val, tokenized (data/tokenizer.py), and
-written. So memory holds some MB of text and 100 bytes for each document.
+It writes data/NAME/train.bin, val.bin and meta.json in four steps. All documents (data/readers.py)
+are copied into one temporary file, divided into train and val, tokenized (data/tokenizer.py), and
+written. Only some MB of text are in memory at a time, and 100 bytes for each document.
 
-Below that is what train.py and sample.py use: open_dataset, get_batch, and evaluation_windows."""
+The second half has the functions with which train.py and sample.py read a dataset: open_dataset,
+get_batch, validation_text and evaluation_windows."""
 from config import Error, configure, require
 
-# what is read
-dataset = 'stories'         # stories, tinystories, or a Hugging Face dataset: its name or a folder
+# the source
+dataset = 'stories'         # stories, tinystories, or a Hugging Face dataset by name or folder
 input = ''                  # or files, folders, globs of .txt .md .pdf .jsonl .parquet, with commas
 separator = '<|endoftext|>'     # divides a .txt file into documents; '' = a file is one document
 text_column = 'text'        # of a dataset, .jsonl or .parquet
-num_stories = 20000         # how many stories are told
-# what is made of it
-name = ''                   # writes data/NAME; '' = the source's last part (and _gpt2 or _char)
-tokenizer = 'bpe'           # bpe (trained here), gpt2, char, or where there is a tokenizer.json
-vocab_size = 0              # of a bpe, end-of-text included; 0 = 2048 for stories, else 4096
-val_fraction = 0.05         # of documents, or of a single one's characters, if there is no split
-seed = 1337                 # of the stories and the split
-overwrite = False           # replace another dataset of this name
+num_stories = 20000         # number of stories to make
+# the dataset
+name = ''                   # of data/NAME; '' = the last part of the source (and _gpt2 or _char)
+tokenizer = 'bpe'           # bpe (trained here), gpt2, char, or the folder of a tokenizer.json
+vocab_size = 0              # for bpe, with end-of-text; 0 = 2048 for the stories, else 4096
+val_fraction = 0.05         # share of documents for validation, unless the source has a split
+seed = 1337                 # for the stories and the split
+overwrite = False           # replace a different dataset of this name
 config = configure(globals())
 
 # The imports come after the knobs, so that --help and a mistyped knob are answered at once.
@@ -39,7 +40,7 @@ from collections import deque
 from concurrent.futures import ThreadPoolExecutor
 from functools import lru_cache
 from hashlib import blake2b
-from itertools import islice
+from itertools import chain, islice
 from pathlib import Path
 from typing import NamedTuple
 
@@ -52,47 +53,45 @@ from data.readers import Piece, find_files, read_dataset, read_files
 from data.stories.teller import GRAMMAR, read_grammar, tell_stories
 from data.tokenizer import Tokenizer, cut, read_tokenizer, to_utf8, train_bpe
 
-VOCABULARY_TEXT = 1 << 26         # bytes of text that a bpe is trained on, at most
+VOCABULARY_TEXT = 1 << 26         # maximum bytes of text to train a bpe on
 WORKERS = min(os.cpu_count() or 1, 16)
 
 
 # ---- 1. all documents into one temporary file
 class Corpus(NamedTuple):
-    """Where N documents are in the temporary file, and what is known of each; arrays (N,)."""
+    """The N documents in the temporary file; each field is an array (N,)."""
     start: np.ndarray             # first byte
-    end: np.ndarray               # behind the last byte
-    hash: np.ndarray              # of seed and text
-    nats: np.ndarray              # -ln of its probability, nan where that is unknown
-    split: np.ndarray             # 'train' or 'val', '' where the source has no splits
+    end: np.ndarray               # one past the last byte
+    hash: np.ndarray              # of the seed and the text
+    nats: np.ndarray              # -ln of the text's probability; nan = unknown
+    split: np.ndarray             # 'train' or 'val'; '' if the source has no splits
 
 
 def write_documents(splits: dict, file, seed: int, alphabet: set | None = None) -> Corpus:
     """Write the documents of {split: reader} to file as UTF-8, one after the other.
 
-    Empty ones are skipped. Their characters are added to `alphabet` if it is given."""
+    Empty documents are skipped. All characters are added to `alphabet` if it is given."""
     end, hashes, nats = array('q'), array('Q'), array('d')
     size = lost = 0
-    documents = {}                                          # of each split
+    documents = {}                                          # their number in each split
     for split, reader in splits.items():
         before = len(end)
-        digest = None
-        for piece in show_progress(reader, f'reading {split}'):
-            if digest is None:                              # a document begins
-                if piece.ends and not piece.text.strip():
-                    continue
-                digest = blake2b(digest_size=8, key=str(seed).encode())
-            raw = to_utf8(piece.text)
-            digest.update(raw)
-            size += file.write(raw)
-            if not raw.isascii():
-                lost += raw.count('\ufffd'.encode())
-            if alphabet is not None:
-                alphabet.update(raw.decode())
-            if piece.ends:
-                end.append(size)
-                hashes.append(int.from_bytes(digest.digest(), 'little'))
-                nats.append(piece.nats)
-                digest = None
+        pieces = iter(show_progress(reader, f'reading {split}'))
+        for first in pieces:                                # the first piece of a document
+            if first.ends and not first.text.strip():
+                continue
+            digest = blake2b(digest_size=8, key=str(seed).encode())
+            for piece in chain([first], rest_of_document(first, pieces)):
+                raw = to_utf8(piece.text)
+                digest.update(raw)
+                size += file.write(raw)
+                if not raw.isascii():
+                    lost += raw.count('\ufffd'.encode())
+                if alphabet is not None:
+                    alphabet.update(raw.decode())
+            end.append(size)
+            hashes.append(int.from_bytes(digest.digest(), 'little'))
+            nats.append(piece.nats)
         documents[split] = len(end) - before
     file.flush()
     require(size, 'the source is empty')
@@ -104,18 +103,25 @@ def write_documents(splits: dict, file, seed: int, alphabet: set | None = None) 
                   split=np.repeat(list(documents), list(documents.values())))
 
 
+def rest_of_document(piece: Piece, pieces):
+    """Yield the pieces that belong to the document that `piece` begins."""
+    while not piece.ends:
+        piece = next(pieces)
+        yield piece
+
+
 # ---- 2. train and val
 def divide(corpus: Corpus, raw, val_fraction: float) -> tuple[Corpus, dict[str, np.ndarray]]:
-    """The corpus and {'train': indices, 'val': indices} of its documents, each text once.
+    """The corpus and {'train': indices, 'val': indices} of its documents, without duplicates.
 
-    The source's own split is kept. Without one, a document belongs to val if its hash is small
-    enough, which does not depend on the other documents. A single document is cut in two."""
-    kept = np.sort(np.unique(corpus.hash, return_index=True)[1])
-    if len(kept) == 1 and not corpus.split[0]:
-        corpus = cut_in_two(raw, int(corpus.end[0]), val_fraction)
-        kept = np.array([0, 1])
+    The source's own split is kept. Without one, a document goes to val if its hash is small: so
+    its side does not depend on the other documents. A single document is cut in two."""
+    kept = np.sort(np.unique(corpus.hash, return_index=True)[1])        # without duplicates
     if corpus.split[0]:
         is_val = corpus.split[kept] == 'val'
+    elif len(kept) == 1:
+        corpus = cut_in_two(corpus, raw, val_fraction)
+        kept, is_val = np.array([0, 1]), np.array([False, True])
     else:
         hashes = corpus.hash[kept]
         is_val = hashes / 2 ** 64 < val_fraction
@@ -128,32 +134,33 @@ def divide(corpus: Corpus, raw, val_fraction: float) -> tuple[Corpus, dict[str, 
     return corpus, sides
 
 
-def cut_in_two(raw, size: int, val_fraction: float) -> Corpus:
-    """The first document as two: its last val_fraction of characters is for val."""
+def cut_in_two(corpus: Corpus, raw, val_fraction: float) -> Corpus:
+    """The first document as two: the second is the last val_fraction of its characters."""
+    size = int(corpus.end[0])
     n = sum(len(text) for text, _ in cut(raw, 0, size))
     characters = int(n * (1 - val_fraction))
-    middle = 0                                              # the byte where these characters end
+    middle = 0                                              # the bytes of these characters
     for text, _ in cut(raw, 0, size):
         middle += len(text[:characters].encode())
         characters -= len(text[:characters])
     return Corpus(start=np.array([0, middle]), end=np.array([middle, size]),
-                  hash=np.array([1, 0], np.uint64), nats=np.array([math.nan] * 2),
-                  split=np.array(['train', 'val']))
+                  hash=corpus.hash[[0, 0]], nats=np.array([math.nan, math.nan]),
+                  split=corpus.split[[0, 0]])
 
 
 # ---- 3. tokens
 def texts_of(raw, corpus: Corpus, indices):
-    """Yield (text, whether it ends its document) for these documents, in order, in pieces."""
+    """Yield (text, ends) for the pieces of these documents; ends: is it a document's last?"""
     for i in indices:
         yield from cut(raw, int(corpus.start[i]), int(corpus.end[i]))
 
 
 def make_tokenizer(kind: str, vocab_size: int, raw, corpus: Corpus, train,
                    alphabet: set | None) -> Tokenizer:
-    """The tokenizer that the knob asks for; a bpe is trained on the documents `train`."""
+    """The tokenizer of this kind; a bpe is trained on the documents with indices `train`."""
     if kind == 'bpe':
         size = int((corpus.end[train] - corpus.start[train]).sum())
-        every = size // VOCABULARY_TEXT + 1                 # of a large corpus each n-th piece
+        every = size // VOCABULARY_TEXT + 1                 # a large corpus: only every n-th piece
         texts = (text for text, _ in islice(texts_of(raw, corpus, train), 0, None, every))
         return Tokenizer(train_bpe(texts, vocab_size))
     if kind == 'char':
@@ -162,13 +169,14 @@ def make_tokenizer(kind: str, vocab_size: int, raw, corpus: Corpus, train,
 
 
 def tokenize(tokenizer: Tokenizer, texts):
-    """Yield arrays of the ids of such texts, in order, end-of-text after each document."""
+    """Yield arrays of ids of the pieces (text, ends), with end-of-text after each document."""
     def encode(chunk):
         texts, ends = zip(*chunk)
-        ids = tokenizer.encode_documents(list(texts))
-        eots = np.flatnonzero(ids == tokenizer.eot)         # one after each text
+        ids = tokenizer.encode_documents(list(texts))       # with end-of-text after each
+        eots = np.flatnonzero(ids == tokenizer.eot)
         require(len(eots) == len(texts), 'this tokenizer makes end-of-text of ordinary text')
-        return np.delete(ids, eots[~np.array(ends)])
+        within_documents = eots[~np.array(ends)]            # after a piece that ends none
+        return np.delete(ids, within_documents)
 
     texts, waiting = iter(texts), deque()
     with ThreadPoolExecutor(WORKERS) as pool:
@@ -185,10 +193,10 @@ def write_dataset(folder: Path, tokenizer: Tokenizer, raw, corpus: Corpus, sides
                   about: dict) -> dict:
     """Write the files of a dataset, and return what is in meta.json; `about` goes into it.
 
-    They take their places at the end, so there is the old dataset, the new one, or none."""
+    They are moved into the folder at the end: it holds the old dataset, the new one, or none."""
     with acquire_lock(folder / '.lock'):
         new = folder / '.new'
-        shutil.rmtree(new, ignore_errors=True)              # of a run that was killed
+        shutil.rmtree(new, ignore_errors=True)              # a killed run may have left it
         new.mkdir()
         try:
             meta = write_files(new, tokenizer, raw, corpus, sides, about)
@@ -230,7 +238,7 @@ def write_files(folder: Path, tokenizer: Tokenizer, raw, corpus: Corpus, sides: 
 
 
 def replace_files(folder: Path, new: Path):
-    """Move files into a dataset's folder. Its meta.json, without which none counts, comes last."""
+    """Move files into a dataset's folder; meta.json, which makes it a dataset, comes last."""
     files = [new / name for name in ('train.bin', 'val.bin', 'tokenizer.json', 'meta.json')]
     files = [file for file in files if file.exists()]
     for file in files:
@@ -244,10 +252,10 @@ def replace_files(folder: Path, new: Path):
 
 # ---- opening a dataset
 def open_dataset(name: str, verify: bool = False) -> tuple[dict, np.ndarray, np.ndarray]:
-    """(meta, train, val) of data/NAME; train and val are memory maps of ids, each (tokens,).
+    """Return (meta, train, val) of data/NAME; train and val are memory maps of ids (tokens,).
 
-    Checksums and ids are verified in files up to 1 GB, or with verify=True. Raises Error for any
-    damage, with the command that makes the dataset again."""
+    Checksums and ids of files up to 1 GB are verified, with verify=True those of larger ones, too.
+    Raises Error for any damage, with the command that makes the dataset again."""
     folder = Path('data', name)
     command = guess_command(name)
     require(os.path.exists(folder / 'meta.json'),
@@ -266,10 +274,10 @@ def open_dataset(name: str, verify: bool = False) -> tuple[dict, np.ndarray, np.
 # ---- batches of the train split
 @lru_cache(2)
 def window_starts(tokens: int, block_size: int, seed: int, epoch: int) -> np.ndarray:
-    """Where the windows of an epoch begin, in the order in which they are trained on.
+    """The first token of each window of an epoch, in training order.
 
-    Each epoch cuts the tokens into windows at another phase and shuffles them, so that every
-    window occurs once. A window has block_size inputs; its last target is the token after them."""
+    Each epoch cuts the tokens into windows at a new random phase and shuffles the windows; each
+    occurs once. A window has block_size inputs; its last target is the token after them."""
     windows = max(1, (tokens - block_size) // block_size)
     rng = np.random.default_rng((seed, epoch))
     phase = rng.integers(tokens - windows * block_size)
@@ -277,10 +285,11 @@ def window_starts(tokens: int, block_size: int, seed: int, epoch: int) -> np.nda
 
 
 def get_batch(data, block_size: int, seed: int, sequences: range) -> tuple[np.ndarray, np.ndarray]:
-    """Inputs and targets, (len(sequences), block_size) each, of some sequences of a training.
+    """Inputs and targets, (len(sequences), block_size) each, of these sequences of a run.
 
-    A training numbers its sequences from 0 and takes batch_size of them in each step. So a batch is
-    a pure function: a resumed run needs no state of its data, and processes take slices."""
+    The sequences of a run are numbered from 0; each step takes the next batch_size of them. As a
+    batch depends on the arguments only, a resumed run needs no state of its data, and several
+    processes take slices of a batch."""
     require(len(data) > block_size,
             f'the train split has {len(data)} tokens; lower block_size below that')
     windows = len(window_starts(len(data), block_size, seed, epoch=0))
@@ -294,14 +303,14 @@ def get_batch(data, block_size: int, seed: int, sequences: range) -> tuple[np.nd
 
 # ---- the val split
 class Validation(NamedTuple):
-    """What is evaluated: all of the val split, or its first tokens."""
+    """The text to evaluate on: the val split or its beginning."""
     ids: np.ndarray               # (N,)
-    bytes: int                    # of their text in UTF-8
-    entropy: float | None         # nats of the text, where they are known
+    bytes: int                    # length of the text in UTF-8
+    entropy: float | None         # -ln of the text's probability, if known
 
 
 def validation_text(meta: dict, val, tokenizer: Tokenizer, eval_tokens: int) -> Validation:
-    """The first eval_tokens ids of the val split, 0 = all; only then the entropy is known."""
+    """The first eval_tokens ids of the val split; 0 = all, and then the entropy may be known."""
     if eval_tokens == 0 or eval_tokens >= len(val):
         return Validation(val.astype(np.int64), meta['val']['bytes'], meta['val']['entropy'])
     ids = val[:eval_tokens].astype(np.int64)
@@ -311,10 +320,10 @@ def validation_text(meta: dict, val, tokenizer: Tokenizer, eval_tokens: int) -> 
 def evaluation_windows(ids, eot: int, block_size: int) -> tuple[np.ndarray, np.ndarray]:
     """Cut ids (N,), documents with eot after each, into inputs and targets (windows, block_size).
 
-    Documents are packed whole; only one that is longer than a window is cut. Every id is a target
-    once, and its input is the token before it: an eot for the first one of a document. The rest of
-    a window is filled with eot as input and -1, which does not count, as target. The documents of
-    a window see those before them in it."""
+    Documents are packed whole; only those longer than a window are cut. Every id is a target
+    once; its input is the token before it, which is eot at the start of a document. The end of a
+    window is padded with inputs eot and targets -1, which do not count. A document sees the
+    documents before it in its window."""
     ends = np.concatenate(([0], np.flatnonzero(ids == eot) + 1, [len(ids)]))
     cuts = [0]
     while cuts[-1] < len(ids):
@@ -331,7 +340,7 @@ def evaluation_windows(ids, eot: int, block_size: int) -> tuple[np.ndarray, np.n
 
 
 def bits_per_byte(nats: float, size: int) -> float:
-    """Nats of a whole text as bits for each of its `size` bytes: comparable across tokenizers."""
+    """Bits per byte of a text of `size` bytes and `nats` in all: comparable across tokenizers."""
     return nats / size / math.log(2)
 
 
@@ -341,12 +350,12 @@ def warn(text: str):
 
 
 def show_progress(items, what: str):
-    """The items, with a progress bar if stderr is a terminal."""
+    """Yield the items and show a progress bar if stderr is a terminal."""
     return tqdm(items, what, disable=None, leave=False)
 
 
 def dataset_name() -> str:
-    """NAME of data/NAME: the knob, or the last part of the source, up to a * or the like."""
+    """NAME of data/NAME: the knob, or the last part of the source before any * or ?."""
     if name:
         target = name
     else:
@@ -361,7 +370,7 @@ def dataset_name() -> str:
 
 
 def source_files() -> tuple[str, list[Path]]:
-    """The source that the knobs name, and its local files."""
+    """The source that the knobs name, and its local files, if any."""
     if input:
         return input, find_files(input)
     if dataset == 'stories':
@@ -371,7 +380,7 @@ def source_files() -> tuple[str, list[Path]]:
 
 
 def read_source(source: str, files: list[Path]) -> tuple[dict, str | None]:
-    """({split: its documents}, licence) of a source; the split is '' where the source has none."""
+    """Return ({split: its documents}, licence); the split is '' if the source has none."""
     if input:
         return {'': read_files(files, text_column, separator)}, None
     if dataset == 'stories':
@@ -381,7 +390,7 @@ def read_source(source: str, files: list[Path]) -> tuple[dict, str | None]:
 
 
 def fingerprint(files: list[Path]) -> str:
-    """Hash of the knobs and local files that a dataset is made of."""
+    """Hash of the knobs and local files from which a dataset is made."""
     files = sorted(files) + sorted(Path(tokenizer).glob('*.json'))
     knobs = {key: value for key, value in config.items() if key not in ('name', 'overwrite')}
     content = repr([knobs, [(path.name, checksum(path)) for path in files]])
@@ -402,7 +411,7 @@ def make_dataset(folder: Path, splits: dict, about: dict):
         meta = write_dataset(folder, tok, raw, corpus, sides, about)
     train, val = meta['train'], meta['val']
     print(f'documents  {train["documents"]:,} train, {val["documents"]:,} val, '
-          f'{len(found.hash) - len(np.unique(found.hash)):,} dropped as equal')
+          f'{len(found.hash) - len(np.unique(found.hash)):,} dropped as duplicates')
     print(f'tokens     {train["tokens"]:,} train, {val["tokens"]:,} val, '
           f'{val["bytes"] / val["tokens"]:.2f} bytes per token, vocabulary {meta["vocab_size"]:,}')
     if val['entropy']:
@@ -419,7 +428,7 @@ def make_dataset(folder: Path, splits: dict, about: dict):
 
 
 def main():
-    logging.disable(logging.CRITICAL)                       # of libraries: what matters they raise
+    logging.disable(logging.CRITICAL)                       # libraries raise what matters
     require(0 < val_fraction < 1, f'val_fraction={val_fraction} is not between 0 and 1')
     require(vocab_size == 0 or 257 <= vocab_size <= 1 << 24,
             f'vocab_size={vocab_size}: a bpe has 257 tokens (all bytes and end-of-text) or more')
@@ -431,7 +440,7 @@ def main():
         if (folder / 'meta.json').exists() and not overwrite:
             meta, *_ = open_dataset(folder.name)
             require(meta.get('fingerprint') == about['fingerprint'],
-                    f'{folder} holds something else ({meta["command"]}); use another --name, '
+                    f'{folder} holds something else ({meta["command"]}); use a different --name, '
                     'or --overwrite=True')
             print(f'{folder} is there already, of the same text and knobs: nothing to do')
         else:

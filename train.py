@@ -1,21 +1,21 @@
 """Train a GPT on a dataset of prepare.py: python train.py [config/NAME.py] [--knob=value ...]
 
-First the knobs, then the functions of a run, then the run itself, from top to bottom. On several
+First the knobs, then functions of them, then the run itself, from top to bottom. On several
 devices: torchrun --standalone --nproc_per_node=8 train.py [config/NAME.py] [--knob=value ...]"""
 from config import configure
 
 # run
 out_dir = 'out'             # where checkpoints, log.csv and loss.png go
 dataset = 'stories'         # NAME of data/NAME, made by prepare.py
-init_from = 'scratch'       # scratch, resume, auto (resume if it can), or the place of weights
-overwrite = False           # start anew in an out_dir that holds another run
+init_from = 'scratch'       # scratch, resume, auto (resume if there is a run), or a model's path
+overwrite = False           # replace the run that out_dir holds
 seed = 1337                 # of weights, batches and dropout
 max_minutes = 0.0           # stop and save after this many minutes; 0 = no limit
-# evaluation and logs, counted in optimizer steps
-eval_interval = 800         # evaluate and save so often, and at the end; 0 = only at the end
-eval_tokens = 0             # tokens of the validation split that are evaluated; 0 = all
-eval_only = False           # evaluate what init_from names, and stop
-log_interval = 10           # steps between two lines of the log
+# evaluation and logs
+eval_interval = 800         # steps between evaluations, which also save; 0 = only at the end
+eval_tokens = 0             # tokens of the validation split to evaluate; 0 = all
+eval_only = False           # evaluate the model of init_from, and stop
+log_interval = 10           # steps between rows of log.csv
 wandb_project = ''          # also log to this Weights & Biases project; '' = off
 # model; all other fields of GPTConfig in model.py are knobs as well
 arch = 'qwen3'              # qwen3 (RoPE, RMSNorm, SwiGLU) or gpt2 (learned positions, GELU)
@@ -23,28 +23,28 @@ n_layer = 2                 # blocks
 n_head = 3                  # attention heads
 n_embd = 144                # channels
 block_size = 160            # tokens of context
-dropout = 0.0               # above 0 where a text is read many times over
-head_gain = 20.0            # for the stories, which are exact; 1 is better for natural text
+dropout = 0.0               # share of activations set to 0; helps over many epochs
+head_gain = 20.0            # 20 suits the stories; 1 is better for natural text
 # optimization
 optimizer = 'muon'          # muon (for the blocks' matrices, AdamW for the rest) or adamw
-learning_rate = 2e-3        # its peak
-min_lr = 0.0                # where the schedule ends
-schedule = 'wsd'            # wsd (flat, then linear decay) or cosine
-decay_fraction = 0.9        # wsd: the last part of the run, in which the rate decays
+learning_rate = 2e-3        # the highest, after the warm-up
+min_lr = 0.0                # the last
+schedule = 'wsd'            # wsd (warm-up, stable, then linear decay) or cosine
+decay_fraction = 0.9        # wsd: share of the run in which the rate decays
 warmup_iters = 50           # steps of linear warm-up
 max_iters = 3200            # optimizer steps
 batch_size = 12             # sequences in an optimizer step, over all devices
-micro_batch_size = 0        # sequences that a device holds at once; 0 = as many as fit
-weight_decay = 0.1          # of matrices and embeddings
+micro_batch_size = 0        # sequences that a device computes at once; 0 = as many as fit
+weight_decay = 0.1          # for matrices and embeddings
 beta1 = 0.9                 # AdamW's
 beta2 = 0.95                # AdamW's
-grad_clip = 1.0             # largest norm of the gradient; 0 = off
+grad_clip = 1.0             # longer gradients are shortened to this norm; 0 = off
 # system
 device = 'auto'             # auto (cuda, mps or cpu), or one of them by name
-dtype = 'auto'              # of matrix products: bfloat16, float16, float32; auto = the native one
+dtype = 'auto'              # of matrix products: bfloat16, float16, float32; auto = the fastest
 compile = 'auto'            # torch.compile the model; auto = on CUDA only
-fast = True                 # use the faster routines for this machine in extras/, if they are there
-verify = False              # verify the dataset's checksums also above 1 GB
+fast = True                 # use the faster routines that extras/ has for this machine
+verify = False              # verify checksums of datasets above 1 GB, too
 config = configure(globals(), dataclass=('model.py', 'GPTConfig'))
 
 import signal
@@ -57,7 +57,6 @@ import dataclasses
 import math
 import os
 import sys
-import textwrap
 import time
 from functools import partial
 from pathlib import Path
@@ -66,7 +65,15 @@ import torch
 
 from config import extra, pick_dtype, require
 from config._files import acquire_lock
-from config._run import Log, PoliteStop, can_compile, peak_flops, pick_micro_batch, start_device
+from config._run import (
+    Log,
+    PoliteStop,
+    can_compile,
+    max_speed,
+    parallelize,
+    pick_micro_batch,
+    start_device,
+)
 from data.tokenizer import Tokenizer
 from model import (
     GPT,
@@ -84,7 +91,7 @@ MODEL_KNOBS = [field.name for field in dataclasses.fields(GPTConfig) if field.na
 FILES = ['best.pt', 'ckpt.pt', 'log.csv', 'loss.png']       # what a run writes to out_dir
 
 
-# ---- the training: its rate, its batches, its measurements
+# ---- functions of the knobs
 def learning_rate_at(step: int) -> float:
     """Learning rate of update `step`, from 1 to max_iters: a linear warm-up, then the schedule."""
     if step <= warmup_iters:
@@ -97,76 +104,7 @@ def learning_rate_at(step: int) -> float:
     return min_lr + (learning_rate - min_lr) * min(1, left)
 
 
-def micro_batches(step: int):
-    """Yield this process's part of a step's batch: inputs and targets (micro, T), on the device."""
-    begin = (step - 1) * batch_size + rank * share
-    for first in range(begin, begin + share, micro):
-        batch = get_batch(train_data, block_size, seed, range(first, first + micro))
-        x, y = (torch.from_numpy(ids) for ids in batch)
-        if device.type == 'cuda':               # pinned memory is copied while the host goes on
-            x, y = x.pin_memory(), y.pin_memory()
-        if dropout:                             # its masks are a function of (seed, first sequence)
-            torch.manual_seed(hash((seed, first)))
-        yield x.to(device, non_blocking=True), y.to(device, non_blocking=True)
-
-
-def training_row(losses: list, norms: list, seconds: float) -> dict:
-    """The row of log.csv for the last of some steps. Only here the host waits for the device."""
-    losses, norms = torch.stack(losses), torch.stack(norms)                     # (steps,) each
-    if world_size > 1:
-        torch.distributed.all_reduce(losses)
-        losses /= world_size
-    losses, norms = losses.tolist(), norms.tolist()
-    first = step - len(losses) + 1
-    for at, (loss, norm) in enumerate(zip(losses, norms), first):
-        is_finite = math.isfinite(loss) and (math.isfinite(norm) or scaler.is_enabled())
-        require(is_finite, f'step {at}: the loss is {loss:.4f}, the gradient norm {norm:.4f}: '
-                           f'lower learning_rate; the last good checkpoint is in {out}')
-    tokens = batch_size * block_size
-    speed = round(len(losses) * tokens / seconds)
-    return {'step': step, 'tokens': step * tokens, 'train_loss': losses[-1], 'grad_norm': norms[-1],
-            'lr': learning_rate_at(step), 'tokens_per_second': speed}
-
-
-def validation_row() -> dict:
-    """The row's columns for the validation split."""
-    loss = evaluate(model, val_x, val_y, micro, autocast, rank, world_size)
-    require(math.isfinite(loss), f'step {step}: the validation loss is {loss}: lower '
-                                 f'learning_rate; the last good checkpoint is in {out}')
-    if floor and loss < 0.995 * floor:
-        log.say(f'warning: a validation loss below its floor, {floor:.4f}: training text leaked')
-    bits = bits_per_byte(loss * len(validation.ids), validation.bytes)
-    return {'val_loss': loss, 'bits_per_byte': bits}
-
-
-def show(row: dict):
-    """Show a row, with what only some runs have: the MFU, skipped updates, the floor."""
-    notes = ''
-    if peak and 'train_loss' in row:
-        mfu = row['tokens_per_second'] / world_size * flops_per_token / peak
-        notes += f'  MFU {mfu:.1%}'
-    if skipped:
-        notes += f'  {skipped} skipped'
-    if floor and 'val_loss' in row:
-        notes += f'  {row["val_loss"] / floor - 1:+.1%} of the floor'
-    log.show(row, notes)
-
-
-def show_sample():
-    """Print a text of the model in its present state."""
-    prompt = torch.tensor([[tokenizer.eot]], device=device)
-    model.eval()
-    with autocast:
-        new = model.generate(prompt, 150, temperature=0.8, eot=tokenizer.eot, seed=seed,
-                             vocab_size=tokenizer.vocab_size)
-        text = tokenizer.decode([int(i) for i in new])
-    model.train()
-    for line in text.splitlines():
-        log.say(textwrap.indent(textwrap.fill(line, 92), ' ' * 8))
-
-
-# ---- checks, and what a run takes over from another
-def check_knobs():
+def check_knobs(world_size: int):
     """Raise Error for knobs that are out of range or contradict each other."""
     require(compile in ('auto', True, False), f'compile={compile!r} is not auto, True or False')
     require(schedule in ('wsd', 'cosine'), f'schedule={schedule!r} is not wsd or cosine')
@@ -179,14 +117,16 @@ def check_knobs():
             f'batch_size={batch_size} does not divide among {world_size} processes')
     share = batch_size // world_size
     require(share % (micro_batch_size or 1) == 0,
-            f'micro_batch_size={micro_batch_size} does not divide a share of {share} sequences')
+            f'micro_batch_size={micro_batch_size} does not divide the {share} sequences of a '
+            'process in a step')
     require(min_lr <= learning_rate, f'min_lr={min_lr} is above learning_rate={learning_rate}')
     require(0 <= decay_fraction <= 1, f'decay_fraction={decay_fraction} must be between 0 and 1')
     require(0 <= beta1 < 1 and 0 <= beta2 < 1, 'beta1 and beta2 must be at least 0 and less than 1')
     if wandb_project:
-        extra('tracking', needed_by='wandb_project')        # an Error now if it is not there
+        extra('tracking', needed_by='wandb_project')        # an Error now if it is missing
 
 
+# ---- what a run takes from a checkpoint
 def adopt_knobs(saved: dict) -> dict[str, str]:
     """Take the knobs of the run that is resumed, except those given now; return what changes.
 
@@ -194,37 +134,55 @@ def adopt_knobs(saved: dict) -> dict[str, str]:
     of_this_start = ('init_from', 'out_dir', 'overwrite', 'eval_only', 'max_minutes')
     saved = {name: value for name, value in saved.items() if name not in of_this_start}
     config.adopt(saved)
-    globals().update(config)
     changes = {name: f'{saved[name]} -> {config[name]}' for name in config
                if name in saved and config[name] != saved[name]}
     fixed = {*MODEL_KNOBS, 'seed', 'optimizer'} - {'dropout'}
     wrong = [f'{name}: {change}' for name, change in changes.items() if name in fixed]
     require(not wrong, f'{", ".join(wrong)}: this cannot change on resume; leave out what sets it, '
-                       'or use another out_dir')
+                       'or use a different out_dir')
     return changes
 
 
 def adopt_shape(weights: dict):
-    """Take the shape of the weights that the run starts from, but for dropout and block_size.
+    """Take the shape of the weights that the run starts from, except dropout and block_size.
     Raises Error for a knob that contradicts it."""
     shape = {name: weights[name] for name in MODEL_KNOBS if name not in ('dropout', 'head_gain')}
     for name in config.given & shape.keys() - {'block_size'}:
         require(config[name] == shape[name], f'{name}={config[name]} contradicts the weights of '
                                              f'{init_from}, which have {shape[name]}: leave it out')
     config.adopt(shape)
-    globals().update(config)
 
 
-def save(name: str, **state):
-    """Write a checkpoint of the run to out_dir; `state` is what only a resume needs."""
-    if rank == 0:
-        save_checkpoint(out / name, model, meta['tokenizer'], dict(config), data=checksums,
-                        step=step, val_loss=val_loss, best_val_loss=best_val_loss, **state)
+def check_data(meta: dict, tokenizer: Tokenizer, checksums: dict, checkpoint: dict | None):
+    """Raise Error unless the dataset is whole, long enough, and that of the checkpoint."""
+    require((tokenizer.vocab_size, tokenizer.eot) == (meta['vocab_size'], meta['eot']),
+            f'data/{dataset}/meta.json does not fit its tokenizer; prepare it again')
+    require(meta['train']['tokens'] > block_size,
+            f'the train split has {meta["train"]["tokens"]} tokens; lower block_size below that')
+    if checkpoint is None:
+        return
+    if init_from in ('resume', 'auto'):
+        require(checkpoint['data'] == checksums,
+                f'data/{dataset} is not what {out_dir}/ckpt.pt was trained on; use a different '
+                'out_dir')
+    require(Tokenizer(checkpoint['tokenizer']) == tokenizer,
+            f'data/{dataset} has a different tokenizer from the checkpoint; prepare it with that '
+            'one')
+    rows = checkpoint['model_config']['vocab_size']
+    require(tokenizer.vocab_size <= rows,
+            f'{init_from}: {tokenizer.vocab_size} tokens do not fit vocab_size={rows}')
 
 
-def save_all():
-    """Write ckpt.pt, from which the run can be resumed."""
-    save('ckpt.pt', optimizer=[opt.state_dict() for opt in optimizers], scaler=scaler.state_dict())
+def make_model(checkpoint: dict | None, tokenizer: Tokenizer, device: torch.device) -> GPT:
+    """The model of the checkpoint, or a new one, on the device."""
+    torch.manual_seed(seed)
+    if checkpoint:
+        return build_model(checkpoint, block_size=block_size, dropout=dropout).to(device)
+    rows = tokenizer.vocab_size
+    if device.type == 'cuda':
+        rows = math.ceil(rows / 64) * 64        # GPUs multiply matrices of such sizes faster
+    shape = {name: config[name] for name in MODEL_KNOBS}
+    return GPT(GPTConfig(vocab_size=rows, **shape)).to(device)
 
 
 # ---- the run
@@ -238,101 +196,76 @@ if __name__ == '__main__':
     has_run = os.path.exists(out / 'ckpt.pt')
     is_resumed = init_from == 'resume' or (init_from == 'auto' and has_run)
     if is_resumed:
-        if is_writer and has_run:
-            lock = acquire_lock(out / '.lock')  # before reading, so that no other run writes on
+        if is_writer and has_run:               # before reading: another run may be writing
+            lock = acquire_lock(out / '.lock')
         checkpoint = load_checkpoint(out / 'ckpt.pt', 'config', 'data', 'step', 'val_loss',
                                      'best_val_loss', 'optimizer', 'scaler')
         changes = adopt_knobs(checkpoint['config'])
     elif init_from not in ('scratch', 'auto'):
         checkpoint = load_weights(init_from, from_hub=True)
         adopt_shape(checkpoint['model_config'])
-    check_knobs()
+    globals().update(config)                    # the knobs are final from here on
+    check_knobs(world_size)
 
     # device and precision
-    device = start_device(device, world_size)
-    dtype = pick_dtype(dtype, device)
-    autocast = torch.autocast(device.type, dtype, enabled=dtype != torch.float32)
+    torch_device = start_device(device, world_size)
+    torch_dtype = pick_dtype(dtype, torch_device)
+    autocast = torch.autocast(torch_device.type, torch_dtype, enabled=torch_dtype != torch.float32)
 
     # data
     meta, train_data, val_data = open_dataset(dataset, verify)
     tokenizer = Tokenizer(meta['tokenizer'])
     checksums = {split: meta[split]['checksum'] for split in ('train', 'val')}
-    require((tokenizer.vocab_size, tokenizer.eot) == (meta['vocab_size'], meta['eot']),
-            f'data/{dataset}/meta.json does not fit its tokenizer; prepare it again')
-    require(not is_resumed or checkpoint['data'] == checksums,
-            f'data/{dataset} is not what {out}/ckpt.pt was trained on; use another out_dir')
-    require(checkpoint is None or Tokenizer(checkpoint['tokenizer']) == tokenizer,
-            f'data/{dataset} has another tokenizer than the checkpoint; prepare it with that one')
-    rows = checkpoint['model_config']['vocab_size'] if checkpoint else tokenizer.vocab_size
-    require(tokenizer.vocab_size <= rows,
-            f'{init_from}: {tokenizer.vocab_size} tokens do not fit vocab_size={rows}')
-    require(len(train_data) > block_size,
-            f'the train split has {len(train_data)} tokens; lower block_size below that')
+    check_data(meta, tokenizer, checksums, checkpoint)
     validation = validation_text(meta, val_data, tokenizer, eval_tokens)
     windows = evaluation_windows(validation.ids, tokenizer.eot, block_size)
-    val_x, val_y = (torch.from_numpy(ids) for ids in windows)
-    floor = None                                         # nats per token that no model can undercut
+    val_x, val_y = (torch.from_numpy(ids) for ids in windows)           # (windows, T) each
+    floor = None                                # nats per token: no model can have a lower loss
     if validation.entropy:
         floor = validation.entropy / len(validation.ids)
 
     # model and optimizers
-    torch.manual_seed(seed)
-    if checkpoint:
-        model = build_model(checkpoint, block_size=block_size, dropout=dropout)
-    else:
-        rows = tokenizer.vocab_size
-        if device.type == 'cuda':
-            rows = math.ceil(rows / 64) * 64    # GPUs multiply matrices of such sizes faster
-        shape = {name: config[name] for name in MODEL_KNOBS}
-        model = GPT(GPTConfig(vocab_size=rows, **shape))
-    model.to(device).train()
-    share = batch_size // world_size                        # sequences of this process in a step
+    model = make_model(checkpoint, tokenizer, torch_device).train()
+    share = batch_size // world_size            # sequences of this process in a step
     micro = micro_batch_size or pick_micro_batch(model, autocast, share)    # that it holds at once
-    muon = torch.optim.Muon
-    if fast and extra('muon'):
-        muon = partial(extra('muon').Muon, dtype=dtype)
-    if fast and device.type == 'cpu' and extra('cpu'):
-        extra('cpu').speed_up_training(model)
-    optimizers = model.make_optimizers(optimizer, learning_rate, weight_decay, (beta1, beta2), muon)
-    scaler = torch.amp.GradScaler(device.type, enabled=dtype == torch.float16)
-    start, val_loss, best_val_loss = 0, math.inf, math.inf
+    muon_class = torch.optim.Muon
+    if fast and extra('muon'):                  # the same algorithm, in fewer kernels
+        muon_class = partial(extra('muon').Muon, dtype=torch_dtype)
+    if fast and torch_device.type == 'cpu' and extra('cpu'):
+        extra('cpu').speed_up_training(model)   # the same attention, by kernels for CPUs
+    optimizers = model.make_optimizers(
+        optimizer, learning_rate, weight_decay, (beta1, beta2), muon_class)
+    scaler = torch.amp.GradScaler(torch_device.type, enabled=torch_dtype == torch.float16)
+    progress = {'step': 0, 'val_loss': math.inf, 'best_val_loss': math.inf}
     if is_resumed:
-        start, val_loss, best_val_loss = (
-            checkpoint[key] for key in ('step', 'val_loss', 'best_val_loss'))
-        require(0 <= start <= max_iters,
-                f'{out}/ckpt.pt is at step {start}: raise max_iters={max_iters}')
+        progress = {name: checkpoint[name] for name in progress}
+        require(0 <= progress['step'] <= max_iters,
+                f'{out}/ckpt.pt is at step {progress["step"]}: raise max_iters={max_iters}')
         load_optimizers(optimizers, checkpoint['optimizer'])
         if checkpoint['scaler']:
             scaler.load_state_dict(checkpoint['scaler'])
-    groups = [group for opt in optimizers for group in opt.param_groups]    # loading makes new ones
-    step, checkpoint = start, None                          # None: to free its memory
-    is_compiled = compile is True or (compile == 'auto' and device.type == 'cuda')
-    if is_compiled and can_compile(device):
+    start = progress['step']
+    checkpoint = None                           # to free its memory
+    is_compiled = compile is True or (compile == 'auto' and torch_device.type == 'cuda')
+    if is_compiled and can_compile(torch_device):
         model.compile(dynamic=False)
-    parallel = model
-    if world_size > 1:
-        starts = [0] * world_size
-        torch.distributed.all_gather_object(starts, start)
-        require(len(set(starts)) == 1,
-                f'the processes begin at steps {starts}: all need the same {out}')
-        parallel = torch.nn.parallel.DistributedDataParallel(model)
-    peak = peak_flops(device)
-    attention_flops = 12 * n_layer * n_head * model.config.head_dim * block_size
-    flops_per_token = 6 * model.num_params() + attention_flops   # Chowdhery et al. 2022, appendix B
+    parallel = parallelize(model, start, out)   # the model itself, if there is only one process
 
     # the run's folder
-    tracker = None
-    if is_writer:
-        lock = acquire_lock(out / '.lock')                  # until this process ends
-        require(is_resumed or overwrite or not os.path.exists(out / 'ckpt.pt'),
+    is_new = is_writer and not is_resumed
+    if is_new:                                  # only now: a refused run leaves no folder behind
+        lock = acquire_lock(out / '.lock')
+        require(overwrite or not os.path.exists(out / 'ckpt.pt'),
                 f'{out} holds a run already: continue it with --init_from=resume, replace it with '
-                '--overwrite=True, or choose another --out_dir')
-        if wandb_project:                                   # first, as it may fail
-            tracker = extra('tracking').start(wandb_project, out, config)
-        if not is_resumed:
-            for name in FILES:
-                (out / name).unlink(missing_ok=True)
-    log = Log(out / 'log.csv', start, max_iters, is_shown=rank == 0, is_written=is_writer)
+                '--overwrite=True, or choose a different --out_dir')
+    tracker = None
+    if is_writer and wandb_project:             # before files are deleted, as it may fail
+        tracker = extra('tracking').start(wandb_project, out, config)
+    if is_new:
+        for name in FILES:
+            (out / name).unlink(missing_ok=True)
+    log = Log(out / 'log.csv', start, max_iters, is_shown=rank == 0, is_written=is_writer,
+              floor=floor, max_speed=max_speed(model, torch_device), tracker=tracker)
     log.say(f'model   {arch}, {model.num_params():,} parameters: {n_layer} layers, {n_head} heads, '
             f'{n_embd} channels, vocabulary {meta["vocab_size"]:,}')
     log.say(f'data    {dataset}: {len(train_data):,} tokens to train on, '
@@ -340,34 +273,105 @@ if __name__ == '__main__':
             + (f', whose entropy is {floor:.4f} nats per token' if floor else ''))
     log.say(f'steps   {max_iters:,} of {batch_size} x {block_size} tokens, '
             f'{max_iters * batch_size * block_size / len(train_data):.2f} epochs')
-    log.say(f'device  {world_size} x {device.type}, {share // micro} x {micro} sequences each, '
-            + str(dtype).removeprefix('torch.'))
+    log.say(f'device  {world_size} x {torch_device.type}, {share // micro} x {micro} sequences '
+            f'each, {str(torch_dtype).removeprefix("torch.")}')
     if is_resumed:
         log.say(f'resume  {out}/ckpt.pt at step {start}'
                 + ''.join(f', {name}: {change}' for name, change in changes.items()))
 
+    # ---- functions of the run: all that they use is above
+    def micro_batches(step: int):
+        """Yield this process's part of a step's batch: inputs and targets (micro, T)."""
+        begin = (step - 1) * batch_size + rank * share
+        for first in range(begin, begin + share, micro):
+            batch = get_batch(train_data, block_size, seed, range(first, first + micro))
+            x, y = (torch.from_numpy(ids) for ids in batch)
+            if torch_device.type == 'cuda':     # pinned memory is copied while the host goes on
+                x, y = x.pin_memory(), y.pin_memory()
+            if dropout:                         # its masks depend on (seed, first sequence) only
+                torch.manual_seed(hash((seed, first)))
+            yield x.to(torch_device, non_blocking=True), y.to(torch_device, non_blocking=True)
+
+    def training_row(losses: list, norms: list, seconds: float) -> dict:
+        """The row of log.csv for the updates since the last row, up to progress['step'].
+
+        Here the host waits for the device. Raises Error if a loss or a norm is not finite."""
+        step, first = progress['step'], progress['step'] - len(losses) + 1
+        losses, norms = torch.stack(losses), torch.stack(norms)                 # (steps,) each
+        if world_size > 1:
+            torch.distributed.all_reduce(losses)
+            losses /= world_size
+        losses, norms = losses.tolist(), norms.tolist()
+        for at, (loss, norm) in enumerate(zip(losses, norms), first):
+            is_finite = math.isfinite(loss) and (math.isfinite(norm) or scaler.is_enabled())
+            require(is_finite, f'step {at}: the loss is {loss:.4f}, the gradient norm {norm:.4f}: '
+                               f'lower learning_rate; the last good checkpoint is in {out}')
+        tokens = batch_size * block_size
+        return {'step': step, 'tokens': step * tokens, 'train_loss': losses[-1],
+                'grad_norm': norms[-1], 'lr': learning_rate_at(step),
+                'tokens_per_second': round(len(losses) * tokens / seconds)}
+
+    def validation_row() -> dict:
+        """The columns of log.csv for the validation text."""
+        loss = evaluate(model, val_x, val_y, micro, autocast, rank, world_size)
+        require(math.isfinite(loss), f'step {progress["step"]}: the validation loss is {loss}: '
+                f'lower learning_rate; the last good checkpoint is in {out}')
+        if floor and loss < 0.995 * floor:
+            log.say(f'warning: the validation loss {loss:.4f} is below the floor {floor:.4f}: '
+                    'validation text has leaked into the training text')
+        progress['val_loss'] = loss
+        bits = bits_per_byte(loss * len(validation.ids), validation.bytes)
+        return {'val_loss': loss, 'bits_per_byte': bits}
+
+    def save(name: str, **state):
+        """Write a checkpoint to out_dir; `state` is what only a resumed run needs."""
+        if is_writer:
+            save_checkpoint(out / name, model, meta['tokenizer'], dict(config), data=checksums,
+                            **progress, **state)
+
+    def save_to_resume():
+        save('ckpt.pt', optimizer=[opt.state_dict() for opt in optimizers],
+             scaler=scaler.state_dict())
+
+    def save_best():
+        """Write best.pt if no evaluation before had a lower loss."""
+        if progress['val_loss'] < progress['best_val_loss']:
+            progress['best_val_loss'] = progress['val_loss']
+            save('best.pt')
+
+    def show_sample():
+        """Print a text by the model as it is now."""
+        prompt = torch.tensor([[tokenizer.eot]], device=torch_device)
+        model.eval()
+        with autocast:
+            new = model.generate(prompt, 150, temperature=0.8, eot=tokenizer.eot, seed=seed,
+                                 vocab_size=tokenizer.vocab_size)
+            text = tokenizer.decode([int(i) for i in new])
+        model.train()
+        for line in text.splitlines():
+            log.say(line, indent=' ' * 8)
+
     # ---- the loop: an update, then what is due after it
     stop = PoliteStop(max_minutes)
-    began = clock = time.perf_counter()
-    losses, norms, skipped = [], [], 0          # of the updates since the last row, on the device
-    last_step = max_iters
-    if eval_only:
-        show({'step': start, **validation_row()})
-        last_step = start
-    elif eval_interval > 0 and not is_resumed:  # the untrained model
-        row = {'step': 0, 'tokens': 0, **validation_row()}
-        val_loss = row['val_loss']
-        show(row)
+    began = time.perf_counter()
+    if eval_only or (eval_interval > 0 and not is_resumed):     # before the first update
+        row = {'step': start, 'tokens': start * batch_size * block_size, **validation_row()}
+        log.show(row)
         log.write(row)
-        if tracker:
-            tracker.log(row, step=0)
-        save_all()
+        save_to_resume()
+    losses, norms, skipped = [], [], 0          # of the updates since the last row, on the device
+    clock = time.perf_counter()
+    is_stopping = False
+    last_step = start if eval_only else max_iters
     for step in range(start + 1, last_step + 1):
-        for group in groups:
-            group['lr'] = learning_rate_at(step)
-        loss = torch.zeros((), device=device)
+        progress['step'] = step
+        for opt in optimizers:
+            for group in opt.param_groups:
+                group['lr'] = learning_rate_at(step)
+        loss = torch.zeros((), device=torch_device)
         for i, (x, y) in enumerate(micro_batches(step), 1):
-            parallel.require_backward_grad_sync = i == share // micro       # DDP: at the last one
+            if world_size > 1:                  # the processes add their gradients at the last one
+                parallel.require_backward_grad_sync = i == share // micro
             with autocast:
                 part = parallel(x, y) * micro / share
             scaler.scale(part).backward()
@@ -375,8 +379,9 @@ if __name__ == '__main__':
         for opt in optimizers:
             scaler.unscale_(opt)
         norm = torch.nn.utils.clip_grad_norm_(model.parameters(), grad_clip or math.inf)
+        # scaler.step would decide for each optimizer by itself whether to skip an overflow of fp16
         if scaler.is_enabled() and not norm.isfinite():
-            skipped += 1                        # fp16 overflowed: no optimizer takes this gradient
+            skipped += 1
         else:
             for opt in optimizers:
                 opt.step()
@@ -387,60 +392,56 @@ if __name__ == '__main__':
 
         is_eval_due = step == max_iters or (eval_interval > 0 and step % eval_interval == 0)
         is_row_due = is_eval_due or step % log_interval == 0
-        is_stopping = stop.is_agreed(device, is_row_due)
+        is_stopping = stop.is_agreed(torch_device, is_row_due)
         if not is_row_due and not is_stopping:
             continue
         row = training_row(losses, norms, time.perf_counter() - clock)
-        losses, norms = [], []
-        if is_eval_due or stop.is_out_of_time:
-            measured = validation_row()
-            show(row | measured)
-            val_loss = measured['val_loss']
-            if val_loss < best_val_loss:
-                best_val_loss = val_loss
-                save('best.pt')
-            show_sample()
-            if is_eval_due:                     # log.csv gets no value that an unbroken run has not
-                row |= measured
-        else:
-            show(row)
+        if is_eval_due:
+            row |= validation_row()
+            save_best()
+        log.show(row, skipped)
         if is_row_due:
             log.write(row)
-            if tracker:
-                tracker.log(row, step=step)
-        if is_eval_due or is_stopping:
-            save_all()
+        if is_eval_due:
+            show_sample()
+            save_to_resume()
         if is_stopping:
             break
-        clock = time.perf_counter()
+        losses, norms, clock = [], [], time.perf_counter()
+    if is_stopping and not is_eval_due:         # log.csv has only what an uninterrupted run writes
+        if stop.is_out_of_time:
+            log.show(row | validation_row(), skipped)
+            save_best()
+            show_sample()
+        save_to_resume()
 
     # ---- the end
-    log.bar.close()
+    log.close()
+    step = progress['step']
     if is_writer:
         if extra('plots'):
             extra('plots').plot_losses([out], out / 'loss.png', floor)
         log.say()
-        if best_val_loss < math.inf:
-            bits = bits_per_byte(best_val_loss * len(validation.ids), validation.bytes)
-            log.say(f'best    val loss {best_val_loss:.4f}, {bits:.4f} bits per byte'
-                    + (f', {best_val_loss / floor - 1:+.1%} of the floor' if floor else ''))
+        best = progress['best_val_loss']
+        if best < math.inf:
+            bits = bits_per_byte(best * len(validation.ids), validation.bytes)
+            log.say(f'best    val loss {best:.4f}, {bits:.4f} bits per byte'
+                    + (f', {best / floor - 1:.1%} above the floor' if floor else ''))
         if step < max_iters:
             log.say(f'stopped at step {step:,} of {max_iters:,}')
         memory = ''
-        if device.type == 'cuda':
-            memory = f', {torch.cuda.max_memory_allocated(device) / 2 ** 30:.1f} GiB at most'
+        if torch_device.type == 'cuda':
+            memory = f', {torch.cuda.max_memory_allocated(torch_device) / 2 ** 30:.1f} GiB at most'
         log.say(f'spent   {(time.perf_counter() - began) / 60:.1f} minutes, '
                 f'{(step - start) * batch_size * block_size:,} tokens' + memory)
         log.say('saved   ' + ', '.join(f'{out}/{name}' for name in FILES if (out / name).exists()))
         command = 'sample.py' if step == max_iters else 'train.py --init_from=resume'
         log.say(f'next    python {command}' + ('' if out_dir == 'out' else f' --out_dir={out_dir}'))
-    if tracker:
-        tracker.finish()
     status = stop.status if step < max_iters else 0         # a signal, if it ended the run
     if world_size > 1:
         torch.distributed.destroy_process_group()
         sys.stdout.flush()
         sys.stderr.flush()
-        os._exit(status)                        # gloo's threads can abort an ordinary end
+        os._exit(status)                        # a normal exit can crash in gloo's threads
     if status:
         sys.exit(status)

@@ -1,7 +1,7 @@
 """What the scripts share: knobs, errors, device and precision.
 
-No default of a knob lives here. _files.py writes files safely, _run.py is what train.py has around
-its loop, and all other files of this folder are recipes for train.py."""
+The defaults of knobs are in the scripts. _files.py writes files safely, _run.py has helpers of
+train.py, and all other files of this folder are recipes for train.py."""
 import ast
 import contextlib
 import difflib
@@ -35,8 +35,8 @@ def print_error(kind, error, trace):
     if issubclass(kind, KeyboardInterrupt):
         sys.exit(130)
     if issubclass(kind, MemoryError) or re.search("out of memory|can't allocate memory", message):
-        message = ('out of memory: leave out micro_batch_size, so that one is chosen that fits, or '
-                   'use a smaller model')
+        message = ('out of memory: use a smaller model or, in training, a smaller '
+                   'micro_batch_size (0 = as large as fits)')
     elif re.search('gloo/transport|NCCL', message):
         message = ('another process of this run was lost; continue with --init_from=resume '
                    f'({message[:160]})')
@@ -131,8 +131,10 @@ def check_type(name: str, value, defaults: dict, where: str):
     """The value, an int as a float where a float belongs. Raises Error if the knob or the type
     is wrong."""
     if name not in defaults:
-        near = difflib.get_close_matches(RENAMED.get(name, name), defaults, 1)
+        near = difflib.get_close_matches(name, defaults, 1)
         hint = f'did you mean {near[0]}?' if near else '--help lists them'
+        if RENAMED.get(name) in defaults:
+            hint = f'here {RENAMED[name]} does its work'
         raise Error(f'{where}: unknown knob {name!r}: {hint}')
     default = defaults[name]
     if type(default) is float and type(value) is int:

@@ -65,12 +65,12 @@ def acquire_lock(path):
         path.parent.mkdir(parents=True, exist_ok=True)
         path.touch()
     except OSError as e:
-        raise Error(f'cannot write to {path.parent}: {e.strerror}; choose another') from e
+        raise Error(f'cannot write to {path.parent}: {e.strerror}; use a different one') from e
     try:
         # is_singleton: this process may take it again
         return FileLock(path, is_singleton=True).acquire(timeout=0)
     except Timeout as e:
-        raise Error(f'{path.parent} is in use by another run; wait, or choose another') from e
+        raise Error(f'{path.parent} is in use by another run; wait, or use a different one') from e
     except OSError:
         return contextlib.nullcontext()                     # this file system has no locks
 

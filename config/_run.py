@@ -1,16 +1,17 @@
-"""What train.py has around its loop: its processes, its log on disk and screen, and stops
-without loss."""
+"""Helpers of train.py: its processes, its log on disk and on the screen, and stops without loss."""
 import csv
 import os
+import shutil
 import signal
 import sys
+import textwrap
 import time
 from pathlib import Path
 
 import torch
 from tqdm import tqdm
 
-from config import Error, pick_device
+from config import Error, pick_device, require
 from config._files import atomic
 
 COLUMNS = ['step', 'tokens', 'train_loss', 'val_loss', 'bits_per_byte', 'lr', 'grad_norm',
@@ -18,6 +19,20 @@ COLUMNS = ['step', 'tokens', 'train_loss', 'val_loss', 'bits_per_byte', 'lr', 'g
 TOKENS_ON_CPU = 8192            # that a CPU holds at once: more takes memory and is no faster
 # Peak of dense matrix products in 16 bits, in TFLOP/s, by a word in the name of a GPU
 PEAK_TFLOPS = {'H200': 989, 'H100': 989, 'A100': 312, 'L4': 121, 'T4': 65, '4090': 165, '3090': 71}
+
+
+def max_speed(model: torch.nn.Module, device: torch.device) -> float | None:
+    """Tokens per second at which training would use all FLOP/s of the GPUs, None if unknown.
+
+    What a run reaches of it is its MFU (Chowdhery et al. 2022, appendix B)."""
+    peak = peak_flops(device)
+    if peak is None:
+        return None
+    shape = model.config
+    attention = 12 * shape.n_layer * shape.n_head * shape.head_dim * shape.block_size
+    flops_per_token = 6 * model.num_params() + attention
+    gpus = torch.distributed.get_world_size() if torch.distributed.is_initialized() else 1
+    return gpus * peak / flops_per_token
 
 
 def peak_flops(device: torch.device) -> float | None:
@@ -74,6 +89,19 @@ def pick_micro_batch(model: torch.nn.Module, autocast, share: int) -> int:
     return max(n for n in range(1, share + 1) if share % n == 0 and n <= max(1, most))
 
 
+def parallelize(model: torch.nn.Module, start: int, out: Path) -> torch.nn.Module:
+    """The model, or with several processes one that averages their gradients.
+
+    Raises Error if the processes start at different steps."""
+    if not torch.distributed.is_initialized():
+        return model
+    starts = [0] * torch.distributed.get_world_size()
+    torch.distributed.all_gather_object(starts, start)
+    require(len(set(starts)) == 1,
+            f'the processes begin at steps {starts}: all need the same {out}')
+    return torch.nn.parallel.DistributedDataParallel(model)
+
+
 def can_compile(device: torch.device) -> bool:
     """Whether torch.compile works: it needs a C++ compiler, for GPUs Triton. Warns if not."""
     try:
@@ -89,13 +117,21 @@ class Log:
     """Rows of log.csv; on the screen a progress bar, or where there is no terminal a line for
     each row."""
 
-    def __init__(self, path: Path, step: int, last_step: int, is_shown: bool, is_written: bool):
-        """step: the steps done so far. log.csv is begun with the rows that it has up to that
-        step: a crash may have left others behind them, for steps that are trained again."""
+    def __init__(self, path: Path, step: int, last_step: int, is_shown: bool, is_written: bool,
+                 floor: float | None = None, max_speed: float | None = None, tracker=None):
+        """step: the steps done so far. Rows of log.csv after it are dropped: a crash may have
+        left them, and their steps are trained again.
+        floor: the lowest possible loss; max_speed: tokens per second at an MFU of 100%;
+        tracker: a run of extras/tracking.py."""
         self.path = path
         self.is_shown = is_shown
         self.is_written = is_written
+        self.floor = floor
+        self.max_speed = max_speed
+        self.tracker = tracker
+        self.width = shutil.get_terminal_size((80, 24)).columns
         self.bar = tqdm(total=last_step, initial=step, disable=None if is_shown else True,
+                        smoothing=0, dynamic_ncols=True,
                         bar_format='{l_bar}{bar}| {n_fmt}/{total_fmt} steps, {remaining} left'
                                    '{postfix}')
         if is_written:
@@ -107,12 +143,14 @@ class Log:
             with atomic(path) as temporary, open(temporary, 'w', newline='', encoding='utf-8') as f:
                 csv.writer(f).writerows([COLUMNS, *rows])
 
-    def say(self, text: str = ''):
+    def say(self, text: str = '', indent: str = ''):
+        """Print a text, in lines that fit the screen."""
         if self.is_shown:
-            tqdm.write(text)
+            tqdm.write(textwrap.fill(text, self.width - 1, break_long_words=False,
+                                     initial_indent=indent, subsequent_indent=' ' * 8))
 
     def write(self, row: dict):
-        """Append a row to log.csv; columns without a value stay empty."""
+        """Append a row to log.csv, where columns without a value stay empty."""
         if not self.is_written:
             return
         try:
@@ -120,20 +158,35 @@ class Log:
                 csv.writer(f).writerow([row.get(column, '') for column in COLUMNS])
         except OSError as e:
             raise Error(f'cannot write {self.path}: {e}; the last checkpoint is intact') from e
+        if self.tracker:
+            self.tracker.log(row, step=row['step'])
 
-    def show(self, row: dict, notes: str = ''):
-        """Move the bar, and print the row if there is no bar or if it has a validation loss."""
-        text = f'step {row["step"]:>6}'
+    def show(self, row: dict, skipped: int = 0):
+        """Move the bar, or print the row if there is none; print its validation loss anyway."""
+        step = f'step {row["step"]:>6}  '
         if 'train_loss' in row:
             loss, speed = row['train_loss'], row['tokens_per_second']
-            text += f'  loss {loss:.4f}  lr {row["lr"]:.2e}  norm {row["grad_norm"]:.2f}'
-            text += f'  {speed:>9,} tokens/s'
-            self.bar.set_postfix_str(f'train loss {loss:.3f}, {speed:,} tokens/s', refresh=False)
-        if 'val_loss' in row:
-            text += f'  val {row["val_loss"]:.4f}  {row["bits_per_byte"]:.4f} bits/byte'
+            mfu = f'  MFU {speed / self.max_speed:.1%}' if self.max_speed else ''
+            skips = f'  {skipped} skipped' if skipped else ''
+            if self.bar.disable:
+                self.say(f'{step}loss {loss:.4f}  lr {row["lr"]:.2e}  norm {row["grad_norm"]:.2f}  '
+                         f'{speed:>9,} tokens/s{mfu}{skips}')
+            fits = self.width >= 70
+            self.bar.set_postfix_str(f'loss {loss:.3f}' + f', {speed:,} tokens/s' * fits,
+                                     refresh=False)
+        else:
+            self.bar.unpause()                  # the time of the first evaluation is not a step's
         self.bar.update(row['step'] - self.bar.n)
-        if 'val_loss' in row or self.bar.disable:
-            self.say(text + notes)
+        if 'val_loss' in row:
+            text = f'{step}val {row["val_loss"]:.4f}  {row["bits_per_byte"]:.4f} bits/byte'
+            if self.floor and row['step'] > 0:
+                text += f'  {row["val_loss"] / self.floor - 1:.1%} above the floor'
+            self.say(text)
+
+    def close(self):
+        self.bar.close()
+        if self.tracker:
+            self.tracker.finish()
 
 
 class PoliteStop:

@@ -49,11 +49,11 @@ def open_split(folder: Path, meta: dict, split: str, verify: bool) -> np.ndarray
     Its content is verified up to 1 GB, or with verify=True."""
     path, about = folder / f'{split}.bin', meta[split]
     if path.stat().st_size != about['tokens'] * np.dtype(meta['dtype']).itemsize:
-        raise ValueError(f'{path.name} has another size than meta.json says')
+        raise ValueError(f'{path.name} has a different size from what meta.json says')
     ids = np.memmap(path, meta['dtype'], 'r')
     if verify or ids.nbytes <= 10 ** 9:
         if checksum(path) != about['checksum']:
-            raise ValueError(f'{path.name} has another checksum than meta.json says')
+            raise ValueError(f'{path.name} has a different checksum from what meta.json says')
         if ids.max() >= meta['vocab_size']:
             raise ValueError(f'{path.name} has ids from vocab_size={meta["vocab_size"]} on')
     return ids

@@ -31,7 +31,7 @@ def open_validation(lm, dataset: str, eval_tokens: int) -> OpenedValidation:
     require(name, 'this model does not say what it was trained on: set dataset')
     meta, train, val = open_dataset(name)
     require(Tokenizer(meta['tokenizer']) == lm.tokenizer,
-            f'data/{name} has another tokenizer than the model: set another dataset')
+            f'data/{name} has a different tokenizer from the model; set a different dataset')
     text = validation_text(meta, val, lm.tokenizer, eval_tokens)
     ends = np.flatnonzero(text.ids == meta['eot']) + 1
     documents = np.split(text.ids, ends)[:max(1, len(ends))]

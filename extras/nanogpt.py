@@ -69,7 +69,7 @@ def convert(found: dict, path: Path) -> dict:
         dataset = found.get('config', {}).get('dataset', '')
         tokenizer = {'kind': 'char', 'alphabet': read_alphabet(path, str(dataset))}
         require(len(tokenizer['alphabet']) == config['vocab_size'],
-                f'its meta.pkl is of another dataset: put the right one into {path.parent}')
+                f'its meta.pkl is of a different dataset: put the right one into {path.parent}')
     return {'format': FORMAT, 'model': state, 'tokenizer': tokenizer, 'config': {},
             'model_config': {'arch': 'gpt2', 'bias': shape.get('bias', True), **config}}
 

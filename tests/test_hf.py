@@ -366,7 +366,7 @@ def test_gpt2_from_a_folder_fits_data_prepared_with_tiktoken(run, specs):
             run('train.py', *knobs, knob)
     assert run('train.py', *knobs)['block_size'] == 256
     prepare_text(run, NUMBERED, '--tokenizer=char', '--overwrite=True')
-    with pytest.raises(Error, match='another tokenizer'):
+    with pytest.raises(Error, match='different tokenizer'):
         run('train.py', *knobs, '--block_size=8')
 
 
@@ -424,7 +424,7 @@ def test_a_checkpoint_of_nanogpt_that_cannot_come_in_is_an_error(run):
             load('out-x')
     save_as_nanogpt(good['model'], **good['model_args'])
     one = pickle.dumps({'itos': {0: ' '}})
-    for content, named in ((one, 'another dataset'), (pickle.dumps(Bomb()), 'meta.pkl holds a '), (None, 'put the ')):
+    for content, named in ((one, 'different dataset'), (pickle.dumps(Bomb()), 'meta.pkl holds a '), (None, 'put the ')):
         Path('out-x/meta.pkl').write_bytes(content) if content else Path('out-x/meta.pkl').unlink()
         with pytest.raises(Error, match=named):
             load('out-x')
@@ -513,7 +513,7 @@ def test_evaluate_says_what_training_said(run, dataset, capsys):
     loss = float(row['val_loss'])
     assert f'{loss:.4f} nats' in out and f'{math.exp(loss):.3f}' in out
     assert f'bits/byte   {float(row["bits_per_byte"]):.4f}' in out and 'floor' not in out
-    with pytest.raises(Error, match='another tokenizer'):
+    with pytest.raises(Error, match='different tokenizer'):
         Path('new.txt').write_text('something else' * 50, encoding='utf-8')
         run('prepare.py', '--input=new.txt', '--tokenizer=char')
         run('sample.py', '--evaluate=True', '--dataset=new_char')

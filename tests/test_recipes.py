@@ -38,8 +38,8 @@ def test_a_recipe_builds_what_it_states(recipe):
         millions = re.search(r'\(([\d.]+)M', command)[1] if len(commands) > 1 else stated
         assert config['out_dir'] == f'out/{recipe.stem}' and config['dataset'] == prepare['dataset_name']()
         assert config['min_lr'] < config['learning_rate'] or config['init_from'] != 'scratch'
-        train['check_knobs'].__globals__.update(config, config=config, world_size=1)
-        train['check_knobs']()
+        train['check_knobs'].__globals__.update(config, config=config)
+        train['check_knobs'](1)
         for number, unit in re.findall(r'([\d.]+)([MB]) tokens', text):
             tokens = config['max_iters'] * config['batch_size'] * config['block_size']
             assert f'{tokens / {"M": 1e6, "B": 1e9}[unit]:.3g}' == number

@@ -431,7 +431,7 @@ def test_a_terminal_shows_loss_bits_per_byte_speed_and_time_left(run, dataset, m
     terminal.isatty = lambda: True
     monkeypatch.setattr(sys, 'stderr', terminal)
     run('train.py', f'--dataset={dataset}', *TINY)
-    bar = r'12/12 steps, (\d\d:\d\d) left, train loss (\S+), [\d,]+ tokens/s'
+    bar = r'12/12 steps, (\d\d:\d\d) left, loss (\S+), [\d,]+ tokens/s'
     left, loss = re.findall(bar, terminal.getvalue())[-1]
     last = read_log()[-1]
     assert left == '00:00' and float(loss) == pytest.approx(float(last['train_loss']), abs=1e-3)
