@@ -24,8 +24,7 @@ WITHOUT_CUDNN = [SDPBackend.FLASH_ATTENTION, SDPBackend.EFFICIENT_ATTENTION, SDP
 
 @dataclass
 class GPTConfig:
-    """The shape of a GPT. Fields with a default are knobs of train.py; --help prints their
-    comments."""
+    """The shape of a GPT. Fields with a default are knobs of train.py, their comments its help."""
     vocab_size: int             # rows of the embedding: as many as there are tokens, or more
     arch: str = 'qwen3'         # qwen3 (RoPE, RMSNorm, SwiGLU) or gpt2 (learned positions, GELU)
     block_size: int = 256       # tokens of context

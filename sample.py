@@ -3,21 +3,21 @@
 In Python: from sample import load; print(load('out').generate('Once upon a time'))."""
 from config import configure
 
-out_dir = 'out'        # the run to sample from, a checkpoint, or the folder of a Hugging Face model
-start = ''                  # the prompt, or FILE:path to read it from; '' = begin a new document
-num_samples = 3             # samples to draw, all at once
-max_new_tokens = 300        # most tokens of a sample; it ends earlier at its end-of-text
-temperature = 0.8           # below 1 safer, above 1 wilder, 0 = always the likeliest token
-top_k = 0                   # only among the k likeliest tokens; 0 = off
-top_p = 1.0                 # only among the likeliest tokens that make up this probability; 1 = off
+out_dir = 'out'             # a run, a checkpoint, or the folder of a Hugging Face model
+start = ''                  # the prompt, or FILE:path to read it from; '' = a new document
+num_samples = 3             # number of samples, drawn together
+max_new_tokens = 300        # maximum tokens per sample; end-of-text ends it earlier
+temperature = 0.8           # below 1 safer, above 1 wilder; 0 = always the likeliest token
+top_k = 0                   # choose among the k likeliest tokens only; 0 = off
+top_p = 1.0                 # choose among the likeliest with this probability together; 1 = off
 repetition_penalty = 1.0    # above 1, tokens that occurred already become less likely
 seed = 1337                 # sample i is drawn with seed + i
 interactive = False         # read prompts from the keyboard until an empty line
 device = 'auto'             # auto (cuda, mps or cpu), or one of them by name
-dtype = 'auto'              # bfloat16, float16 or float32, to sample in; auto = the fastest
-fast = True                 # use the faster routines for this machine in extras/, if they are there
-compile = False             # compile first, half a minute: then a text comes several times faster
-# Each of these is done by one file of extras/ instead of sampling.
+dtype = 'auto'              # of the weights: bfloat16, float16, float32; auto = the fastest
+fast = True                 # use the faster routines that extras/ has for this machine
+compile = False             # compile first, for half a minute; makes one text several times faster
+# Each of these does something else instead of sampling; extras/ has a file for each.
 plot = ''                   # draw the losses of these runs (A,B,...) into plot.png of the first
 attention = ''              # draw the attention of every layer and head in `start`: FILE.png
 surprise = ''         # show how unexpected each token of `start` (or a held-out text) is: FILE.html
@@ -44,14 +44,14 @@ from model import GPT, build_model, load_weights
 
 
 class LanguageModel:
-    """A trained model with its tokenizer. The knobs of generate, stream and rows are those of
-    sample.py, and so are their defaults."""
+    """A trained model with its tokenizer. Its methods take the sampling knobs above as keywords,
+    with the same defaults."""
 
     def __init__(self, model: GPT, tokenizer: Tokenizer, dataset: str = '', sampler=None):
         self.model = model
         self.tokenizer = tokenizer
-        self.dataset = dataset          # NAME of what it was trained on, '' = unknown
-        self.sampler = sampler          # of extras/sampling.py: makes a faster copy of the model
+        self.dataset = dataset          # NAME of the dataset that it was trained on; '' = unknown
+        self.sampler = sampler          # makes a faster copy of the model: extras/sampling.py
 
     def generate(self, prompt: str = '', **knobs) -> str:
         """The prompt and its continuation."""
@@ -112,7 +112,7 @@ def load(path='out', device: str = 'auto', dtype: str = 'auto', fast: bool = Tru
 
 
 def read_prompt(text: str) -> str:
-    """The text, or the content of the file that it names as FILE:path."""
+    """The text itself, or, if it is FILE:path, the content of that file."""
     if not text.startswith('FILE:'):
         return text
     try:
@@ -123,7 +123,7 @@ def read_prompt(text: str) -> str:
 
 # ---- what the script does
 def sample_texts(lm: LanguageModel, prompt: str):
-    """Print the samples, and how fast they came. A single one is shown as it comes."""
+    """Print the samples and their speed. A single one is shown while it is generated."""
     tokens, began = 0, time.perf_counter()
     if num_samples == 1:
         print(prompt, end='')
@@ -152,7 +152,7 @@ def talk(lm: LanguageModel):
 
 
 def hand_over():
-    """Do what the knobs ask of extras/, in fp32. Nothing is sampled here."""
+    """Run the features of extras/ that the knobs ask for; in fp32, so that they are exact."""
     for name, ending in (('attention', '.png'), ('surprise', '.html')):
         require(not config[name] or config[name].endswith(ending),
                 f'{name}={config[name]}: name a file that ends in {ending}')
