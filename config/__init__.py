@@ -1,7 +1,7 @@
 """What the scripts share: knobs, errors, device and precision.
 
-The defaults of knobs are in the scripts. _files.py writes files safely, _run.py has helpers of
-train.py, and all other files of this folder are recipes for train.py."""
+The defaults of knobs are in the scripts. _files.py writes files safely, _terminal.py fits text
+to the screen, _run.py helps train.py. All other files of this folder are recipes for train.py."""
 import ast
 import contextlib
 import difflib

@@ -1,10 +1,8 @@
 """Helpers of train.py: its processes, its log on disk and on the screen, and stops without loss."""
 import csv
 import os
-import shutil
 import signal
 import sys
-import textwrap
 import time
 from pathlib import Path
 
@@ -13,6 +11,7 @@ from tqdm import tqdm
 
 from config import Error, pick_device, require
 from config._files import atomic
+from config._terminal import columns, fit
 
 COLUMNS = ['step', 'tokens', 'train_loss', 'val_loss', 'bits_per_byte', 'lr', 'grad_norm',
            'tokens_per_second']
@@ -129,7 +128,6 @@ class Log:
         self.floor = floor
         self.max_speed = max_speed
         self.tracker = tracker
-        self.width = shutil.get_terminal_size((80, 24)).columns
         self.bar = tqdm(total=last_step, initial=step, disable=None if is_shown else True,
                         smoothing=0, dynamic_ncols=True,
                         bar_format='{l_bar}{bar}| {n_fmt}/{total_fmt} steps, {remaining} left'
@@ -146,8 +144,7 @@ class Log:
     def say(self, text: str = '', indent: str = ''):
         """Print a text, in lines that fit the screen."""
         if self.is_shown:
-            tqdm.write(textwrap.fill(text, self.width - 1, break_long_words=False,
-                                     initial_indent=indent, subsequent_indent=' ' * 8))
+            tqdm.write(fit(text, indent, hang=' ' * 8))
 
     def write(self, row: dict):
         """Append a row to log.csv, where columns without a value stay empty."""
@@ -171,9 +168,10 @@ class Log:
             if self.bar.disable:
                 self.say(f'{step}loss {loss:.4f}  lr {row["lr"]:.2e}  norm {row["grad_norm"]:.2f}  '
                          f'{speed:>9,} tokens/s{mfu}{skips}')
-            fits = self.width >= 70
-            self.bar.set_postfix_str(f'loss {loss:.3f}' + f', {speed:,} tokens/s' * fits,
-                                     refresh=False)
+            postfix = f'loss {loss:.3f}'
+            if columns() >= 80:
+                postfix += f', {speed:,} tokens/s'
+            self.bar.set_postfix_str(postfix, refresh=False)
         else:
             self.bar.unpause()                  # the time of the first evaluation is not a step's
         self.bar.update(row['step'] - self.bar.n)
