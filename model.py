@@ -16,7 +16,7 @@ from torch.utils.checkpoint import checkpoint as recompute
 from config import Error, extra, require
 from config._files import load_sealed, save_sealed
 
-MAX_LOGITS = 2 ** 25        # that the loss computes at once: 128 MiB in fp32
+MAX_LOGITS = 2 ** 25        # the most logits that the loss computes at once: 128 MiB in fp32
 FORMAT = 1                  # version of the checkpoint's format
 # For generation: cuDNN would prepare a kernel for each new length of a text, 50 ms each.
 WITHOUT_CUDNN = [SDPBackend.FLASH_ATTENTION, SDPBackend.EFFICIENT_ATTENTION, SDPBackend.MATH]
@@ -134,8 +134,10 @@ class KVCache:
 
 
 class Attention(nn.Module):
-    """Causal self-attention. In qwen3 queries share keys and values in groups (Ainslie et al.
-    2023), queries and keys are normed, and rotated by their positions."""
+    """Causal self-attention (Vaswani et al. 2017): each token gathers from itself and those before.
+
+    In qwen3, groups of queries share keys and values (Ainslie et al. 2023), and queries and keys
+    are normed, then rotated by their positions."""
 
     def __init__(self, config: GPTConfig):
         super().__init__()
@@ -157,9 +159,9 @@ class Attention(nn.Module):
         B, T, _ = x.shape
         H, K, D = self.n_head, self.n_kv_head, self.head_dim
         q, k, v = self.c_attn(x).split((H * D, K * D, K * D), dim=2)
-        q = self.q_norm(q.view(B, T, H, D))
-        k = self.k_norm(k.view(B, T, K, D))
-        v = v.view(B, T, K, D)
+        q = self.q_norm(q.view(B, T, H, D))                             # queries: what it looks for
+        k = self.k_norm(k.view(B, T, K, D))                             # keys: what it offers
+        v = v.view(B, T, K, D)                                          # values: what it passes on
         if rope is not None:
             q, k = rotate(q, rope), rotate(k, rope)
         q, k, v = (t.transpose(1, 2) for t in (q, k, v))                # (B, H or K, T, D)
@@ -169,7 +171,12 @@ class Attention(nn.Module):
         return self.c_proj(y.transpose(1, 2).reshape(B, T, H * D))      # (B, T, C)
 
     def attend(self, q: Tensor, k: Tensor, v: Tensor, mask: Tensor | None) -> Tensor:
-        """softmax(q k^T / sqrt(D)) v, where the mask allows it, in one fused kernel."""
+        """Each query's mean of the values, (B, H, T, D), weighted by how well their keys fit it.
+
+        One fused kernel computes the following without ever storing the weights:
+            scores = (q @ k.mT / math.sqrt(D)).masked_fill(~mask, -math.inf)     # (B, H, T, S)
+            weights = dropout(scores.softmax(dim=-1))                            # (B, H, T, S)
+            return weights @ v                                                   # (B, H, T, D)"""
         return F.scaled_dot_product_attention(
             q, k, v, attn_mask=mask, is_causal=mask is None,
             dropout_p=self.dropout if self.training else 0.0,
@@ -197,7 +204,7 @@ class MLP(nn.Module):
 
 
 class Block(nn.Module):
-    """Add attention's output to x, then the MLP's."""
+    """Add to x what the attention computes from it, then what the MLP computes."""
 
     def __init__(self, config: GPTConfig):
         super().__init__()
@@ -239,11 +246,14 @@ class GPT(nn.Module):
             if isinstance(module, nn.Linear) and module.bias is not None:
                 nn.init.zeros_(module.bias)
         for name, p in self.named_parameters():
-            if name.endswith('c_proj.weight'):   # 2 in each layer add to x: keep their sum in scale
+            # Each layer adds the outputs of two c_proj to x. Smaller weights keep x from growing
+            # with the number of layers (Radford et al. 2019).
+            if name.endswith('c_proj.weight'):
                 nn.init.normal_(p, std=0.02 / math.sqrt(2 * self.config.n_layer))
         # With a head_gain of 20, the output matrix begins 20 times smaller and its input 20 times
         # larger. An AdamW step changes a weight by the learning rate, whatever the weight's size.
-        # So it changes the logits 20 times more.
+        # So it changes the logits 20 times more. (A tied embedding begins smaller as well, which
+        # the norms of the blocks make up for.)
         self.norm_f.weight *= self.config.head_gain
         self.lm_head.weight /= self.config.head_gain
 
@@ -255,10 +265,10 @@ class GPT(nn.Module):
         continue the text that the caches have read, and are added to them."""
         T = idx.shape[1]
         if caches:
-            positions, keys = caches[0].place(T)            # (T,), (S,)
+            positions, key_positions = caches[0].place(T)   # (T,), (S,)
         else:
-            positions = keys = torch.arange(T, device=idx.device)
-        mask = self.attention_mask(positions, keys)         # (T, S)
+            positions = key_positions = torch.arange(T, device=idx.device)
+        mask = self.attention_mask(positions, key_positions)            # (T, S)
         x = self.wte(idx)                                   # (B, T, C)
         rope = None
         if self.config.arch == 'gpt2':
@@ -270,13 +280,13 @@ class GPT(nn.Module):
             x = block(x, rope, mask, caches[i] if caches else None)
         return self.norm_f(x)
 
-    def attention_mask(self, positions: Tensor, keys: Tensor) -> Tensor | None:
-        """Which of the tokens at positions keys (S,) each query at positions (T,) sees: (T, S).
-
-        None for a whole text, S = T: the fused kernel has this causal mask built in."""
-        if len(keys) == len(positions):
+    def attention_mask(self, positions: Tensor, key_positions: Tensor) -> Tensor | None:
+        """(T, S): whether the query at each of positions (T,) sees the key at each of
+        key_positions (S,). None for a text without a past, S = T: the fused kernel has this
+        causal mask built in."""
+        if len(key_positions) == len(positions):
             return None
-        return keys <= positions[:, None]
+        return key_positions <= positions[:, None]
 
     def forward(self, idx: Tensor, targets: Tensor | None = None) -> Tensor:
         """Logits (B, T, V) of ids (B, T). With targets (B, T): the mean of their cross-entropy,
@@ -286,7 +296,7 @@ class GPT(nn.Module):
             return self.lm_head(x)                                      # (B, T, V)
         x, targets = x.flatten(0, 1), targets.flatten()                 # (B T, C), (B T,)
         is_large = len(x) * self.config.vocab_size > MAX_LOGITS
-        if is_large and not torch.compiler.is_compiling():
+        if is_large and not torch.compiler.is_compiling():  # compiled, the loss needs less memory
             return self.loss_in_pieces(x, targets)
         logits = self.lm_head(x).float()                                # (B T, V)
         return F.cross_entropy(logits, targets, ignore_index=-1)
@@ -372,8 +382,9 @@ class GPT(nn.Module):
         sampling, Holtzman et al. 2020). Values equal to the smallest of these are kept as well."""
         ordered = p.sort(dim=-1, descending=True).values
         sum_before = ordered.cumsum(dim=-1) - ordered
-        smallest = ordered.masked_fill(sum_before >= top_p, 1).amin(dim=-1, keepdim=True)
-        return p * (p >= smallest)
+        number_kept = (sum_before < top_p).sum(dim=-1, keepdim=True)    # (B, 1)
+        smallest_kept = ordered.gather(-1, number_kept - 1)             # (B, 1)
+        return p * (p >= smallest_kept)
 
     # ---- optimizers
     def make_optimizers(self, optimizer: str, learning_rate: float, weight_decay: float,

@@ -171,12 +171,12 @@ def make_tokenizer(kind: str, vocab_size: int, raw, corpus: Corpus, train,
 def tokenize(tokenizer: Tokenizer, texts):
     """Yield arrays of ids of the pieces (text, ends), with end-of-text after each document."""
     def encode(chunk):
+        # The tokenizer ends every piece with end-of-text. Those within documents are removed.
         texts, ends = zip(*chunk)
-        ids = tokenizer.encode_documents(list(texts))       # with end-of-text after each
+        ids = tokenizer.encode_documents(list(texts))
         eots = np.flatnonzero(ids == tokenizer.eot)
-        require(len(eots) == len(texts), 'this tokenizer makes end-of-text of ordinary text')
-        within_documents = eots[~np.array(ends)]            # after a piece that ends none
-        return np.delete(ids, within_documents)
+        require(len(eots) == len(texts), 'this tokenizer encodes ordinary text as end-of-text')
+        return np.delete(ids, eots[~np.array(ends)])
 
     texts, waiting = iter(texts), deque()
     with ThreadPoolExecutor(WORKERS) as pool:
@@ -278,7 +278,7 @@ def window_starts(tokens: int, block_size: int, seed: int, epoch: int) -> np.nda
 
     Each epoch cuts the tokens into windows at a new random phase and shuffles the windows; each
     occurs once. A window has block_size inputs; its last target is the token after them."""
-    windows = max(1, (tokens - block_size) // block_size)
+    windows = max(1, (tokens - block_size) // block_size)   # leaves room for the phase
     rng = np.random.default_rng((seed, epoch))
     phase = rng.integers(tokens - windows * block_size)
     return phase + block_size * rng.permutation(windows)
@@ -421,8 +421,8 @@ def make_dataset(folder: Path, splits: dict, about: dict):
     print(f'{folder} made in {time.time() - began:.1f} s')
     share = val['bytes'] / (val['bytes'] + train['bytes'])
     if input and share > 2 * val_fraction:
-        warn(f'{share:.0%} of the text is held out, as a document stays whole; '
-             'smaller ones divide better')
+        warn(f'{share:.0%} of the text is held out, as documents are not cut; '
+             'divide the text into smaller ones')
     if val['tokens'] < 1000:
         warn(f'only {val["tokens"]} tokens for validation: their loss will say little')
 
@@ -442,7 +442,7 @@ def main():
             require(meta.get('fingerprint') == about['fingerprint'],
                     f'{folder} holds something else ({meta["command"]}); use a different --name, '
                     'or --overwrite=True')
-            print(f'{folder} is there already, of the same text and knobs: nothing to do')
+            print(f'{folder} is there already, made from the same text and knobs: nothing to do')
         else:
             splits, about['licence'] = read_source(source, files)
             make_dataset(folder, splits, about)

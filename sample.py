@@ -12,12 +12,12 @@ top_k = 0                   # choose among the k likeliest tokens only; 0 = off
 top_p = 1.0                 # choose among the likeliest with this probability together; 1 = off
 repetition_penalty = 1.0    # above 1, tokens that occurred already become less likely
 seed = 1337                 # sample i is drawn with seed + i
-interactive = False         # read prompts from the keyboard until an empty line
 device = 'auto'             # auto (cuda, mps or cpu), or one of them by name
 dtype = 'auto'              # of the weights: bfloat16, float16, float32; auto = the fastest
 fast = True                 # use the faster routines that extras/ has for this machine
 compile = False             # compile first, for half a minute; makes one text several times faster
 # Each of these does something else instead of sampling; extras/ has a file for each.
+interactive = False         # continue prompts from the keyboard, until an empty line
 plot = ''                   # draw the losses of these runs (A,B,...) into plot.png of the first
 attention = ''              # draw the attention of every layer and head in `start`: FILE.png
 surprise = ''         # show how unexpected each token of `start` (or a held-out text) is: FILE.html
@@ -27,9 +27,10 @@ export = ''           # write a folder for Hugging Face, or if it ends in .gguf 
 dataset = ''                # data/NAME that has the validation text; '' = what it was trained on
 eval_tokens = 0             # tokens of the validation text to measure on; 0 = all
 config = configure(globals())
+SAMPLING = ('temperature', 'top_k', 'top_p', 'repetition_penalty', 'max_new_tokens', 'seed')
+sampling = {name: config[name] for name in SAMPLING}        # the knobs of a text
 
 # The other imports come after the knobs, so that --help and a mistyped knob are answered at once.
-import contextlib
 import sys
 import time
 from itertools import takewhile
@@ -39,6 +40,7 @@ from pathlib import Path
 import torch
 
 from config import Error, extra, pick_device, pick_dtype, require
+from config._terminal import Screen
 from data.tokenizer import Tokenizer
 from model import GPT, build_model, load_weights
 
@@ -125,30 +127,20 @@ def read_prompt(text: str) -> str:
 def sample_texts(lm: LanguageModel, prompt: str):
     """Print the samples and their speed. A single one is shown while it is generated."""
     tokens, began = 0, time.perf_counter()
+    screen = Screen()
     if num_samples == 1:
-        print(prompt, end='')
+        screen.write(prompt)
         for text in lm.stream(prompt):
+            screen.write(text)
             tokens += 1
-            print(text, end='', flush=True)
-        print()
+        screen.end_line()
     else:
         for row in lm.rows(prompt):
             tokens += len(row)
-            print(prompt + lm.tokenizer.decode(row) + '\n' + '-' * 80)
+            screen.write(prompt + lm.tokenizer.decode(row))
+            screen.end_line()
+            print('-' * 60)
     print(f'{tokens / (time.perf_counter() - began):,.0f} tokens per second', file=sys.stderr)
-
-
-def talk(lm: LanguageModel):
-    """Continue what is typed, until an empty line."""
-    print('Write the beginning of a text and press Enter; an empty line ends.')
-    with contextlib.suppress(EOFError):
-        while prompt := input('> '):
-            try:
-                for text in lm.stream(prompt):
-                    print(text, end='', flush=True)
-                print()
-            except Error as e:              # such as a character that the model does not know
-                print(f'error: {e}', file=sys.stderr)
 
 
 def hand_over():
@@ -172,27 +164,26 @@ def hand_over():
     if evaluate:
         extra('evaluation', needed_by='evaluate').print_evaluation(lm, dataset, eval_tokens)
     if compare:
-        names = ('max_new_tokens', 'temperature', 'top_k', 'top_p', 'repetition_penalty', 'seed')
         extra('comparison', needed_by='compare').print_comparison(
-            lm, out_dir, compare.split(','), prompt, dataset, eval_tokens,
-            sampling={name: config[name] for name in names})
+            lm, out_dir, compare.split(','), prompt, dataset, eval_tokens, sampling)
 
 
 def main():
     if plot:
         runs = [Path(run) for run in plot.split(',')]
-        extra('plots', needed_by='plot').plot_losses(runs, runs[0] / 'plot.png')
+        extra('plots', needed_by='plot').compare_runs(runs, runs[0] / 'plot.png')
         print(f'written: {runs[0] / "plot.png"}')
     elif export or attention or surprise or evaluate or compare:
         hand_over()
     else:
         prompt = read_prompt(start)
+        talk = extra('interactive', needed_by='interactive').talk if interactive else None
         lm = load(out_dir, device, dtype, fast, compile)
         if compile:
             print('compiling, which takes about half a minute', file=sys.stderr)
             lm.rows(num_samples=1 if interactive else num_samples, max_new_tokens=2)
         if interactive:
-            talk(lm)
+            talk(lm, sampling)
         else:
             sample_texts(lm, prompt)
 

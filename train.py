@@ -28,7 +28,7 @@ head_gain = 20.0            # 20 suits the stories; 1 is better for natural text
 # optimization
 optimizer = 'muon'          # muon (for the blocks' matrices, AdamW for the rest) or adamw
 learning_rate = 2e-3        # the highest, after the warm-up
-min_lr = 0.0                # the last
+min_lr = 0.0                # the schedule falls towards it
 schedule = 'wsd'            # wsd (warm-up, stable, then linear decay) or cosine
 decay_fraction = 0.9        # wsd: share of the run in which the rate decays
 warmup_iters = 50           # steps of linear warm-up
@@ -56,7 +56,6 @@ if __name__ == '__main__':  # Ctrl-C ends the process at once, before an import 
 import dataclasses
 import math
 import os
-import sys
 import time
 from functools import partial
 from pathlib import Path
@@ -65,15 +64,17 @@ import torch
 
 from config import extra, pick_dtype, require
 from config._files import acquire_lock
+from config._log import FILES, Log, announce
 from config._run import (
-    Log,
     PoliteStop,
     can_compile,
+    finish,
     max_speed,
     parallelize,
     pick_micro_batch,
     start_device,
 )
+from config._start import adopt_knobs, adopt_shape, check_data
 from data.tokenizer import Tokenizer
 from model import (
     GPT,
@@ -88,7 +89,6 @@ from model import (
 from prepare import bits_per_byte, evaluation_windows, get_batch, open_dataset, validation_text
 
 MODEL_KNOBS = [field.name for field in dataclasses.fields(GPTConfig) if field.name in config]
-FILES = ['best.pt', 'ckpt.pt', 'log.csv', 'loss.png']       # what a run writes to out_dir
 
 
 # ---- functions of the knobs
@@ -100,7 +100,7 @@ def learning_rate_at(step: int) -> float:
         progress = (step - warmup_iters) / max(1, max_iters - warmup_iters)         # 0 to 1
         return min_lr + (learning_rate - min_lr) * 0.5 * (1 + math.cos(math.pi * progress))
     decay_iters = max(1, min(round(decay_fraction * max_iters), max_iters - warmup_iters))
-    left = (max_iters - step + 1) / decay_iters             # above 1 before the decay, then to 0
+    left = (max_iters - step + 1) / decay_iters             # above 1 before the decay
     return min_lr + (learning_rate - min_lr) * min(1, left)
 
 
@@ -126,53 +126,6 @@ def check_knobs(world_size: int):
         extra('tracking', needed_by='wandb_project')        # an Error now if it is missing
 
 
-# ---- what a run takes from a checkpoint
-def adopt_knobs(saved: dict) -> dict[str, str]:
-    """Take the knobs of the run that is resumed, except those given now; return what changes.
-
-    Raises Error for a change that the weights, batches or optimizer states cannot follow."""
-    of_this_start = ('init_from', 'out_dir', 'overwrite', 'eval_only', 'max_minutes')
-    saved = {name: value for name, value in saved.items() if name not in of_this_start}
-    config.adopt(saved)
-    changes = {name: f'{saved[name]} -> {config[name]}' for name in config
-               if name in saved and config[name] != saved[name]}
-    fixed = {*MODEL_KNOBS, 'seed', 'optimizer'} - {'dropout'}
-    wrong = [f'{name}: {change}' for name, change in changes.items() if name in fixed]
-    require(not wrong, f'{", ".join(wrong)}: this cannot change on resume; leave out what sets it, '
-                       'or use a different out_dir')
-    return changes
-
-
-def adopt_shape(weights: dict):
-    """Take the shape of the weights that the run starts from, except dropout and block_size.
-    Raises Error for a knob that contradicts it."""
-    shape = {name: weights[name] for name in MODEL_KNOBS if name not in ('dropout', 'head_gain')}
-    for name in config.given & shape.keys() - {'block_size'}:
-        require(config[name] == shape[name], f'{name}={config[name]} contradicts the weights of '
-                                             f'{init_from}, which have {shape[name]}: leave it out')
-    config.adopt(shape)
-
-
-def check_data(meta: dict, tokenizer: Tokenizer, checksums: dict, checkpoint: dict | None):
-    """Raise Error unless the dataset is whole, long enough, and that of the checkpoint."""
-    require((tokenizer.vocab_size, tokenizer.eot) == (meta['vocab_size'], meta['eot']),
-            f'data/{dataset}/meta.json does not fit its tokenizer; prepare it again')
-    require(meta['train']['tokens'] > block_size,
-            f'the train split has {meta["train"]["tokens"]} tokens; lower block_size below that')
-    if checkpoint is None:
-        return
-    if init_from in ('resume', 'auto'):
-        require(checkpoint['data'] == checksums,
-                f'data/{dataset} is not what {out_dir}/ckpt.pt was trained on; use a different '
-                'out_dir')
-    require(Tokenizer(checkpoint['tokenizer']) == tokenizer,
-            f'data/{dataset} has a different tokenizer from the checkpoint; prepare it with that '
-            'one')
-    rows = checkpoint['model_config']['vocab_size']
-    require(tokenizer.vocab_size <= rows,
-            f'{init_from}: {tokenizer.vocab_size} tokens do not fit vocab_size={rows}')
-
-
 def make_model(checkpoint: dict | None, tokenizer: Tokenizer, device: torch.device) -> GPT:
     """The model of the checkpoint, or a new one, on the device."""
     torch.manual_seed(seed)
@@ -191,19 +144,19 @@ if __name__ == '__main__':
     rank, world_size = int(os.environ.get('RANK', 0)), int(os.environ.get('WORLD_SIZE', 1))
     is_writer = rank == 0 and not eval_only     # whether this process writes to out_dir
 
-    # where the weights come from: this run's checkpoint, other weights, or nothing
-    checkpoint, changes = None, {}
+    # what the run starts from: its own checkpoint, other weights, or nothing
     has_run = os.path.exists(out / 'ckpt.pt')
     is_resumed = init_from == 'resume' or (init_from == 'auto' and has_run)
+    checkpoint, changes = None, {}
     if is_resumed:
         if is_writer and has_run:               # before reading: another run may be writing
             lock = acquire_lock(out / '.lock')
         checkpoint = load_checkpoint(out / 'ckpt.pt', 'config', 'data', 'step', 'val_loss',
                                      'best_val_loss', 'optimizer', 'scaler')
-        changes = adopt_knobs(checkpoint['config'])
+        changes = adopt_knobs(config, checkpoint['config'], MODEL_KNOBS)
     elif init_from not in ('scratch', 'auto'):
         checkpoint = load_weights(init_from, from_hub=True)
-        adopt_shape(checkpoint['model_config'])
+        adopt_shape(config, checkpoint['model_config'], MODEL_KNOBS)
     globals().update(config)                    # the knobs are final from here on
     check_knobs(world_size)
 
@@ -215,8 +168,7 @@ if __name__ == '__main__':
     # data
     meta, train_data, val_data = open_dataset(dataset, verify)
     tokenizer = Tokenizer(meta['tokenizer'])
-    checksums = {split: meta[split]['checksum'] for split in ('train', 'val')}
-    check_data(meta, tokenizer, checksums, checkpoint)
+    check_data(config, meta, tokenizer, checkpoint, is_resumed)
     validation = validation_text(meta, val_data, tokenizer, eval_tokens)
     windows = evaluation_windows(validation.ids, tokenizer.eot, block_size)
     val_x, val_y = (torch.from_numpy(ids) for ids in windows)           # (windows, T) each
@@ -224,7 +176,7 @@ if __name__ == '__main__':
     if validation.entropy:
         floor = validation.entropy / len(validation.ids)
 
-    # model and optimizers
+    # model
     model = make_model(checkpoint, tokenizer, torch_device).train()
     share = batch_size // world_size            # sequences of this process in a step
     micro = micro_batch_size or pick_micro_batch(model, autocast, share)    # that it holds at once
@@ -233,6 +185,8 @@ if __name__ == '__main__':
         muon_class = partial(extra('muon').Muon, dtype=torch_dtype)
     if fast and torch_device.type == 'cpu' and extra('cpu'):
         extra('cpu').speed_up_training(model)   # the same attention, by kernels for CPUs
+
+    # optimizers and progress
     optimizers = model.make_optimizers(
         optimizer, learning_rate, weight_decay, (beta1, beta2), muon_class)
     scaler = torch.amp.GradScaler(torch_device.type, enabled=torch_dtype == torch.float16)
@@ -246,6 +200,8 @@ if __name__ == '__main__':
             scaler.load_state_dict(checkpoint['scaler'])
     start = progress['step']
     checkpoint = None                           # to free its memory
+
+    # compilation, and several processes
     is_compiled = compile is True or (compile == 'auto' and torch_device.type == 'cuda')
     if is_compiled and can_compile(torch_device):
         model.compile(dynamic=False)
@@ -266,18 +222,11 @@ if __name__ == '__main__':
             (out / name).unlink(missing_ok=True)
     log = Log(out / 'log.csv', start, max_iters, is_shown=rank == 0, is_written=is_writer,
               floor=floor, max_speed=max_speed(model, torch_device), tracker=tracker)
-    log.say(f'model   {arch}, {model.num_params():,} parameters: {n_layer} layers, {n_head} heads, '
-            f'{n_embd} channels, vocabulary {meta["vocab_size"]:,}')
-    log.say(f'data    {dataset}: {len(train_data):,} tokens to train on, '
-            f'{len(validation.ids):,} held out'
-            + (f', whose entropy is {floor:.4f} nats per token' if floor else ''))
-    log.say(f'steps   {max_iters:,} of {batch_size} x {block_size} tokens, '
-            f'{max_iters * batch_size * block_size / len(train_data):.2f} epochs')
-    log.say(f'device  {world_size} x {torch_device.type}, {share // micro} x {micro} sequences '
-            f'each, {str(torch_dtype).removeprefix("torch.")}')
+    announce(log, config, model, meta, validation.ids, torch_device, torch_dtype, micro)
     if is_resumed:
         log.say(f'resume  {out}/ckpt.pt at step {start}'
                 + ''.join(f', {name}: {change}' for name, change in changes.items()))
+    stop = PoliteStop(max_minutes)              # Ctrl-C and the like end a run after a step
 
     # ---- functions of the run: all that they use is above
     def micro_batches(step: int):
@@ -295,14 +244,14 @@ if __name__ == '__main__':
     def training_row(losses: list, norms: list, seconds: float) -> dict:
         """The row of log.csv for the updates since the last row, up to progress['step'].
 
-        Here the host waits for the device. Raises Error if a loss or a norm is not finite."""
-        step, first = progress['step'], progress['step'] - len(losses) + 1
+        It waits for the device. Raises Error if a loss or a norm is not finite."""
+        step = progress['step']
         losses, norms = torch.stack(losses), torch.stack(norms)                 # (steps,) each
         if world_size > 1:
             torch.distributed.all_reduce(losses)
             losses /= world_size
         losses, norms = losses.tolist(), norms.tolist()
-        for at, (loss, norm) in enumerate(zip(losses, norms), first):
+        for at, (loss, norm) in enumerate(zip(losses, norms), step - len(losses) + 1):
             is_finite = math.isfinite(loss) and (math.isfinite(norm) or scaler.is_enabled())
             require(is_finite, f'step {at}: the loss is {loss:.4f}, the gradient norm {norm:.4f}: '
                                f'lower learning_rate; the last good checkpoint is in {out}')
@@ -319,25 +268,37 @@ if __name__ == '__main__':
         if floor and loss < 0.995 * floor:
             log.say(f'warning: the validation loss {loss:.4f} is below the floor {floor:.4f}: '
                     'validation text has leaked into the training text')
-        progress['val_loss'] = loss
         bits = bits_per_byte(loss * len(validation.ids), validation.bytes)
         return {'val_loss': loss, 'bits_per_byte': bits}
 
     def save(name: str, **state):
         """Write a checkpoint to out_dir; `state` is what only a resumed run needs."""
         if is_writer:
+            checksums = {split: meta[split]['checksum'] for split in ('train', 'val')}
             save_checkpoint(out / name, model, meta['tokenizer'], dict(config), data=checksums,
                             **progress, **state)
+
+    def save_best(val_loss: float):
+        """Note the validation loss, and write best.pt if none was lower."""
+        progress['val_loss'] = val_loss
+        if val_loss < progress['best_val_loss']:
+            progress['best_val_loss'] = val_loss
+            save('best.pt')
 
     def save_to_resume():
         save('ckpt.pt', optimizer=[opt.state_dict() for opt in optimizers],
              scaler=scaler.state_dict())
 
-    def save_best():
-        """Write best.pt if no evaluation before had a lower loss."""
-        if progress['val_loss'] < progress['best_val_loss']:
-            progress['best_val_loss'] = progress['val_loss']
-            save('best.pt')
+    def save_early(row: dict):
+        """Save a run that stops between two evaluations; if its time is up, evaluate it first.
+
+        log.csv does not get this row, as an uninterrupted run would not have it."""
+        if stop.is_out_of_time:
+            row = row | validation_row()
+            save_best(row['val_loss'])
+            log.show(row)
+            show_sample()
+        save_to_resume()
 
     def show_sample():
         """Print a text by the model as it is now."""
@@ -351,26 +312,29 @@ if __name__ == '__main__':
         for line in text.splitlines():
             log.say(line, indent=' ' * 8)
 
-    # ---- the loop: an update, then what is due after it
-    stop = PoliteStop(max_minutes)
+    # ---- before the first update
     began = time.perf_counter()
-    if eval_only or (eval_interval > 0 and not is_resumed):     # before the first update
+    step = start
+    if eval_only or (eval_interval > 0 and not is_resumed):
         row = {'step': start, 'tokens': start * batch_size * block_size, **validation_row()}
         log.show(row)
-        log.write(row)
-        save_to_resume()
+        if not eval_only:
+            progress['val_loss'] = row['val_loss']
+            log.write(row)
+            save_to_resume()
+
+    # ---- the loop: an update, then what is due after it
     losses, norms, skipped = [], [], 0          # of the updates since the last row, on the device
     clock = time.perf_counter()
-    is_stopping = False
     last_step = start if eval_only else max_iters
     for step in range(start + 1, last_step + 1):
-        progress['step'] = step
         for opt in optimizers:
             for group in opt.param_groups:
                 group['lr'] = learning_rate_at(step)
+        # The gradients of the micro-batches add up to those of the mean loss of the whole batch.
         loss = torch.zeros((), device=torch_device)
         for i, (x, y) in enumerate(micro_batches(step), 1):
-            if world_size > 1:                  # the processes add their gradients at the last one
+            if world_size > 1:                  # the processes average theirs at the last one
                 parallel.require_backward_grad_sync = i == share // micro
             with autocast:
                 part = parallel(x, y) * micro / share
@@ -379,9 +343,8 @@ if __name__ == '__main__':
         for opt in optimizers:
             scaler.unscale_(opt)
         norm = torch.nn.utils.clip_grad_norm_(model.parameters(), grad_clip or math.inf)
-        # scaler.step would decide for each optimizer by itself whether to skip an overflow of fp16
-        if scaler.is_enabled() and not norm.isfinite():
-            skipped += 1
+        if scaler.is_enabled() and not norm.isfinite():     # fp16 overflowed: no optimizer steps
+            skipped += 1                        # (scaler.step would let each decide by itself)
         else:
             for opt in optimizers:
                 opt.step()
@@ -389,59 +352,32 @@ if __name__ == '__main__':
         model.zero_grad()
         losses.append(loss)
         norms.append(norm)
+        progress['step'] = step
 
         is_eval_due = step == max_iters or (eval_interval > 0 and step % eval_interval == 0)
         is_row_due = is_eval_due or step % log_interval == 0
         is_stopping = stop.is_agreed(torch_device, is_row_due)
         if not is_row_due and not is_stopping:
             continue
-        row = training_row(losses, norms, time.perf_counter() - clock)
+        row = training_row(losses, norms, time.perf_counter() - clock) | {'skipped': skipped}
         if is_eval_due:
             row |= validation_row()
-            save_best()
-        log.show(row, skipped)
+            save_best(row['val_loss'])
+        log.show(row)
         if is_row_due:
             log.write(row)
         if is_eval_due:
             show_sample()
             save_to_resume()
+        elif is_stopping:
+            save_early(row)
         if is_stopping:
             break
         losses, norms, clock = [], [], time.perf_counter()
-    if is_stopping and not is_eval_due:         # log.csv has only what an uninterrupted run writes
-        if stop.is_out_of_time:
-            log.show(row | validation_row(), skipped)
-            save_best()
-            show_sample()
-        save_to_resume()
 
     # ---- the end
-    log.close()
-    step = progress['step']
-    if is_writer:
-        if extra('plots'):
-            extra('plots').plot_losses([out], out / 'loss.png', floor)
-        log.say()
-        best = progress['best_val_loss']
-        if best < math.inf:
-            bits = bits_per_byte(best * len(validation.ids), validation.bytes)
-            log.say(f'best    val loss {best:.4f}, {bits:.4f} bits per byte'
-                    + (f', {best / floor - 1:.1%} above the floor' if floor else ''))
-        if step < max_iters:
-            log.say(f'stopped at step {step:,} of {max_iters:,}')
-        memory = ''
-        if torch_device.type == 'cuda':
-            memory = f', {torch.cuda.max_memory_allocated(torch_device) / 2 ** 30:.1f} GiB at most'
-        log.say(f'spent   {(time.perf_counter() - began) / 60:.1f} minutes, '
-                f'{(step - start) * batch_size * block_size:,} tokens' + memory)
-        log.say('saved   ' + ', '.join(f'{out}/{name}' for name in FILES if (out / name).exists()))
-        command = 'sample.py' if step == max_iters else 'train.py --init_from=resume'
-        log.say(f'next    python {command}' + ('' if out_dir == 'out' else f' --out_dir={out_dir}'))
-    status = stop.status if step < max_iters else 0         # a signal, if it ended the run
-    if world_size > 1:
-        torch.distributed.destroy_process_group()
-        sys.stdout.flush()
-        sys.stderr.flush()
-        os._exit(status)                        # a normal exit can crash in gloo's threads
-    if status:
-        sys.exit(status)
+    if is_writer and extra('plots'):
+        extra('plots').plot_losses([out], out / 'loss.png', floor)
+    bits = bits_per_byte(progress['best_val_loss'] * len(validation.ids), validation.bytes)
+    log.close(config, progress, bits, step - start, time.perf_counter() - began)
+    finish(0 if step == max_iters else stop.status)         # a signal's status, if one ended it

@@ -52,7 +52,7 @@ def print_error(kind, error, trace):
 
 
 def extra(name: str, needed_by: str = ''):
-    """The module extras/NAME.py. Where it is missing: None, or an Error that says what needs it."""
+    """The module extras/NAME.py. If it is missing: None, or an Error if something needs it."""
     try:
         return importlib.import_module(f'extras.{name}')
     except ModuleNotFoundError as e:

@@ -1,5 +1,4 @@
-"""Helpers of train.py: its processes, its log on disk and on the screen, and stops without loss."""
-import csv
+"""Helpers of train.py: its device and processes, what fits into memory, stops without loss."""
 import os
 import signal
 import sys
@@ -7,14 +6,9 @@ import time
 from pathlib import Path
 
 import torch
-from tqdm import tqdm
 
-from config import Error, pick_device, require
-from config._files import atomic
-from config._terminal import columns, fit
+from config import pick_device, require
 
-COLUMNS = ['step', 'tokens', 'train_loss', 'val_loss', 'bits_per_byte', 'lr', 'grad_norm',
-           'tokens_per_second']
 TOKENS_ON_CPU = 8192            # that a CPU holds at once: more takes memory and is no faster
 # Peak of dense matrix products in 16 bits, in TFLOP/s, by a word in the name of a GPU
 PEAK_TFLOPS = {'H200': 989, 'H100': 989, 'A100': 312, 'L4': 121, 'T4': 65, '4090': 165, '3090': 71}
@@ -30,8 +24,7 @@ def max_speed(model: torch.nn.Module, device: torch.device) -> float | None:
     shape = model.config
     attention = 12 * shape.n_layer * shape.n_head * shape.head_dim * shape.block_size
     flops_per_token = 6 * model.num_params() + attention
-    gpus = torch.distributed.get_world_size() if torch.distributed.is_initialized() else 1
-    return gpus * peak / flops_per_token
+    return processes_of_run() * peak / flops_per_token
 
 
 def peak_flops(device: torch.device) -> float | None:
@@ -42,6 +35,10 @@ def peak_flops(device: torch.device) -> float | None:
     if 'H100' in words and ('PCIe' in words or 'NVL' in words):         # their clocks are lower
         return 756e12 if 'PCIe' in words else 835e12
     return next((tera * 1e12 for name, tera in PEAK_TFLOPS.items() if name in words), None)
+
+
+def processes_of_run() -> int:
+    return torch.distributed.get_world_size() if torch.distributed.is_initialized() else 1
 
 
 def start_device(device: str, world_size: int) -> torch.device:
@@ -112,81 +109,6 @@ def can_compile(device: torch.device) -> bool:
         return False
 
 
-class Log:
-    """Rows of log.csv; on the screen a progress bar, or where there is no terminal a line for
-    each row."""
-
-    def __init__(self, path: Path, step: int, last_step: int, is_shown: bool, is_written: bool,
-                 floor: float | None = None, max_speed: float | None = None, tracker=None):
-        """step: the steps done so far. Rows of log.csv after it are dropped: a crash may have
-        left them, and their steps are trained again.
-        floor: the lowest possible loss; max_speed: tokens per second at an MFU of 100%;
-        tracker: a run of extras/tracking.py."""
-        self.path = path
-        self.is_shown = is_shown
-        self.is_written = is_written
-        self.floor = floor
-        self.max_speed = max_speed
-        self.tracker = tracker
-        self.bar = tqdm(total=last_step, initial=step, disable=None if is_shown else True,
-                        smoothing=0, dynamic_ncols=True,
-                        bar_format='{l_bar}{bar}| {n_fmt}/{total_fmt} steps, {remaining} left'
-                                   '{postfix}')
-        if is_written:
-            rows = []
-            if path.exists():
-                with open(path, newline='', encoding='utf-8') as f:
-                    rows = [row for row in csv.reader(f) if len(row) == len(COLUMNS)]
-            rows = [row for row in rows if row[0].isdigit() and int(row[0]) <= step]
-            with atomic(path) as temporary, open(temporary, 'w', newline='', encoding='utf-8') as f:
-                csv.writer(f).writerows([COLUMNS, *rows])
-
-    def say(self, text: str = '', indent: str = ''):
-        """Print a text, in lines that fit the screen."""
-        if self.is_shown:
-            tqdm.write(fit(text, indent, hang=' ' * 8))
-
-    def write(self, row: dict):
-        """Append a row to log.csv, where columns without a value stay empty."""
-        if not self.is_written:
-            return
-        try:
-            with open(self.path, 'a', newline='', encoding='utf-8') as f:
-                csv.writer(f).writerow([row.get(column, '') for column in COLUMNS])
-        except OSError as e:
-            raise Error(f'cannot write {self.path}: {e}; the last checkpoint is intact') from e
-        if self.tracker:
-            self.tracker.log(row, step=row['step'])
-
-    def show(self, row: dict, skipped: int = 0):
-        """Move the bar, or print the row if there is none; print its validation loss anyway."""
-        step = f'step {row["step"]:>6}  '
-        if 'train_loss' in row:
-            loss, speed = row['train_loss'], row['tokens_per_second']
-            mfu = f'  MFU {speed / self.max_speed:.1%}' if self.max_speed else ''
-            skips = f'  {skipped} skipped' if skipped else ''
-            if self.bar.disable:
-                self.say(f'{step}loss {loss:.4f}  lr {row["lr"]:.2e}  norm {row["grad_norm"]:.2f}  '
-                         f'{speed:>9,} tokens/s{mfu}{skips}')
-            postfix = f'loss {loss:.3f}'
-            if columns() >= 80:
-                postfix += f', {speed:,} tokens/s'
-            self.bar.set_postfix_str(postfix, refresh=False)
-        else:
-            self.bar.unpause()                  # the time of the first evaluation is not a step's
-        self.bar.update(row['step'] - self.bar.n)
-        if 'val_loss' in row:
-            text = f'{step}val {row["val_loss"]:.4f}  {row["bits_per_byte"]:.4f} bits/byte'
-            if self.floor and row['step'] > 0:
-                text += f'  {row["val_loss"] / self.floor - 1:.1%} above the floor'
-            self.say(text)
-
-    def close(self):
-        self.bar.close()
-        if self.tracker:
-            self.tracker.finish()
-
-
 class PoliteStop:
     """Lets Ctrl-C, SIGTERM and a limit of minutes end a run after a step, when all processes know.
 
@@ -220,3 +142,14 @@ class PoliteStop:
             self.status = status or self.status             # one that came meanwhile waits its turn
             return bool(status or self.is_out_of_time)
         return bool(self.status or self.is_out_of_time)
+
+
+def finish(status: int):
+    """End the process with a status; several processes leave their group first."""
+    if torch.distributed.is_initialized():
+        torch.distributed.destroy_process_group()
+        sys.stdout.flush()
+        sys.stderr.flush()
+        os._exit(status)                        # a normal exit can crash in gloo's threads
+    if status:
+        sys.exit(status)

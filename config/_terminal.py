@@ -16,21 +16,29 @@ def fit(text: str, indent: str = '', hang: str = '') -> str:
                          break_long_words=False, break_on_hyphens=False)
 
 
-def fit_stream(pieces):
-    """Yield the same text, with line ends before words that do not fit; as it is if stdout is not a
-    terminal."""
-    if not sys.stdout.isatty():
-        yield from pieces
-        return
-    at, word = 0, ''                            # the column, and a word that may go on
-    for piece in pieces:
-        *whole, word = re.split(r'(?<=\s)', word + piece)
-        for part in whole:
-            if at and at + len(part.rstrip()) >= columns():
-                yield '\n'
-                at = 0
-            yield part
-            at = 0 if part.endswith('\n') else at + len(part)
-    if at and at + len(word) >= columns():
-        yield '\n'
-    yield word
+class Screen:
+    """Writes text to stdout as it comes; on a terminal a word that does not fit begins a line."""
+
+    def __init__(self):
+        self.column = 0
+        self.word = ''                          # not written yet, as it may go on
+
+    def write(self, text: str):
+        *words, self.word = re.split(r'(?<=\s)', self.word + text)
+        if not sys.stdout.isatty():
+            words, self.word = [*words, self.word], ''
+        for word in words:
+            self.write_word(word)
+        sys.stdout.flush()
+
+    def write_word(self, word: str):
+        """Write a word with the white space behind it."""
+        if sys.stdout.isatty() and 0 < self.column >= columns() - len(word.rstrip()):
+            sys.stdout.write('\n')
+            self.column = 0
+        sys.stdout.write(word)
+        self.column = 0 if word.endswith('\n') else self.column + len(word)
+
+    def end_line(self):
+        self.write_word(self.word + '\n')
+        self.word = ''

@@ -79,9 +79,9 @@ class FastGPT(GPT):
     step = None                         # of a single token, with a StaticCache
     graphs = None                       # on GPUs: the CapturedStep of each text, by its first cache
 
-    def attention_mask(self, positions: Tensor, keys: Tensor) -> Tensor | None:
+    def attention_mask(self, positions: Tensor, key_positions: Tensor) -> Tensor | None:
         """No mask for a single token that sees all keys, which CPUAttention computes faster."""
-        mask = super().attention_mask(positions, keys)
+        mask = super().attention_mask(positions, key_positions)
         if self.needs_mask or self.step is not None or len(positions) > 1 or mask is None:
             return mask
         return None if mask.dtype == torch.bool and mask.all() else mask

@@ -64,7 +64,7 @@ def test_without_extras_all_else_works(tmp_path):
     assert [row.split(',')[0] for row in rows] == ['step', *'012345']
     assert run('sample', '--start=the ', '--num_samples=2', '--max_new_tokens=9').count('the ') >= 2
     refused = {('sample', '--plot=out'): 'plot', ('sample', '--export=x'): 'export',
-               ('sample', '--compile=True'): 'compile',
+               ('sample', '--compile=True'): 'compile', ('sample', '--interactive=True'): 'interactive',
                ('train', '--dataset=text', '--out_dir=new', '--wandb_project=x'): 'wandb_project'}
     processes = [start(*command) for command in refused]
     for process, knob in zip(processes, refused.values()):

@@ -560,7 +560,7 @@ def test_a_tokenizer_whose_unknown_is_its_end_of_text_is_refused(run, tmp_path):
     words.pre_tokenizer = tokenizers.pre_tokenizers.Whitespace()
     words.save(str(tmp_path / 'tokenizer.json'))
     write(tmp_path / 'a.txt', 'one two<|endoftext|>two one')
-    with pytest.raises(Error, match='end-of-text of ordinary text'):
+    with pytest.raises(Error, match='ordinary text as end-of-text'):
         run('--input=a.txt', f'--tokenizer={tmp_path}')
 
 

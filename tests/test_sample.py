@@ -5,8 +5,10 @@ import os
 import pickle
 import random
 import re
+import select
 import subprocess
 import sys
+import time
 from pathlib import Path
 
 import numpy
@@ -212,7 +214,7 @@ def test_the_script_prints_samples_and_its_speed(run, trained, capsys):
     capsys.readouterr()
     run('sample.py', '--start=the', '--max_new_tokens=40', '--num_samples=2', '--dtype=float32')
     two = capsys.readouterr()
-    assert len(re.findall('-{80}', two.out)) == 2 and re.search(r'\d+ tokens per second', two.err)
+    assert len(re.findall('-{60}', two.out)) == 2 and re.search(r'\d+ tokens per second', two.err)
     run('sample.py', '--start=the', '--max_new_tokens=40', '--num_samples=1', '--dtype=float32')
     one = capsys.readouterr().out
     assert two.out.startswith(one.rstrip('\n'))                     # sample 0 is the same, alone or not
@@ -231,17 +233,163 @@ def test_the_speed_is_that_of_all_tokens_that_are_shown(run, trained, capsys, mo
     assert 0 <= int(shown.err.split()[0]) - letters <= 2        # an end-of-text counts, but does not show
 
 
-def test_it_talks_until_an_empty_line(run, trained, capsys, monkeypatch):
-    monkeypatch.setattr(sys, 'stdin', io.StringIO('the cat\na dog\n\nmore\n'))
+# ---- a talk
+def talk(*args, typed, **more):
+    """What the script shows, talked to through a pipe; `typed` may be text or bytes."""
+    command = [sys.executable, ROOT / 'sample.py', '--interactive=True', '--dtype=float32', *args]
+    typed = typed if isinstance(typed, bytes) else typed.encode()
+    return subprocess.run(command, input=typed, capture_output=True, timeout=120, **more)
+
+
+def test_it_talks_until_an_empty_line_or_the_end_of_the_input(run, trained, capsys, monkeypatch):
+    for typed, prompts in (('the cat\na dog\n\nmore\n', 3), ('the cat\n', 2), ('the cat\na dog', 3), ('', 1)):
+        monkeypatch.setattr(sys, 'stdin', io.StringIO(typed))
+        capsys.readouterr()
+        run('sample.py', '--interactive=True', '--max_new_tokens=10', '--dtype=float32')
+        shown = capsys.readouterr()
+        assert shown.out.count('> ') == prompts and not shown.err
+        if prompts > 1:
+            assert '> ' + trained.generate('the cat', max_new_tokens=10)[7:] + '\n> ' in shown.out
+
+
+def test_what_it_does_not_know_does_not_end_a_talk(trained):
+    shown = talk('--max_new_tokens=9', typed='Ünknown\nthe cat\n')
+    assert shown.returncode == 0 and shown.stdout.count(b'> ') == 3
+    error, = shown.stderr.decode().splitlines()
+    assert error.startswith('error: ') and "'Ü'" in error
+    shown = talk(typed=b'the \xff cat\n', env={**os.environ, 'PYTHONUTF8': '1', 'PYTHONIOENCODING': 'utf-8:strict'})
+    assert shown.returncode == 2 and shown.stderr == b'error: the input is not utf-8 text\n'
+
+
+def test_a_prompt_of_a_talk_may_be_longer_than_the_window(trained):
+    prompt = 'the cat sat on the mat. ' * 20
+    assert trained.model.config.block_size == 16 and len(prompt) > 9 * 16
+    shown = talk('--max_new_tokens=30', typed=prompt + '\n')
+    text = trained.generate(prompt, max_new_tokens=30)[len(prompt):]
+    assert shown.returncode == 0 and not shown.stderr and f'> {text}\n> ' in shown.stdout.decode()
+    assert trained.generate('the ' + prompt, max_new_tokens=30).endswith(text)      # the last half counts
+
+
+def test_the_knobs_of_a_text_can_be_shown_and_set_in_a_talk(trained):
+    lines = ['/help', 'the cat', '/temperature 0', '/max_new_tokens 7', 'the cat', '/seed 5', '/top_k  3 ', '/help']
+    shown = talk('--max_new_tokens=30', '--top_p=0.9', typed='\n'.join(lines))
+    first, before, *said, after, _, _, last, _ = shown.stdout.decode().split('> ')[1:]
+    assert shown.returncode == 0 and not shown.stderr
+    helped = dict(re.findall(r'^/(\w+) (\S+)  +\S', first, re.M))
+    assert helped == {'temperature': '0.8', 'top_k': '0', 'top_p': '0.9', 'repetition_penalty': '1.0',
+                      'max_new_tokens': '30', 'seed': '1337'}
+    assert 'below 1 safer, above 1 wilder' in first
+    assert before[:-1] == trained.generate('the cat', max_new_tokens=30, top_p=0.9)[7:]
+    assert said == ['temperature is 0.0 now\n', 'max_new_tokens is 7 now\n']
+    assert after[:-1] == trained.generate('the cat', max_new_tokens=7, temperature=0)[7:]
+    assert dict(re.findall(r'^/(\w+) (\S+)  +\S', last, re.M)) == helped | {
+        'temperature': '0.0', 'max_new_tokens': '7', 'seed': '5', 'top_k': '3'}
+
+
+@pytest.mark.parametrize('line, says', [
+    ('/temprature 1', '/temprature'), ('/temperature', 'temperature'), ('/temperature -1', 'temperature'),
+    ('/temperature x', 'temperature'), ('/temperature nan', 'temperature'), ('/temperature 1 2', '1 2'),
+    ('/top_p 0', 'top_p'), ('/top_k 1.5', 'top_k'), ('/max_new_tokens 0', 'max_new_tokens'), ('/seed -1', 'seed'),
+    ('/out_dir x', '/out_dir'), ('/', '/help'), ('/help me', '/help')])
+def test_a_wrong_knob_in_a_talk_gets_one_line_and_changes_nothing(run, trained, capsys, monkeypatch, line, says):
+    monkeypatch.setattr(sys, 'stdin', io.StringIO(f'/help\n{line}\n/help\n'))
     capsys.readouterr()
-    run('sample.py', '--interactive=True', '--max_new_tokens=10')
-    assert capsys.readouterr().out.count('> ') == 3
-    monkeypatch.setattr(sys, 'stdin', io.StringIO('Ünknown\nthe cat\n'))      # and at the end of the input
-    run('sample.py', '--interactive=True', '--max_new_tokens=10')
+    run('sample.py', '--interactive=True')
     shown = capsys.readouterr()
-    assert shown.out.count('> ') == 3 and "'Ü'" in shown.err        # what it does not know ends nothing
+    before, nothing, after, _ = shown.out.split('> ')[1:]
+    error, = shown.err.splitlines()
+    assert before == after and not nothing and error.startswith('error: ') and says in error
 
 
+@pytest.fixture
+def terminal(trained):
+    """terminal(*args) starts a talk in a terminal of its own: send(text), expect(pattern), end()."""
+    fcntl, pty, termios, _ = map(pytest.importorskip, ('fcntl', 'pty', 'termios', 'readline'))
+    started = []
+
+    class Terminal:
+        def __init__(self, *args):
+            self.ours, theirs = pty.openpty()
+            command = [sys.executable, ROOT / 'sample.py', '--interactive=True', '--dtype=float32', *args]
+            self.process = subprocess.Popen(command, stdin=theirs, stdout=theirs, stderr=theirs, close_fds=True,
+                                            env={**os.environ, 'TERM': 'dumb'}, start_new_session=True,
+                                            preexec_fn=lambda: fcntl.ioctl(0, termios.TIOCSCTTY, 0))
+            os.close(theirs)
+            self.shown = ''
+            started.append(self)
+
+        def send(self, text):
+            os.write(self.ours, text.encode())
+
+        def read(self):
+            """Read what is there within a second; '' at the end."""
+            try:
+                ready, _, _ = select.select([self.ours], [], [], 1)
+                self.shown += os.read(self.ours, 4096).decode(errors='replace') if ready else ''
+                return True
+            except OSError:                                 # the other side is closed
+                return False
+
+        def expect(self, pattern):
+            """Wait until the pattern is shown, and forget all up to its end."""
+            until = time.monotonic() + 60
+            while not (found := re.search(pattern, self.shown)):
+                assert self.read() and time.monotonic() < until, f'{pattern!r} is not in {self.shown[-500:]!r}'
+            self.shown = self.shown[found.end():]
+            return found
+
+        def end(self):
+            """Wait for the end; what was shown, and the exit status."""
+            until = time.monotonic() + 60
+            while self.read():
+                assert time.monotonic() < until, self.shown[-500:]
+            return self.shown, self.process.wait(20)
+
+    yield Terminal
+    for each in started:
+        each.process.kill()
+        each.process.wait()
+        os.close(each.ours)
+
+
+@pytest.mark.parametrize('key', ['\x03', '\x04', '\r'], ids=['Ctrl-C', 'Ctrl-D', 'Enter'])
+def test_each_of_these_keys_ends_a_talk_in_order(terminal, key):
+    t = terminal('--max_new_tokens=5')
+    t.expect('> ')
+    t.send(key)
+    shown, status = t.end()
+    assert status == 0 and 'Traceback' not in shown and shown.endswith('\n')
+
+
+def test_ctrl_c_ends_the_text_and_not_the_talk(terminal):
+    t = terminal('--max_new_tokens=200000')
+    t.expect('> ')
+    for prompt in ('the cat', 'a dog'):
+        t.send(prompt + '\r')
+        t.expect(prompt + r'\r\n[^>]{40}')                   # it writes, and would for a minute
+        t.send('\x03')
+        t.expect(r'\r\n> ')
+    t.send('/max_new_tokens 5\r')
+    t.expect('max_new_tokens is 5 now\r\n> ')
+    t.send('the\r')
+    t.expect('the\r\n[^>]+\r\n> ')
+    t.send('\x04')
+    shown, status = t.end()
+    assert status == 0 and 'Traceback' not in shown and 'error' not in shown
+
+
+def test_lines_can_be_edited_and_come_back(terminal):
+    t = terminal('--max_new_tokens=5', '--temperature=0')
+    t.expect('> ')
+    t.send('/topk 3\x1b[D\x1b[D\x1b[D_\r')                 # left, left, left: before the k
+    t.expect('top_k is 3 now\r\n> ')
+    t.send('\x1b[A\x7f4\r')                               # the last line again, its 3 replaced by 4
+    t.expect('top_k is 4 now\r\n> ')
+    t.send('\x04')
+    assert t.end()[1] == 0
+
+
+# ---- plots
 def test_losses_of_several_runs_are_drawn_together(run, dataset, trained):
     run('train.py', f'--dataset={dataset}', *TINY, '--out_dir=other')
     for name in ('out', 'other'):

@@ -1,0 +1,53 @@
+"""What train.py takes over from a checkpoint, and whether the dataset fits it."""
+from config import Config, require
+from data.tokenizer import Tokenizer
+
+OF_A_START = ('init_from', 'out_dir', 'overwrite', 'eval_only', 'max_minutes')  # not of the run
+
+
+def adopt_knobs(config: Config, saved: dict, model_knobs: list) -> dict[str, str]:
+    """Take the knobs of the run that is resumed, except those given now; return what changes.
+
+    Raises Error for a change that the weights, batches or optimizer states cannot follow."""
+    saved = {name: value for name, value in saved.items() if name not in OF_A_START}
+    config.adopt(saved)
+    changes = {name: f'{saved[name]} -> {config[name]}' for name in config
+               if name in saved and config[name] != saved[name]}
+    fixed = {*model_knobs, 'seed', 'optimizer'} - {'dropout'}
+    wrong = [f'{name}: {change}' for name, change in changes.items() if name in fixed]
+    require(not wrong, f'{", ".join(wrong)}: this cannot change on resume; leave out what sets it, '
+                       'or use a different out_dir')
+    return changes
+
+
+def adopt_shape(config: Config, weights: dict, model_knobs: list):
+    """Take the shape of the weights that the run starts from, except dropout and block_size.
+    Raises Error for a knob that contradicts it."""
+    shape = {name: weights[name] for name in model_knobs if name not in ('dropout', 'head_gain')}
+    for name in config.given & shape.keys() - {'block_size'}:
+        require(config[name] == shape[name],
+                f'{name}={config[name]} contradicts the weights of {config["init_from"]}, which '
+                f'have {shape[name]}: leave it out')
+    config.adopt(shape)
+
+
+def check_data(config: Config, meta: dict, tokenizer: Tokenizer, checkpoint: dict | None,
+               is_resumed: bool):
+    """Raise Error unless the dataset is consistent, long enough, and that of the checkpoint."""
+    folder = f'data/{config["dataset"]}'
+    require((tokenizer.vocab_size, tokenizer.eot) == (meta['vocab_size'], meta['eot']),
+            f'{folder}/meta.json does not fit its tokenizer; prepare it again')
+    tokens = meta['train']['tokens']
+    require(tokens > config['block_size'],
+            f'the train split has {tokens} tokens; lower block_size below that')
+    if checkpoint is None:
+        return
+    checksums = {split: meta[split]['checksum'] for split in ('train', 'val')}
+    require(not is_resumed or checkpoint['data'] == checksums,
+            f'{folder} is not what {config["out_dir"]}/ckpt.pt was trained on; use a different '
+            'out_dir')
+    require(Tokenizer(checkpoint['tokenizer']) == tokenizer,
+            f'{folder} has a different tokenizer from the checkpoint; prepare it with that one')
+    rows = checkpoint['model_config']['vocab_size']
+    require(tokenizer.vocab_size <= rows,
+            f'{config["init_from"]}: {tokenizer.vocab_size} tokens do not fit vocab_size={rows}')
