@@ -48,6 +48,7 @@ import numpy as np
 from tqdm import tqdm
 
 from config._files import acquire_lock, checksum, sync
+from config._terminal import fit
 from data.checks import FORMAT, checksum_of_meta, guess_command, open_split, verify_meta
 from data.readers import Piece, find_files, read_dataset, read_files
 from data.stories.teller import GRAMMAR, read_grammar, tell_stories
@@ -162,7 +163,8 @@ def make_tokenizer(kind: str, vocab_size: int, raw, corpus: Corpus, train,
         size = int((corpus.end[train] - corpus.start[train]).sum())
         every = size // VOCABULARY_TEXT + 1                 # a large corpus: only every n-th piece
         texts = (text for text, _ in islice(texts_of(raw, corpus, train), 0, None, every))
-        return Tokenizer(train_bpe(texts, vocab_size))
+        with tqdm(desc='learning the vocabulary', bar_format='{desc}', disable=None, leave=False):
+            return Tokenizer(train_bpe(texts, vocab_size))
     if kind == 'char':
         return Tokenizer({'kind': 'char', 'alphabet': ''.join(sorted(alphabet))})
     return Tokenizer({'kind': 'gpt2'} if kind == 'gpt2' else read_tokenizer(kind))
@@ -345,13 +347,17 @@ def bits_per_byte(nats: float, size: int) -> float:
 
 
 # ---- the command
+def say(text: str):
+    print(fit(text, hang=' ' * 11))
+
+
 def warn(text: str):
-    print('warning:', text, file=sys.stderr)
+    print(fit(f'warning: {text}'), file=sys.stderr)
 
 
 def show_progress(items, what: str):
     """Yield the items and show a progress bar if stderr is a terminal."""
-    return tqdm(items, what, disable=None, leave=False)
+    return tqdm(items, what, unit=' pieces', disable=None, leave=False, dynamic_ncols=True)
 
 
 def dataset_name() -> str:
@@ -410,14 +416,14 @@ def make_dataset(folder: Path, splits: dict, about: dict):
         tok = make_tokenizer(tokenizer, size, raw, corpus, sides['train'], alphabet)
         meta = write_dataset(folder, tok, raw, corpus, sides, about)
     train, val = meta['train'], meta['val']
-    print(f'documents  {train["documents"]:,} train, {val["documents"]:,} val, '
-          f'{len(found.hash) - len(np.unique(found.hash)):,} dropped as duplicates')
-    print(f'tokens     {train["tokens"]:,} train, {val["tokens"]:,} val, '
-          f'{val["bytes"] / val["tokens"]:.2f} bytes per token, vocabulary {meta["vocab_size"]:,}')
+    say(f'documents  {train["documents"]:,} train, {val["documents"]:,} val, '
+        f'{len(found.hash) - len(np.unique(found.hash)):,} dropped as duplicates')
+    say(f'tokens     {train["tokens"]:,} train, {val["tokens"]:,} val, '
+        f'{val["bytes"] / val["tokens"]:.2f} bytes per token, vocabulary {meta["vocab_size"]:,}')
     if val['entropy']:
-        print(f'floor      {val["entropy"] / val["documents"]:.2f} nats per story, '
-              f'{val["entropy"] / val["tokens"]:.4f} per token, '
-              f'{bits_per_byte(val["entropy"], val["bytes"]):.4f} bits per byte')
+        say(f'floor      {val["entropy"] / val["documents"]:.2f} nats per story, '
+            f'{val["entropy"] / val["tokens"]:.4f} per token, '
+            f'{bits_per_byte(val["entropy"], val["bytes"]):.4f} bits per byte')
     print(f'{folder} made in {time.time() - began:.1f} s')
     share = val['bytes'] / (val['bytes'] + train['bytes'])
     if input and share > 2 * val_fraction:
