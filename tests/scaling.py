@@ -74,7 +74,8 @@ def draw(runs: list):
     colors = colormaps['viridis_r'].resampled(len(runs) + 2)(range(1, len(runs) + 1))
     for shape, size, run, ys, color in zip(SHAPES, sizes, runs, losses, colors):
         left.plot(size, ys[-1], 'o', color=color)
-        right.plot(6 * size * run['tokens'], ys, '.-', color=color, label=f'{size / 1e6:.2f}M parameters, ' + shape.replace('x', ' x '))
+        name = f'{size / 1e6:.2f}M parameters, ' + shape.replace('x', ' x ')
+        right.plot(6 * size * run['tokens'], ys, '.-', color=color, label=name)
     left.set(xlabel='parameters', ylabel='nats per token above the entropy of the text')
     right.set(xlabel='training compute in flops: 6 x parameters x tokens')
     right.legend(loc='lower left', fontsize=8, title_fontsize=8, title='layers x heads x channels')

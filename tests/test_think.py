@@ -108,7 +108,7 @@ def test_the_tokens_on_the_axes_can_be_read(n, tmp_path, monkeypatch):
     assert [label.get_text() for label in bar.get_yticklabels()] == ['0%', '5%', '25%', '50%', '100%']
     shares = attention_weights(lm.model, torch.tensor([[256, *ids]]))[0][0]
     drawn = squares[0].images[0]
-    assert np.allclose(drawn.get_array().filled(0), shares)                     # not their roots: of these is the colour
+    assert np.allclose(drawn.get_array().filled(0), shares)                     # and not their roots
     assert drawn.norm(0.25) == pytest.approx(0.5) and drawn.norm(1) == 1
     width, height = struct.unpack('>II', (tmp_path / 'a.png').read_bytes()[16:24])
     assert width > 200 * 4 * 1.6 and height > 200 * 2 * 1.6                     # sharp at twice the size
