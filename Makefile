@@ -6,8 +6,8 @@ PIP = $(BIN)/pip install --quiet --disable-pip-version-check
 
 demo: .venv                      # a storyteller from nothing, in a few minutes on two CPU cores
 	$(BIN)/python prepare.py
-	$(BIN)/python train.py --overwrite=True
-	$(BIN)/python sample.py
+	$(BIN)/python train.py --overwrite=True --out_dir=out/demo
+	$(BIN)/python sample.py --out_dir=out/demo
 
 test: .venv/tests lint           # at most 4 minutes on two cores
 	$(BIN)/python -m pytest
@@ -33,5 +33,5 @@ lint: .venv/tests
 	$(PIP) -r requirements.txt -r tests/requirements.txt
 	touch $@
 
-clean:
-	rm -rf .venv out .pytest_cache .ruff_cache
+clean:                           # what can be made again; trained models and data stay
+	rm -rf .venv .pytest_cache .ruff_cache

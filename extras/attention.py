@@ -8,6 +8,7 @@ from config._files import atomic
 from model import Attention
 
 MOST_TOKENS = 64                # more could not be read in the picture
+MOST_PIXELS = 12000             # on its longer side: more would not fit into memory
 
 
 class WatchedAttention(Attention):
@@ -40,27 +41,34 @@ def attention_weights(model, idx) -> list:
 def draw_attention(lm, prompt: str, path):
     """Draw the attention of each layer (down) and head (across) in the prompt into a picture at
     path."""
+    from matplotlib.colors import PowerNorm
     from matplotlib.figure import Figure
     config, ids = lm.model.config, [lm.tokenizer.eot, *lm.tokenizer.encode(prompt)]
     T, most = len(ids), min(MOST_TOKENS, config.block_size)
     require(2 <= T <= most, f'attention draws a start of 1 to {most - 1} tokens, and this one has '
                             f'{T - 1}: set start')
     side = max(1.6, 0.11 * T)                               # inches of a head's square
-    figure = Figure((config.n_head * side + 1, config.n_layer * side + 1), layout='compressed')
+    size = config.n_head * side + 2, config.n_layer * side + 1
+    figure = Figure(size, layout='compressed')
     figure.supylabel('each token', fontsize=9)
-    figure.supxlabel('what it looks at: the darker, the more', fontsize=9)
+    figure.supxlabel('the tokens that it looks at', fontsize=9)
     axes = figure.subplots(config.n_layer, config.n_head, sharex=True, sharey=True, squeeze=False)
     idx = torch.tensor([ids], device=lm.model.wte.weight.device)
     style = dict(labels=[lm.tokenizer.label(i) for i in ids], fontsize=7, parse_math=False)
     future = torch.ones(T, T).triu(1) > 0
+    norm = PowerNorm(0.5, 0, 1)                             # so that small shares can be seen
     for layer, weights in enumerate(attention_weights(lm.model, idx)):
         for head, shares in enumerate(weights.float().cpu()):
             axis = axes[layer, head]
-            shown = shares.sqrt().masked_fill(future, math.nan)     # sqrt: small shares can be seen
-            axis.imshow(shown.numpy(), cmap='Blues', vmin=0, vmax=1)
+            shown = shares.masked_fill(future, math.nan)
+            image = axis.imshow(shown.numpy(), cmap='Blues', norm=norm)
             axis.set_facecolor('0.92')                      # of the future
             axis.set_title(f'layer {layer + 1}, head {head + 1}', fontsize=9)
             axis.set_xticks(range(T), rotation=90, **style)
             axis.set_yticks(range(T), **style)
+    bar = figure.colorbar(image, ax=axes, fraction=0.2 / size[0], aspect=40,
+                          ticks=[0, 0.05, 0.25, 0.5, 1], format='{x:.0%}')
+    bar.set_label("share of a token's attention", fontsize=9)
+    bar.ax.tick_params(labelsize=8)
     with atomic(path) as temporary:
-        figure.savefig(temporary, format='png', dpi=110)
+        figure.savefig(temporary, format='png', dpi=min(220, MOST_PIXELS / max(size)))

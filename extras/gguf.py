@@ -10,8 +10,11 @@ from extras.hf_tokenizer import tokenizer_json
 
 
 def export_gguf(lm, path: str):
-    """Write the model. Raises Error if llama.cpp does not divide text as this tokenizer does."""
+    """Write the model. Raises Error if llama.cpp does not divide text as this tokenizer does, and
+    if path is a file of another kind."""
     require(find_spec('gguf'), 'export to GGUF needs gguf: pip install gguf')
+    require(not Path(path).exists() or is_gguf(path),
+            f'export={path}: there is something else of this name; choose another')
     from gguf import MODEL_ARCH, GGUFWriter, get_tensor_name_map
     config = lm.model.config
     fields = model_fields(config, Path(path).stem) | tokenizer_fields(lm, path)
@@ -29,6 +32,14 @@ def export_gguf(lm, path: str):
         writer.write_kv_data_to_file()
         writer.write_tensors_to_file()
         writer.close()
+
+
+def is_gguf(path) -> bool:
+    """Whether a file begins as a GGUF file does."""
+    if not Path(path).is_file():
+        return False
+    with open(path, 'rb') as f:
+        return f.read(4) == b'GGUF'
 
 
 def model_fields(config, name: str) -> dict:

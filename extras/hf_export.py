@@ -1,4 +1,5 @@
 """A model as a folder of Hugging Face, for --export=FOLDER"""
+import contextlib
 import copy
 import json
 import zlib
@@ -7,8 +8,8 @@ from pathlib import Path
 import torch
 from torch import Tensor
 
-from config import require
-from config._files import atomic
+from config import Error, require
+from config._files import atomic, checksum
 from extras.hf_tokenizer import tokenizer_files
 from extras.huggingface import FIXED, SETTINGS, their_tensors
 from extras.reference import reference_logits
@@ -58,8 +59,12 @@ def check_same_logits(model: GPT, config: dict, tensors: dict[str, Tensor]):
 
 
 def export_folder(lm, folder):
-    """Write the config, weights and tokenizer that transformers, vLLM and others load."""
+    """Write the config, weights and tokenizer that transformers, vLLM and others load. Raises
+    Error if that would replace files that no export wrote."""
     from safetensors.torch import save
+    folder = Path(folder)
+    require(folder.name not in ('True', 'False'),
+            f'export={folder}: name a folder, or a file that ends in .gguf')
     config, tensors = to_hugging_face(lm.model, lm.tokenizer.eot)
     eot = lm.tokenizer.eot
     generation = {'bos_token_id': eot, 'eos_token_id': eot, 'pad_token_id': eot}
@@ -67,8 +72,29 @@ def export_folder(lm, folder):
              'generation_config.json': json.dumps(generation, indent=2).encode(),
              **tokenizer_files(lm.tokenizer, lm.model.config.block_size),
              'model.safetensors': save(tensors, {'format': 'pt'})}
-    sums = {'model.safetensors': f'{zlib.crc32(files["model.safetensors"]):08x}'}
-    files['checksums.json'] = json.dumps(sums).encode()     # load() warns if the weights differ
+    require_own(folder, files)
+    # load() warns if the weights differ from these, and another export if any file does
+    sums = {name: f'{zlib.crc32(content):08x}' for name, content in files.items()}
+    files['checksums.json'] = json.dumps(sums, indent=2).encode()
     for name, content in files.items():
-        with atomic(Path(folder, name)) as path:
+        with atomic(folder / name) as path:
             path.write_bytes(content)
+
+
+def require_own(folder: Path, names):
+    """Raise Error unless the folder is new or empty, or holds an export whose files of these
+    names are as it wrote them. Any other files in it may stay there."""
+    try:
+        if not folder.exists() or not any(folder.iterdir()):
+            return
+    except OSError as e:
+        raise Error(f'export={folder}: {e.strerror}; name another folder') from e
+    sums = {}
+    with contextlib.suppress(OSError, ValueError):
+        sums = json.loads((folder / 'checksums.json').read_text(encoding='utf-8'))
+    require(isinstance(sums, dict) and 'model.safetensors' in sums,
+            f'export={folder}: this folder holds other files; name a new one')
+    for path in (folder / name for name in names):
+        is_own = path.is_file() and checksum(path) == sums.get(path.name)
+        require(is_own or not path.exists(),
+                f'{path} was changed since it was exported: export to a new folder')

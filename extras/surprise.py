@@ -15,18 +15,23 @@ PAGE = """<!doctype html><html lang="en"><meta charset="utf-8"><title>Surprise</
 body { font: 17px/1.9 Georgia, serif; max-width: 42rem; margin: 2rem auto 11rem; padding: 0 1rem }
 p, small { font: 14px/1.6 ui-monospace, monospace }
 main, small { white-space: pre-wrap; overflow-wrap: anywhere }
-span { position: relative; border-radius: 3px;
-       background: rgb(255 100 0 / calc(.07 * min(10, var(--bits)))) }
-span:hover, span:focus { outline: 2px solid #ff6400 }
+span { position: relative }
+b { font-weight: normal; border-radius: 3px;
+    background: rgb(255 100 0 / calc(.07 * min(10, var(--bits)))) }
+span:focus { outline: none }
+span:hover b, span:focus b { outline: 2px solid #ff6400 }
+.eot { font: 12px/1 ui-monospace, monospace; padding: .1em .5em; border: 1px solid #888;
+       border-radius: 1em }
 small { display: none; position: absolute; left: 0; top: 1.7em; z-index: 1; width: 12rem;
         padding: .5em .8em; background: Canvas; border: 1px solid; border-radius: 6px }
 span:hover small, span:focus small { display: block }
 s { text-decoration: none; opacity: .4 } s::before { content: "\\21b5" }
-@media (max-width: 60rem) { small { position: fixed; inset: auto 0 0 0; width: auto } }
-</style><p>%s of <span style="--bits:0">&nbsp;0&nbsp;</span><span
-style="--bits:5">&nbsp;5&nbsp;</span><span
-style="--bits:10">&nbsp;10&nbsp;</span> bits: the model gave it a chance of 1 in 2<sup>bits</sup>.
-Point at a token to see what the model expected in its place. &lt;eot&gt; ends a text.</p>
+@media (max-width: 72rem) { small { position: fixed; inset: auto 0 0 0; width: auto } }
+</style><p>%s of <b style="--bits:0">&nbsp;0&nbsp;</b><b
+style="--bits:5">&nbsp;5&nbsp;</b><b
+style="--bits:10">&nbsp;10&nbsp;</b> bits: the model gave it a chance of 1 in 2<sup>bits</sup>.
+Point at a token to see what the model expected in its place.
+<b class="eot" style="--bits:0">&lt;eot&gt;</b> ends a text.</p>
 <main>%s</main></html>
 """
 
@@ -55,6 +60,14 @@ def token_surprise(lm, ids: list[int]) -> list[tuple[float, list, list]]:
     return surprises
 
 
+def colored(text: str) -> str:
+    """A token as HTML. Its color begins behind its space, which may be at the end of a line."""
+    word = text.lstrip(' ') or text
+    space = text[:len(text) - len(word)]
+    shown = escape(word).replace('\n', '<s>\n</s>')
+    return f'{space}<b>{shown}</b>' if text else ''
+
+
 def render(lm, ids: list[int], surprises: list) -> str:
     """The tokens as HTML. Tokens that make up one character are shown together."""
     html, bits, guesses = '', 0.0, ''
@@ -65,9 +78,10 @@ def render(lm, ids: list[int], surprises: list) -> str:
             guesses = '\n'.join(f'{p:6.1%}  {lm.tokenizer.label(j)}'
                                 for p, j in zip(chances, likeliest))
         if i == lm.tokenizer.eot:
-            text = lm.tokenizer.label(i)
-        if text:                                            # else its character is not complete
-            shown = escape(text).replace('\n', '<s>\n</s>')
+            shown = f'<b class="eot">{escape(lm.tokenizer.label(i))}</b>'
+        else:
+            shown = colored(text)
+        if shown:                                           # else its character is not complete
             html += (f'<span tabindex="0" style="--bits:{bits:.1f}">{shown}'
                      f'<small>{bits:.1f} bits; expected:\n{escape(guesses)}</small></span>')
             bits, guesses = 0.0, ''

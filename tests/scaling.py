@@ -24,7 +24,7 @@ from config import configure  # noqa: E402
 tokens = 1_600_000          # that each model trains on
 config = configure(globals())
 
-SHAPES = '1x2x48 1x2x64 2x4x80 2x4x112 2x4x144 2x4x192 2x8x256 3x8x256'.split()     # layers, heads, channels
+SHAPES = '1x2x48 1x2x64 2x4x80 2x4x112 2x3x144 2x4x192 2x8x256 3x8x256'.split()     # layers, heads, channels
 POINTS = 8                  # evaluations of a run
 ITERS = tokens // (12 * 160 * POINTS) * POINTS      # steps of train.py's own batch_size and block_size
 COLUMNS = 'parameters,layers,heads,channels,iters,tokens,val_loss,bits_per_byte,train_seconds,floor'
@@ -70,23 +70,23 @@ def draw(runs: list):
     losses = np.stack([run['val_loss'] - run['floor'] for run in runs])     # (models, POINTS)
     for tokens, ys in zip(runs[0]['tokens'], losses.T):
         left.plot(sizes, ys, color='0.75', lw=0.8, zorder=1)
-        left.annotate(f'  {tokens / 1e6:.2f}M', (sizes[-1], ys[-1]), va='center', fontsize=7)
+        left.annotate(f'  {tokens / 1e6:.1f}M tokens', (sizes[-1], ys[-1]), va='center', fontsize=7)
     colors = colormaps['viridis_r'].resampled(len(runs) + 2)(range(1, len(runs) + 1))
     for shape, size, run, ys, color in zip(SHAPES, sizes, runs, losses, colors):
         left.plot(size, ys[-1], 'o', color=color)
-        right.plot(6 * size * run['tokens'], ys, '.-', color=color, label=f'{size / 1e6:.2f}M  {shape}')
-    left.set(xlabel='parameters, after so many tokens', ylabel='nats per token above the entropy of the text')
-    right.set(xlabel='training compute: 6 x parameters x tokens, flops')
-    right.legend(loc='lower left', fontsize=8, title_fontsize=8,
-                 title='parameters, layers x heads x channels')
+        name = f'{size / 1e6:.2f}M parameters, ' + shape.replace('x', ' x ')
+        right.plot(6 * size * run['tokens'], ys, '.-', color=color, label=name)
+    left.set(xlabel='parameters', ylabel='nats per token above the entropy of the text')
+    right.set(xlabel='training compute in flops: 6 x parameters x tokens')
+    right.legend(loc='lower left', fontsize=8, title_fontsize=8, title='layers x heads x channels')
     for axes in (left, right):
         axes.loglog()
         axes.grid(which='both', color='0.93')
     left.set_xticks([1e5, 3e5, 1e6, 3e6], ['0.1M', '0.3M', '1M', '3M'])
     right.set_xlim(1.2e10)                                  # room for the legend
-    left.margins(x=0.12)                                    # for the lines' labels
+    left.margins(x=0.22)                                    # for the lines' labels
     left.yaxis.set_major_formatter('{x:g}')
-    figure.savefig(ROOT / 'assets/scaling.png', dpi=100)
+    figure.savefig(ROOT / 'assets/scaling.png', dpi=160)
 
 
 if __name__ == '__main__':

@@ -112,6 +112,20 @@ def test_make_runs_what_stands_there_to_do_by_hand(tmp_path):
     assert demo == PYTHON[:3]
 
 
+def test_make_destroys_no_trained_model(tmp_path):
+    folder = clone(tmp_path / 'clone')
+    demo = shell('make', '-n', 'demo', cwd=folder)
+    for script in ('train', 'sample'):
+        (place,) = re.findall(rf'{script}.py .*--out_dir=(\S+)', demo)
+        assert place == 'out/demo' and f'--out_dir={place}' in README
+    for name in ('out/best.pt', 'out/mine/best.pt', 'data/mine/train.bin', '.venv/installed', '.ruff_cache/x'):
+        (folder / name).parent.mkdir(parents=True, exist_ok=True)
+        (folder / name).touch()
+    before = {path for path in folder.rglob('*') if not re.search('venv|cache', str(path))}
+    shell('make', 'clean', cwd=folder)
+    assert set(folder.rglob('*')) == before
+
+
 @pytest.mark.parametrize('command', sorted({c for c in (*OURS, *QUOTED) if re.search(r'\b[a-z]+\.py ', c)
                                             and not any(f'--{knob}=' in c for knob in ADDED)}))
 def test_every_knob_of_every_command_is_one(command):

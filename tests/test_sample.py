@@ -1,11 +1,14 @@
 import copy
 import io
 import itertools
+import json
+import math
 import os
 import pickle
 import random
 import re
 import select
+import shutil
 import subprocess
 import sys
 import time
@@ -14,12 +17,14 @@ from pathlib import Path
 import numpy
 import pytest
 import torch
-from conftest import ROOT, TEXT, TINY
+from conftest import ROOT, TEXT, TINY, read_log
+from matplotlib.figure import Figure
 from torch.nn.utils import parametrize, prune
 
 from config import Error
 from config._files import save_sealed
 from data.tokenizer import Tokenizer
+from extras.plots import plot_losses
 from model import GPT, GPTConfig, load_checkpoint, save_checkpoint
 from sample import LanguageModel, load
 
@@ -179,7 +184,6 @@ def test_samples_are_the_same_compiled_and_where_there_is_no_compiler(trained):
 
 
 def test_the_data_is_not_needed_any_more(trained):
-    import shutil
     before = trained.generate('the', max_new_tokens=20)
     shutil.rmtree('data')
     Path('out').rename('elsewhere')
@@ -356,6 +360,7 @@ def terminal(trained):
 def test_each_of_these_keys_ends_a_talk_in_order(terminal, key):
     t = terminal('--max_new_tokens=5')
     t.expect('> ')
+    time.sleep(0.5)                                         # readline may miss one while it starts
     t.send(key)
     shown, status = t.end()
     assert status == 0 and 'Traceback' not in shown and shown.endswith('\n')
@@ -390,17 +395,161 @@ def test_lines_can_be_edited_and_come_back(terminal):
 
 
 # ---- plots
-def test_losses_of_several_runs_are_drawn_together(run, dataset, trained):
+@pytest.fixture
+def pictures(monkeypatch):
+    """What is drawn from now on: a dict for each picture."""
+    drawn, save = [], Figure.savefig
+
+    def savefig(figure, *args, **knobs):
+        axes, strip = figure.axes
+        drawn.append({'unit': axes.get_ylabel(), 'labels': [text.get_text() for text in axes.texts],
+                      'boxes': [text.get_window_extent().get_points()[:, 1].tolist() for text in axes.texts],
+                      'lines': [line.get_ydata() for line in axes.lines], 'legend': axes.get_legend(),
+                      'rates': [line.get_ydata() for line in strip.lines], 'dpi': knobs['dpi']})
+        save(figure, *args, **knobs)
+    monkeypatch.setattr(Figure, 'savefig', savefig)
+    return drawn
+
+
+def test_each_line_of_a_picture_ends_with_its_last_value(run, trained, pictures):
+    plot_losses([Path('out')], 'loss.png', floor=2.345)
+    picture, = pictures
+    rows = read_log()
+    assert Path('loss.png').read_bytes()[:4] == b'\x89PNG' and picture['dpi'] == 160 and picture['legend'] is None
+    assert sorted(picture['labels']) == sorted([f'train loss {float(rows[-1]["train_loss"]):.4f}',
+                                                f'val loss {float(rows[-1]["val_loss"]):.4f}', 'floor 2.3450'])
+    assert picture['unit'] == 'nats per token' and len(picture['lines']) == 3
+    boxes = sorted(picture['boxes'])
+    assert all(a[1] <= b[0] + 1 for a, b in zip(boxes, boxes[1:]))          # none on another
+    assert list(picture['rates'][0]) == [float(row['lr']) for row in rows[1:]]
+    plot_losses([Path('out')], 'loss.png')
+    assert len(pictures[1]['lines']) == 2
+
+
+def test_losses_of_several_runs_are_drawn_together(run, dataset, trained, pictures):
     run('train.py', f'--dataset={dataset}', *TINY, '--out_dir=other')
-    for name in ('out', 'other'):
-        Path(name, 'loss.png').unlink()
+    pictures.clear()
     run('sample.py', '--plot=out,other')
     assert Path('out/plot.png').read_bytes()[:4] == b'\x89PNG'
+    assert pictures[0]['unit'] == 'nats per token' and len(pictures[0]['labels']) == 4
+    assert {label.split(':')[0] for label in pictures[0]['labels']} == {'out', 'other'}
     Path('other/log.csv').write_text('epoch,loss\n1,2.5\n')
     with pytest.raises(Error, match='other/log.csv'):
         run('sample.py', '--plot=out,other')
 
 
+def test_runs_on_different_data_are_drawn_in_bits_per_byte(run, trained, pictures):
+    Path('new.txt').write_text(TEXT[::-1] * 8, encoding='utf-8')
+    run('prepare.py', '--input=new.txt', '--name=new', '--tokenizer=char', '--val_fraction=0.2')
+    run('train.py', '--dataset=new', *TINY, '--out_dir=new')
+    pictures.clear()
+    run('sample.py', '--plot=out,new')
+    run('sample.py', '--plot=new')
+    bits = {name: float(read_log(f'{name}/log.csv')[-1]['bits_per_byte']) for name in ('out', 'new')}
+    assert pictures[0]['unit'] == 'bits per byte' and pictures[1]['unit'] == 'nats per token'
+    assert sorted(pictures[0]['labels']) == sorted(f'{name}: val loss {n:.4f}' for name, n in bits.items())
+    for path in Path('new').glob('*.pt'):
+        path.unlink()                                                       # its data is not known any more
+    run('sample.py', '--plot=out,new')
+    assert pictures[2]['unit'] == 'bits per byte'
+
+
+def test_the_floor_is_drawn_where_all_runs_share_it(run, dataset, pictures):
+    """Two tokenizers of the same stories have one floor in bits per byte, though not in nats per token."""
+    for tokenizer in ('bpe', 'char'):
+        run('prepare.py', '--num_stories=60', '--vocab_size=300', f'--name={tokenizer}', f'--tokenizer={tokenizer}')
+        run('train.py', f'--dataset={tokenizer}', *TINY, f'--out_dir={tokenizer}')
+    run('train.py', '--dataset=bpe', *TINY, '--out_dir=part', '--eval_tokens=99')
+    run('train.py', f'--dataset={dataset}', *TINY, '--out_dir=other')
+    meta = json.loads(Path('data/bpe/meta.json').read_text())['val']
+    nats, bits = meta['entropy'] / meta['tokens'], meta['entropy'] / meta['bytes'] / math.log(2)
+    for runs, floor in (('bpe', nats), ('bpe,bpe', nats), ('bpe,char', bits), ('bpe,part', nats), ('part', None),
+                        ('bpe,other', None)):
+        run('sample.py', f'--plot={runs}')
+        found = [label for label in pictures[-1]['labels'] if label.startswith('floor')]
+        assert found == ([f'floor {floor:.4f}'] if floor else []), runs
+    shutil.rmtree('data/bpe')
+    run('sample.py', '--plot=bpe')
+    assert not [label for label in pictures[-1]['labels'] if label.startswith('floor')]
+
+
+# ---- an export replaces only what it wrote
+def files_in(folder='.'):
+    return {path: path.read_bytes() for path in Path(folder).rglob('*') if path.is_file()}
+
+
+def test_an_export_can_be_repeated_and_leaves_what_lies_beside_it(run, trained):
+    Path('empty').mkdir()
+    for folder in ('empty', 'there/new'):
+        run('sample.py', f'--export={folder}')
+        assert (Path(folder, 'model.safetensors')).stat().st_size > 1000
+    Path('empty/notes.txt').write_text('mine')
+    before = files_in('empty')
+    move(trained.model.parameters())
+    save_checkpoint('moved.pt', trained.model, trained.tokenizer.spec, {})
+    run('sample.py', '--out_dir=moved.pt', '--export=empty')
+    changed = {path.name for path, content in files_in('empty').items() if before[path] != content}
+    assert changed == {'model.safetensors', 'checksums.json'}
+    assert load('empty', dtype='float32').generate('the') == trained.generate('the')
+
+
+@pytest.mark.parametrize('change', ['other', 'foreign', 'weights', 'config', 'list', 'added', 'folder', 'file'])
+def test_an_export_refuses_a_folder_with_files_that_it_did_not_write(run, trained, change):
+    Path('mine').mkdir()
+    if change in ('weights', 'config', 'folder', 'added'):
+        run('sample.py', '--export=mine')
+    if change == 'other':
+        Path('mine/report.txt').write_text('years of work')
+    elif change == 'foreign':                                   # a model of others, with a list of their own
+        for name in ('config.json', 'model.safetensors'):
+            Path('mine', name).write_text('theirs')
+        Path('mine/checksums.json').write_text('{"sha256": "1"}')
+    elif change == 'weights':                                   # trained on in place, elsewhere
+        Path('mine/model.safetensors').write_bytes(b'better')
+    elif change == 'config':
+        Path('mine/config.json').write_text('{}')
+    elif change == 'list':
+        Path('mine/checksums.json').write_text('[]')
+    elif change == 'added':                                     # by hand, where an export wrote none
+        sums = json.loads(Path('mine/checksums.json').read_text())
+        del sums['generation_config.json']
+        Path('mine/checksums.json').write_text(json.dumps(sums))
+    elif change == 'folder':
+        Path('mine/config.json').unlink()
+        Path('mine/config.json').mkdir()
+    else:
+        Path('mine').rmdir()
+        Path('mine').write_text('a file')
+    before = files_in()
+    with pytest.raises(Error, match='mine.*(new|another)'):
+        run('sample.py', '--export=mine')
+    assert files_in() == before
+
+
+def test_an_export_for_llama_cpp_refuses_a_file_of_another_kind(run, dataset):
+    run('prepare.py', '--input=letters.txt', '--name=bpe', '--vocab_size=280', '--val_fraction=0.2')
+    run('train.py', '--dataset=bpe', *TINY)
+    for _ in range(2):                                          # its own file may be replaced
+        run('sample.py', '--export=model.gguf')
+    assert Path('model.gguf').read_bytes()[:4] == b'GGUF'
+    Path('mine.gguf').write_text('years of work')
+    Path('empty.gguf').touch()
+    Path('folder.gguf').mkdir()
+    before = files_in()
+    for name in ('mine.gguf', 'empty.gguf', 'folder.gguf'):
+        with pytest.raises(Error, match=f'{name}.*another'):
+            run('sample.py', f'--export={name}')
+    assert files_in() == before
+
+
+def test_an_export_wants_a_name(trained):
+    command = [sys.executable, ROOT / 'sample.py', '--export=True']
+    shown = subprocess.run(command, capture_output=True, text=True)
+    assert shown.returncode == 2 and not Path('True').exists()
+    assert shown.stderr == 'error: export=True: name a folder, or a file that ends in .gguf\n'
+
+
+# ---- bad input
 @pytest.mark.parametrize('args, names', [
     (['--out_dir=nothing'], 'nothing'), (['--start=Ünknown'], 'Ü'), (['--start=FILE:none.txt'], 'none.txt'),
     (['--temperature=-1'], 'temperature'), (['--top_p=0'], 'top_p'), (['--top_p=1.5'], 'top_p'),

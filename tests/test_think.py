@@ -5,6 +5,7 @@ import math
 import random
 import re
 import shutil
+import struct
 import subprocess
 from pathlib import Path
 
@@ -18,7 +19,7 @@ from config import Error
 from data.tokenizer import Tokenizer
 from extras.attention import attention_weights, draw_attention
 from extras.evaluation import longest_overlap
-from extras.surprise import draw_surprise, token_surprise
+from extras.surprise import PAGE, draw_surprise, render, token_surprise
 from model import GPT, Attention, GPTConfig
 from sample import LanguageModel
 
@@ -101,15 +102,32 @@ def test_the_tokens_on_the_axes_can_be_read(n, tmp_path, monkeypatch):
     draw_attention(lm, lm.tokenizer.decode(ids), tmp_path / 'a.png')
     assert (tmp_path / 'a.png').read_bytes()[:4] == b'\x89PNG'
     figure, = figures
-    assert len(figure.axes) == 8
-    for axis, place in ((figure.axes[0].yaxis, 'y'), (figure.axes[4].xaxis, 'x')):
+    figure.set_dpi(220)                                                         # as it was saved
+    *squares, bar = figure.axes
+    assert len(squares) == 8 and bar.get_ylabel() == "share of a token's attention"
+    assert [label.get_text() for label in bar.get_yticklabels()] == ['0%', '5%', '25%', '50%', '100%']
+    shares = attention_weights(lm.model, torch.tensor([[256, *ids]]))[0][0]
+    drawn = squares[0].images[0]
+    assert np.allclose(drawn.get_array().filled(0), shares)                     # and not their roots
+    assert drawn.norm(0.25) == pytest.approx(0.5) and drawn.norm(1) == 1
+    width, height = struct.unpack('>II', (tmp_path / 'a.png').read_bytes()[16:24])
+    assert width > 200 * 4 * 1.6 and height > 200 * 2 * 1.6                     # sharp at twice the size
+    for axis, place in ((squares[0].yaxis, 'y'), (squares[4].xaxis, 'x')):
         labels = axis.get_ticklabels()
         assert [label.get_text() for label in labels] == ['<eot>', *map(lm.tokenizer.label, ids)]
         boxes = [getattr(label.get_window_extent(), f'interval{place}') for label in labels]
-        assert all(abs(b - a) >= 9 for a, b in boxes)                           # pixels, at least
+        assert all(abs(b - a) >= 18 for a, b in boxes)                           # pixels, at least
         boxes = sorted(tuple(sorted(box)) for box in boxes)
-        assert all(a[1] <= b[0] + 1 for a, b in zip(boxes, boxes[1:]))          # none on another
+        assert all(a[1] <= b[0] + 2 for a, b in zip(boxes, boxes[1:]))          # none on another
     assert [lm.tokenizer.label(i) for i in (10, 32, 256)] == ['\\n', '·', '<eot>']
+
+
+def test_the_picture_of_a_large_model_fits_into_memory(tmp_path, monkeypatch):
+    dpis = []
+    monkeypatch.setattr(Figure, 'savefig', lambda self, path, format, dpi: (
+        dpis.append(dpi * max(self.get_size_inches())), Path(path).touch()))
+    draw_attention(make(n_layer=1, n_head=16), 'x' * 63, tmp_path / 'a.png')
+    assert 11_000 < dpis[0] <= 12_000                                           # pixels
 
 
 # ---- surprise
@@ -139,11 +157,13 @@ def test_the_page_shows_a_text_or_a_held_out_one(run, trained, capsys):
     assert not {'http', 'src=', 'url(', '<script', '@import', '<link'} & set(page.split())
 
 
-def browse(page: str, script: str, *flags) -> dict:
-    """What a script finds in the page, in a real browser: `found` is sent back."""
-    Path('browse.html').write_text(page + '<script>' + script + """
+def browse(page: str, script: str, *flags, wait=False) -> dict:
+    """What a script finds in the page, in a real browser: `found` is sent back. wait: until frames are loaded."""
+    script += """
         document.documentElement.innerHTML = '<pre></pre>';
-        document.querySelector('pre').textContent = JSON.stringify(found);</script>""", encoding='utf-8')
+        document.querySelector('pre').textContent = JSON.stringify(found);"""
+    script = f'onload = () => {{{script}}}' if wait else script
+    Path('browse.html').write_text(f'{page}<script>{script}</script>', encoding='utf-8')
     command = [CHROMIUM, '--headless', '--no-sandbox', '--disable-gpu', '--dump-dom', *flags,
                f'--user-data-dir={Path("profile").resolve()}', Path('browse.html').resolve().as_uri()]
     dom = subprocess.run(command, capture_output=True, text=True, encoding='utf-8', timeout=120).stdout
@@ -197,7 +217,7 @@ def test_the_page_can_be_read_in_light_and_dark(tmp_path, monkeypatch, scheme):
         span.style.setProperty('--bits', 99);
         span.querySelector('small').style.color = 'Canvas';
         const numbers = color => color.match(/[\\d.]+/g).map(Number);
-        const style = getComputedStyle(span), tip = getComputedStyle(span.querySelector('small'));
+        const style = getComputedStyle(span.querySelector('b')), tip = getComputedStyle(span.querySelector('small'));
         const found = {token: numbers(style.backgroundColor), ink: numbers(style.color),
                        paper: numbers(tip.color)};""",
                    '--blink-settings=preferredColorScheme=' + str(int(scheme == 'light')))
@@ -212,6 +232,38 @@ def test_the_page_can_be_read_in_light_and_dark(tmp_path, monkeypatch, scheme):
     assert (ink > paper) == (scheme == 'dark') and alpha == pytest.approx(0.7)
     for ground in (paper, token):                       # the ratio that WCAG 2 asks for
         assert (max(ink, ground) + 0.05) / (min(ink, ground) + 0.05) > 4.5
+
+
+@needs_browser
+@pytest.mark.parametrize('width', [390, 1280])
+@pytest.mark.parametrize('scheme', ['light', 'dark'])
+def test_no_color_hangs_at_the_end_of_a_line_and_an_end_of_text_is_no_text(tmp_path, monkeypatch, scheme, width):
+    monkeypatch.chdir(tmp_path)
+    lm = make()
+    text = 'of all the words <eot> that were written here some end a line\n  and x = 3 ' * 9
+    words = re.findall(' *[^ ]+| +$', text)
+    monkeypatch.setattr(Tokens, 'words', tuple(words))
+    monkeypatch.setattr(Tokens, 'vocab_size', 257 + len(words))
+    ids = [*range(257, 257 + len(words) - 1), 256]
+    page = PAGE % ('A page', render(lm, ids, [(5.0, [1.0], [97])] * len(ids)))
+    found = browse(f"<iframe width={width} height=3000 srcdoc='{html.escape(page)}'></iframe>", """
+        const inner = document.querySelector('iframe').contentDocument;
+        const main = inner.querySelector('main'), all = [...main.querySelectorAll('span')];
+        const clear = element => getComputedStyle(element).backgroundColor == 'rgba(0, 0, 0, 0)';
+        const kind = element => { const s = getComputedStyle(element);
+                                  return [s.fontSize, s.fontFamily, s.borderTopStyle, s.borderTopWidth]; };
+        const found = {clear: all.every(clear), texts: all.map(s => s.querySelector('b').textContent),
+            colored: all.every(s => !clear(s.querySelector('b'))), kinds: [...main.querySelectorAll('b')].map(kind),
+            lines: new Set(all.map(s => s.getBoundingClientRect().top)).size,
+            width: inner.documentElement.clientWidth, scroll: inner.documentElement.scrollWidth};""",
+                   '--blink-settings=preferredColorScheme=' + str(int(scheme == 'light')),
+                   '--window-size=1500,900', '--virtual-time-budget=3000', wait=True)
+    assert found['clear'] and found['colored'] and found['lines'] > 9
+    assert found['scroll'] <= found['width'] == width
+    assert found['texts'] == [*(word.lstrip(' ') for word in words[:-1]), '<eot>']
+    *text_kinds, end_kind = found['kinds']
+    assert all(kind == text_kinds[0] for kind in text_kinds) and '<eot>' in found['texts'][:-1]
+    assert end_kind[:2] != text_kinds[0][:2] and end_kind[2:] == ['solid', '1px'] and text_kinds[0][2] == 'none'
 
 
 # ---- what it copies

@@ -3,6 +3,7 @@ import re
 import runpy
 import shlex
 import sys
+import warnings
 from pathlib import Path
 from types import ModuleType, SimpleNamespace
 
@@ -56,6 +57,18 @@ def test_on_colab_the_run_is_kept_on_the_drive_unless_it_is_refused(tour, monkey
     assert names['RUN'] == run and ('a disconnect loses' in capsys.readouterr().out) == (mount is refuse)
 
 
+def test_the_page_is_shown_without_a_warning(tour, tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    Path('surprise.html').write_text('<p title="x">& so on</p>', encoding='utf-8')
+    (source,) = [cell.source for cell in tour.cells if 'srcdoc' in cell.source]
+    *lines, last = [line for line in source.splitlines() if not line.startswith('!')]
+    exec('from IPython.display import HTML\n' + '\n'.join(lines), names := {})
+    with warnings.catch_warnings():
+        warnings.simplefilter('error')
+        shown = eval(last, names).data
+    assert 'srcdoc="&lt;p title=&quot;x&quot;&gt;&amp; so on&lt;/p&gt;"' in shown
+
+
 @pytest.mark.slow
 def test_the_tour_runs_from_top_to_bottom(tour, tmp_path, monkeypatch):
     copy_project(tmp_path, 'extras/*.py')
@@ -64,7 +77,7 @@ def test_the_tour_runs_from_top_to_bottom(tour, tmp_path, monkeypatch):
     NotebookClient(tour, timeout=600, kernel_name='python3').execute()      # raises what a cell raises
     outputs = [output for cell in tour.cells for output in cell.get('outputs', [])]
     text = ''.join(output.get('text', '') for output in outputs)
-    assert 'error' not in text.lower() and 'Traceback' not in text
+    assert 'error' not in text.lower() and 'Traceback' not in text and 'Warning' not in text
     assert [row['step'] for row in read_log('out/tour/log.csv')][-1] == '30'
     for name in ('out/tour/best.pt', 'out/tour/loss.png', 'attention.png', 'surprise.html',
                  'exported/model.safetensors', 'exported/tokenizer.json'):
