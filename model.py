@@ -82,7 +82,7 @@ class RMSNorm(nn.RMSNorm):
     """Root mean square norm (Zhang and Sennrich 2019), computed in the precision of its weight."""
 
     def forward(self, x: Tensor) -> Tensor:
-        return super().forward(x.to(self.weight.dtype))
+        return F.rms_norm(x.to(self.weight.dtype), self.normalized_shape, self.weight, self.eps)
 
 
 def make_norm(config: GPTConfig) -> nn.Module:
@@ -92,18 +92,20 @@ def make_norm(config: GPTConfig) -> nn.Module:
 
 
 def rotary(positions: Tensor, head_dim: int, theta: float) -> tuple[Tensor, Tensor]:
-    """Cosines and sines (T, 1, D/2) of rotary embeddings (Su et al. 2021) at positions (T,)."""
+    """Factors (T, 1, D), for `rotate`, of rotary embeddings (Su et al. 2021) at positions (T,)."""
     channels = torch.arange(0, head_dim, 2, device=positions.device)
     frequencies = theta ** (-channels.float() / head_dim)               # (D/2,)
     angles = positions[:, None, None] * frequencies                     # (T, 1, D/2)
-    return angles.cos(), angles.sin()
+    cos, sin = angles.cos(), angles.sin()
+    return torch.cat((cos, cos), dim=-1), torch.cat((-sin, sin), dim=-1)
 
 
 def rotate(x: Tensor, rope: tuple[Tensor, Tensor]) -> Tensor:
-    """Rotate the channel pairs (i, i + D/2) of x (B, T, heads, D) by their position's angles."""
+    """Rotate the channel pairs a = x_i, b = x_(i + D/2) of x (B, T, heads, D) by their position's
+    angles: to a cos - b sin and b cos + a sin."""
     cos, sin = rope
-    a, b = x.chunk(2, dim=-1)
-    return torch.cat((a * cos - b * sin, b * cos + a * sin), dim=-1).type_as(x)
+    swapped = x.roll(x.shape[-1] // 2, dims=-1)                         # b, a
+    return (x * cos + swapped * sin).type_as(x)
 
 
 class KVCache:

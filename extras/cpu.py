@@ -6,12 +6,13 @@ without a sort."""
 import ctypes
 import math
 import sys
+from copy import deepcopy
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from model import Attention
+from model import Attention, KVCache, rotary, rotate
 
 M_TRIM_THRESHOLD, M_MMAP_THRESHOLD = -1, -3     # of glibc's mallopt
 LONGEST = 512                                   # tokens up to which plain products are faster
@@ -59,8 +60,11 @@ class CPUAttention(Attention):
             return self.fused(q, k, v, mask)
         if torch.is_grad_enabled() and mask is None and q.shape[2] == k.shape[2] <= LONGEST:
             return self.plain_products(q.bfloat16(), k.bfloat16(), v.bfloat16())
+        q, k, v = q.float(), k.float(), v.float()
+        if not torch.is_autocast_enabled('cpu'):
+            return self.fused(q, k, v, mask).bfloat16()
         with torch.autocast('cpu', enabled=False):
-            return self.fused(q.float(), k.float(), v.float(), mask).bfloat16()
+            return self.fused(q, k, v, mask).bfloat16()
 
     def fused(self, q: Tensor, k: Tensor, v: Tensor, mask: Tensor | None) -> Tensor:
         if mask is None and q.shape[2] < k.shape[2]:        # one token, which sees all keys
@@ -76,6 +80,42 @@ class CPUAttention(Attention):
         weights = torch.baddbmm(future, q, k.mT, alpha=D ** -0.5).softmax(-1)
         y = F.dropout(weights, self.dropout, self.training) @ v
         return y.view(B, H, T, D)
+
+
+class SamplingAttention(CPUAttention):
+    """CPUAttention of qwen3 that norms and rotates queries and keys together: for single tokens
+    the number of operations counts, not their size."""
+
+    def pack(self):
+        weights = [self.q_norm.weight] * self.n_head + [self.k_norm.weight] * self.n_kv_head
+        self.qk_weight = torch.stack(weights).detach().float()          # (H + K, D)
+
+    def forward(self, x: Tensor, rope, mask: Tensor | None, cache) -> Tensor:
+        B, T, _ = x.shape
+        H, K, D = self.n_head, self.n_kv_head, self.head_dim
+        qk, v = self.c_attn(x).split(((H + K) * D, K * D), dim=2)
+        qk = F.rms_norm(qk.view(B, T, H + K, D).float(), (D,), eps=self.q_norm.eps)
+        q, k = rotate(qk * self.qk_weight, rope).transpose(1, 2).split((H, K), dim=1)
+        k, v = cache.append(k, v.view(B, T, K, D).transpose(1, 2))      # (B, K, S, D)
+        y = self.attend(q.type_as(x), k, v, mask)                       # (B, H, T, D)
+        return self.c_proj(y.transpose(1, 2).reshape(B, T, H * D))
+
+
+def can_sample_with(layer: Attention) -> bool:
+    """Whether SamplingAttention computes what the forward of this layer does."""
+    norms, dtype = (layer.q_norm, layer.k_norm), layer.c_attn.weight.dtype
+    if not all(isinstance(norm, nn.RMSNorm) for norm in norms):
+        return False
+    if dtype not in (torch.float32, torch.bfloat16):        # it computes in float32
+        return False
+    tokens = torch.arange(5)
+    x = torch.randn(1, 5, layer.c_attn.in_features, generator=torch.Generator().manual_seed(0))
+    fast = deepcopy(layer).float()
+    rope = rotary(tokens, layer.head_dim, 10000.0)
+    expected = fast(x, rope, None, KVCache(5, x.device))
+    fast.__class__ = SamplingAttention
+    fast.pack()
+    return torch.allclose(fast(x, rope, None, KVCache(5, x.device)), expected, atol=1e-4)
 
 
 class PackedLinear(nn.Linear):

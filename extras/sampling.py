@@ -38,7 +38,7 @@ class Sampler:
         if not is_same or place != self.place:
             self.copy, self.copied, self.place = make_copy(model, self.compile), copied, place
         for layer in self.copy.modules():
-            if isinstance(layer, cpu.PackedLinear):
+            if isinstance(layer, cpu.PackedLinear | cpu.SamplingAttention):
                 layer.pack()            # the weights may have changed in place
         return self.copy
 
@@ -53,14 +53,17 @@ def make_copy(model: GPT, compile: bool) -> GPT:
     copy = deepcopy(model, shared).eval()
     copy.__class__ = type('FastGPT', (FastGPT, type(model)), {})
     copy.graphs = weakref.WeakKeyDictionary()
+    for layer in (copy, *copy.h):
+        layer.drop = nn.Identity()      # in sampling nothing is dropped
     weight = model.wte.weight
     if weight.device.type == 'cpu':
         copy.keep_top_p = cpu.keep_top_p
         copy.cache_dtype = torch.float32 if weight.dtype == torch.bfloat16 else None
         for block in copy.h:
             if cpu.computes_the_same(block.attn):
-                block.attn.__class__ = cpu.CPUAttention
-        copy.needs_mask = any(type(block.attn) is not cpu.CPUAttention for block in copy.h)
+                can_join = not compile and cpu.can_sample_with(block.attn)
+                block.attn.__class__ = cpu.SamplingAttention if can_join else cpu.CPUAttention
+        copy.needs_mask = not all(isinstance(block.attn, cpu.CPUAttention) for block in copy.h)
         if compile or cpu.can_pack(weight):
             for layer in copy.modules():
                 if type(layer) is nn.Linear:
@@ -91,6 +94,8 @@ class FastGPT(GPT):
         return [KVCache(block_size, device, self.cache_dtype) for _ in self.h]
 
     def next_logits(self, idx: Tensor, caches: list[KVCache]) -> Tensor:
+        if self.step is None and not idx.is_cuda:           # no cuDNN that must be avoided
+            return self.lm_head(self.hidden(idx, caches)[:, -1]).float()
         if self.step is None or idx.shape[1] > 1 or caches[0].length == 0:
             return super().next_logits(idx, caches)
         first = caches[0]

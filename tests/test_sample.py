@@ -25,7 +25,7 @@ from config import Error
 from config._files import save_sealed
 from data.tokenizer import Tokenizer
 from extras.plots import plot_losses
-from model import GPT, GPTConfig, load_checkpoint, save_checkpoint
+from model import GPT, Attention, GPTConfig, load_checkpoint, save_checkpoint
 from sample import LanguageModel, load
 
 
@@ -577,3 +577,15 @@ def test_a_checkpoint_that_lacks_something_is_an_error(run, trained):
         save_sealed('half.pt', {k: v for k, v in checkpoint.items() if k != key})
         with pytest.raises(Error, match='half.pt'):
             run('sample.py', '--out_dir=half.pt')
+
+
+def test_a_changed_attention_is_what_is_sampled_from(run, trained, monkeypatch):
+    """The faster copy joins what Attention.forward does for queries and keys, unless that was changed."""
+    def forward(layer, x, rope=None, mask=None, cache=None):
+        return 0.5 * plain(layer, x.flip(-1), rope, mask, cache)
+
+    plain = Attention.forward
+    before = load('out', dtype='float32').rows('the', temperature=0)
+    monkeypatch.setattr(Attention, 'forward', forward)
+    fast, slow = (load('out', dtype='float32', fast=fast).rows('the', temperature=0) for fast in (True, False))
+    assert fast == slow != before
