@@ -2,6 +2,7 @@
 
 A page shows where its lines are, and says nothing of paragraphs. So these rules look at places: a
 paragraph goes on in the next line if that is just below and its first word had no room above."""
+import math
 import re
 import statistics
 import unicodedata
@@ -12,6 +13,7 @@ HYPHEN = '\ufffe'               # ends a line whose last word goes on in the nex
 LEADER = re.compile(r'\s*(?:[.·…_]\s?){4,}\s*(\d+|[ivxlc]+)?\s*$|\s*(?:[.·…]\s?){4,}')
 NUMBER = re.compile(r'\W*(?:page )?(?:\d+|[ivxlc]+)(?:(?: of | ?/ ?)\d+)?\W*', re.I)
 LIST = re.compile(r'[•◦▪‣●○■–—*-] |[(\[]?(?:\d{1,3}|[a-zA-Z])[)\]] |\d+\.(?:\d+\.?)* |\[\w+\] ')
+NO_SPACE = re.compile(rf'(?:{HYPHEN}|[/_—]|\S-)$')     # at the end of a line
 ACCENT = re.compile(r'([¨´ˆ˜ˇ˘˚¯¸˝]) ?([^\W\d_])')
 ACCENTS = dict(zip('¨´ˆ˜ˇ˘˚¯¸˝', '\u0308\u0301\u0302\u0303\u030c\u0306\u030a\u0304\u0327\u030b'))
 LETTERS = {0xfb00: 'ff', 0xfb01: 'fi', 0xfb02: 'fl', 0xfb03: 'ffi', 0xfb04: 'ffl', 0xf0b7: '•'}
@@ -26,13 +28,17 @@ class Line(NamedTuple):
     right: float
     bottom: float
     height: float               # of its letters, from the lowest to the highest
+    word: float = 0             # width of its first word
     code: bool = False          # whether it is set like code, all letters of the same width
+    edge: float = 0             # where it would end if it were full
 
 
 def text_of_pages(pages: list[list[Line]]) -> str:
     pages = [join_rows([clean(line) for line in page]) for page in pages]
-    lines = [line for page in without_running_heads(pages) for line in page]
-    return join_words(join_lines(lines)).strip()
+    pages = without_running_heads(pages)
+    spacing = usual_spacing(pages)
+    blocks = [block for page in pages for block in with_edges(divide(page, 1.25 * spacing))]
+    return join_words(join_blocks(blocks)).strip()
 
 
 # ---- lines
@@ -52,18 +58,26 @@ def put_accent(match: re.Match) -> str:
 
 
 def join_rows(lines: list[Line]) -> list[Line]:
-    """The lines of a page, those in one of the same height side by side being one."""
-    joined = []
+    """The lines of a page, those side by side being one, as in tables and formulas."""
+    rows = []
     for line in lines:
-        last = joined[-1] if joined else None
-        if (last and abs(last.bottom - line.bottom) < 0.4 * max(last.height, line.height)
-                and line.left > last.right - 1):
+        last = rows[-1] if rows else None
+        if last and beside(last, line):
+            space = ' ' if line.left - last.right > 0.15 * line.height else ''
             bigger = max(last, line, key=lambda part: part.height)
-            joined[-1] = Line(f'{last.text} {line.text}', last.left, line.right, bigger.bottom,
-                              bigger.height, last.code and line.code)
+            rows[-1] = bigger._replace(text=last.text + space + line.text, left=last.left,
+                                       right=line.right, word=last.word,
+                                       code=last.code and line.code)
         elif line.text:
-            joined.append(line)
-    return joined
+            rows.append(line)
+    return rows
+
+
+def beside(last: Line, line: Line) -> bool:
+    """Whether a line is to the right of another, half of the smaller one's height or more."""
+    shared = (min(last.bottom + last.height, line.bottom + line.height)
+              - max(last.bottom, line.bottom))
+    return line.left > last.right - 1 and shared >= 0.5 * min(last.height, line.height)
 
 
 # ---- pages
@@ -100,42 +114,74 @@ def outer_numbers(lines) -> set[int]:
     return {int(number) for numbers in found for number in numbers}
 
 
-# ---- paragraphs
-def join_lines(lines: list[Line]) -> str:
-    """Lines joined to paragraphs. Between these is a line break, or an empty line where the page
-    has a gap. A word that is divided has HYPHEN in it."""
-    steps = [(a.bottom - b.bottom) / a.height for a, b in zip(lines, lines[1:])
-             if a.height and a.bottom > b.bottom]
-    spacing = statistics.median_low(round(step, 1) for step in steps) if steps else 1
-    blocks = divide(lines, 1.25 * spacing)
-    text = ''
-    last, last_edge, left = None, 0, 0
-    for block in blocks:
-        edge = max(line.right for line in block)
-        lefts = [line.left for line in block]
-        left = min([left, *lefts] if last and last.code and block[0].code else lefts)
-        for i, line in enumerate(block):
-            if last and (goes_on(last, line, last_edge) if i else
-                         goes_over(last, line, last_edge)):
-                text += ('' if last.text[-1] in f'{HYPHEN}/_—' else ' ') + line.text
-            else:
-                width = (line.right - line.left) / len(line.text)
-                indent = round((line.left - left) / width) if line.code and width > 0 else 0
-                text += ('\n' if i else '\n\n') + ' ' * indent + LEADER.sub('', line.text)
-            last, last_edge = line, edge
-    return text
+# ---- blocks
+def usual_spacing(pages: list[list[Line]]) -> float:
+    """The distance of a line from the next one, in heights of its letters."""
+    steps = [round((line.bottom - below.bottom) / line.height, 1)
+             for page in pages for line, below in zip(page, page[1:])
+             if line.height and line.bottom > below.bottom]
+    return statistics.median_low(steps) if steps else 1
 
 
-def divide(lines: list[Line], limit: float) -> list[list[Line]]:
+def divide(page: list[Line], limit: float) -> list[list[Line]]:
     """Blocks of lines of the same height, each below the last one by at most `limit` heights."""
     blocks = []
-    for last, line in zip([None, *lines], lines):
+    for last, line in zip([None, *page], page):
         if (last and 0 < last.bottom - line.bottom <= limit * last.height
                 and same_height(last, line)):
             blocks[-1].append(line)
         else:
             blocks.append([line])
     return blocks
+
+
+def with_edges(blocks: list[list[Line]]) -> list[list[Line]]:
+    """The blocks of a page, each line with its edge: where many lines that begin like it end, or
+    the last of them if they end anywhere. A block where few lines are full is a list or a table,
+    and has no edge."""
+    def place(line):
+        return round(line.left), round(line.height)
+
+    ends = {}
+    for line in [line for block in blocks for line in block]:
+        ends.setdefault(place(line), []).append(round(line.right))
+    edges = {}
+    for key, rights in ends.items():
+        right, count = Counter(rights).most_common(1)[0]
+        edges[key] = right if count > max(2, 0.3 * len(rights)) else max(rights)
+    found = []
+    for block in blocks:
+        widest = max(line.right for line in block)
+        block = [line._replace(edge=max(edges[place(line)], widest)) for line in block]
+        full = sum(is_full(line, below) for line, below in zip(block, block[1:]))
+        if full < (len(block) - 1) / 3:
+            block = [line._replace(edge=math.inf) for line in block]
+        found.append(block)
+    return found
+
+
+def is_full(line: Line, below: Line) -> bool:
+    """Whether a line has no room for the first word of the line below it."""
+    return line.right + below.word > line.edge - line.height
+
+
+# ---- paragraphs
+def join_blocks(blocks: list[list[Line]]) -> str:
+    """Lines joined to paragraphs. Between these is a line break, or an empty line where the page
+    has a gap. A word that is divided has HYPHEN in it."""
+    text, last, left = '', None, 0
+    for block in blocks:
+        lefts = [line.left for line in block]
+        left = min([left, *lefts] if last and last.code and block[0].code else lefts)
+        for i, line in enumerate(block):
+            if last and (goes_on(last, line) if i else goes_over(last, line)):
+                text += ('' if NO_SPACE.search(last.text) else ' ') + line.text
+            else:
+                width = (line.right - line.left) / len(line.text)
+                indent = round((line.left - left) / width) if line.code and width > 0 else 0
+                text += ('\n' if i else '\n\n') + ' ' * indent + LEADER.sub('', line.text)
+            last = line
+    return text
 
 
 def same_height(a: Line, b: Line) -> bool:
@@ -149,7 +195,7 @@ def stands_alone(last: Line, line: Line) -> bool:
                 or LEADER.search(last.text) or LEADER.search(line.text))
 
 
-def goes_on(last: Line, line: Line, edge: float) -> bool:
+def goes_on(last: Line, line: Line) -> bool:
     """Whether a paragraph goes on in a line just below."""
     if stands_alone(last, line):
         return False
@@ -157,28 +203,27 @@ def goes_on(last: Line, line: Line, edge: float) -> bool:
         return True
     if line.left > last.left + 0.5 * line.height and not LIST.match(last.text):
         return False                            # it is indented
-    word = len(line.text.split(' ')[0]) + 1     # with the space before it
-    return last.right + word * (line.right - line.left) / len(line.text) > edge - line.height
+    return is_full(last, line)
 
 
-def goes_over(last: Line, line: Line, edge: float) -> bool:
+def goes_over(last: Line, line: Line) -> bool:
     """Whether a paragraph goes on in a line of the next page or column."""
     if not same_height(last, line) or line.bottom < last.bottom or stands_alone(last, line):
         return False
     if last.text.endswith(HYPHEN):
         return True
-    return last.text[-1] not in '.:!?' and line.text[0].islower() and last.right > edge - 20
+    return last.text[-1] not in '.:!?' and line.text[0].islower() and last.right > last.edge - last.height
 
 
 # ---- words
 def join_words(text: str) -> str:
-    """The text with its divided words whole. Their hyphen stays where it has to: beside a capital
-    or a digit, or if the text has the word with a hyphen elsewhere, and nowhere without."""
+    """The text with its divided words whole. Their hyphen stays before a capital or a digit, after
+    capitals, and where the text has the word more often with a hyphen than without."""
     words = Counter(re.findall(r'\w+(?:-\w+)*', text))
 
     def join(match):
         whole, hyphenated = match[1] + match[2], f'{match[1]}-{match[2]}'
-        if not whole.islower() or words[hyphenated] > words[whole]:
+        if not match[2][0].islower() or match[1].isupper() or words[hyphenated] > words[whole]:
             return hyphenated
         return whole
 

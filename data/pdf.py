@@ -87,8 +87,9 @@ def read_lines(page) -> list[Line]:
         boxes = [page.get_charbox(letter, loose=True) for letter in letters]
         _, bottom, _, top = max(boxes[0], boxes[-1], key=lambda box: box[3] - box[1])
         code = all(MONOSPACED.search(font_of(page, index)) for index in (letters[0], letters[-1]))
-        lines.append(Line(mend_spaces(found, boxes), left=boxes[0][0], right=boxes[-1][2],
-                          bottom=bottom, height=top - bottom, code=code))
+        left, right = boxes[0][0], boxes[-1][2]
+        word = boxes[len(re.match(r'\S+', found)[0].rstrip('\ufffe')) - 1][2] - left
+        lines.append(Line(mend_spaces(found, boxes), left, right, bottom, top - bottom, word, code))
     return lines
 
 
