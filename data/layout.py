@@ -1,24 +1,24 @@
 """From the lines of pages to running text: no running heads, whole words, whole paragraphs.
 
 A page shows where its lines are, and says nothing of paragraphs. So these rules look at places: a
-paragraph goes on in the next line if that is just below and its first word had no room above."""
+paragraph goes on in the next line if that is just below, and its first word had no room above."""
 import math
 import re
 import statistics
 import unicodedata
-from collections import Counter
+from collections import Counter, defaultdict
 from typing import NamedTuple
 
 HYPHEN = '\ufffe'               # ends a line whose last word goes on in the next
-LEADER = re.compile(r'\s*(?:[.·…_]\s?){4,}\s*(\d+|[ivxlc]+)?\s*$|\s*(?:[.·…]\s?){4,}')
-NUMBER = re.compile(r'\W*(?:page )?(?:\d+|[ivxlc]+)(?:(?: of | ?/ ?)\d+)?\W*', re.I)
-LIST = re.compile(r'[•◦▪‣●○■–—*-] |[(\[]?(?:\d{1,3}|[a-zA-Z])[)\]] |\d+\.(?:\d+\.?)* |\[\w+\] ')
-NO_SPACE = re.compile(rf'(?:{HYPHEN}|[/_—]|\S-)$')     # at the end of a line
+NO_SPACE = re.compile(rf'({HYPHEN}|[/_—]|\S-)$')        # after such a line follows no space
+LEADERS = re.compile(r'\s*([.·…_]\s?){4,}\s*([\divxlc]+\s*$)?')
+NUMBER = re.compile(r'\W*(page )?(\d+|[ivxlc]+)(( of | ?/ ?)\d+)?\W*', re.I)
+LIST = re.compile(r'([•◦▪‣●○■–—*-]|[(\[]?(\d{1,3}|[a-zA-Z])[)\]]|\d+\.(\d+\.?)*|\[\w+\]) ')
 ACCENT = re.compile(r'([¨´ˆ˜ˇ˘˚¯¸˝]) ?([^\W\d_])')
 ACCENTS = dict(zip('¨´ˆ˜ˇ˘˚¯¸˝', '\u0308\u0301\u0302\u0303\u030c\u0306\u030a\u0304\u0327\u030b'))
-LETTERS = {0xfb00: 'ff', 0xfb01: 'fi', 0xfb02: 'fl', 0xfb03: 'ffi', 0xfb04: 'ffl', 0xf0b7: '•'}
 NOT_TEXT = [*range(9), *range(11, 32), *range(127, 160), 0xad, *range(0xe000, 0xf900)]
-REPAIRS = dict.fromkeys(NOT_TEXT, ' ') | LETTERS
+REPAIRS = dict.fromkeys(NOT_TEXT, ' ') | {0xf0b7: '•'}
+REPAIRS |= {0xfb00: 'ff', 0xfb01: 'fi', 0xfb02: 'fl', 0xfb03: 'ffi', 0xfb04: 'ffl'}
 
 
 class Line(NamedTuple):
@@ -28,8 +28,8 @@ class Line(NamedTuple):
     right: float
     bottom: float
     height: float               # of its letters, from the lowest to the highest
-    word: float = 0             # width of its first word
-    code: bool = False          # whether it is set like code, all letters of the same width
+    word: float                 # width of its first word
+    code: bool = False          # whether its letters have the same width, as in code
     edge: float = 0             # where it would end if it were full
 
 
@@ -64,54 +64,46 @@ def join_rows(lines: list[Line]) -> list[Line]:
         last = rows[-1] if rows else None
         if last and beside(last, line):
             space = ' ' if line.left - last.right > 0.15 * line.height else ''
-            bigger = max(last, line, key=lambda part: part.height)
-            rows[-1] = bigger._replace(text=last.text + space + line.text, left=last.left,
-                                       right=line.right, word=last.word,
-                                       code=last.code and line.code)
+            higher = max(last, line, key=lambda part: part.height)
+            rows[-1] = last._replace(text=last.text + space + line.text, right=line.right,
+                                     bottom=higher.bottom, height=higher.height,
+                                     code=last.code and line.code)
         elif line.text:
             rows.append(line)
     return rows
 
 
 def beside(last: Line, line: Line) -> bool:
-    """Whether a line is to the right of another, half of the smaller one's height or more."""
-    shared = (min(last.bottom + last.height, line.bottom + line.height)
-              - max(last.bottom, line.bottom))
+    """Whether a line is right of another, and at its height by half of the smaller one or more."""
+    top = min(last.bottom + last.height, line.bottom + line.height)
+    shared = top - max(last.bottom, line.bottom)
     return line.left > last.right - 1 and shared >= 0.5 * min(last.height, line.height)
 
 
 # ---- pages
 def without_running_heads(pages: list[list[Line]]) -> list[list[Line]]:
-    """The lines of pages without page numbers, and without what stands above or below the text.
-
-    That is, of the outer two lines at either end, what is on many pages or has the page's number,
-    and of the outermost what is on the next or next but one. They may differ in their digits."""
-    def pattern(line):
-        return re.sub(r'\d+', '#', line.text)
-
-    ordered = [sorted(page, key=lambda line: -line.bottom) for page in pages]
-    outer = [{*page[:2], *page[-2:]} for page in ordered]
-    outermost = [{*page[:1], *page[-1:]} for page in ordered]
-    counts = Counter(text for lines in outer for text in {pattern(line) for line in lines})
-    often = max(1, len(pages) / 3)
-    offsets = Counter(n - i for i, lines in enumerate(outer) for n in outer_numbers(lines))
-    offset, found = max(offsets.items(), key=lambda item: item[1], default=(0, 0))
+    """The pages without those of their outer two lines, at either end, that are on the next page
+    or the next but one with other digits at most, or begin or end with the page's number."""
+    orders = [sorted(page, key=lambda line: -line.bottom) for page in pages]
+    outer = [{*page[:2], *page[-2:]} for page in orders]
+    patterns = [{re.sub(r'\d+', '#', line.text) for line in lines} for lines in outer]
+    # A page's number is its place in the file plus an offset, which most pages share.
+    offsets = Counter(number - i for i, lines in enumerate(outer)
+                      for line in lines for number in outer_numbers(line))
+    offset, pages_with_it = max(offsets.items(), key=lambda item: item[1], default=(0, 0))
     kept = []
     for i, page in enumerate(pages):
-        near = {pattern(line) for k in (i - 2, i - 1, i + 1, i + 2) if 0 <= k < len(pages)
-                for line in outermost[k]}
-        unwanted = {line for line in outer[i] if counts[pattern(line)] > often}
-        unwanted |= {line for line in outermost[i] if pattern(line) in near}
-        unwanted |= {line for line in outer[i] if NUMBER.fullmatch(line.text)
-                     or found > 2 and i + offset in outer_numbers([line])}
-        kept.append([line for line in page if line not in unwanted])
+        near = set().union(*patterns[max(0, i - 2):i], *patterns[i + 1:i + 3])
+        heads = {line for line in outer[i]
+                 if re.sub(r'\d+', '#', line.text) in near or NUMBER.fullmatch(line.text)
+                 or pages_with_it > 2 and i + offset in outer_numbers(line)}
+        kept.append([line for line in page if line not in heads])
     return kept
 
 
-def outer_numbers(lines) -> set[int]:
-    """The numbers with which lines begin or end."""
-    found = (re.findall(r'^\d{1,4}(?=\s|$)|(?<=\s)\d{1,4}$', line.text) for line in lines)
-    return {int(number) for numbers in found for number in numbers}
+def outer_numbers(line: Line) -> list[int]:
+    """The numbers with which a line begins and ends."""
+    return [int(number) for number in re.findall(r'^\d{1,4}(?!\S)|(?<!\S)\d{1,4}$', line.text)]
 
 
 # ---- blocks
@@ -127,32 +119,29 @@ def divide(page: list[Line], limit: float) -> list[list[Line]]:
     """Blocks of lines of the same height, each below the last one by at most `limit` heights."""
     blocks = []
     for last, line in zip([None, *page], page):
-        if (last and 0 < last.bottom - line.bottom <= limit * last.height
-                and same_height(last, line)):
+        if last and same_height(last, line) and 0 < last.bottom - line.bottom < limit * last.height:
             blocks[-1].append(line)
         else:
             blocks.append([line])
     return blocks
 
 
-def with_edges(blocks: list[list[Line]]) -> list[list[Line]]:
-    """The blocks of a page, each line with its edge: where many lines that begin like it end, or
-    the last of them if they end anywhere. A block where few lines are full is a list or a table,
-    and has no edge."""
-    def place(line):
-        return round(line.left), round(line.height)
+def same_height(a: Line, b: Line) -> bool:
+    return abs(a.height - b.height) <= 0.15 * max(a.height, b.height)
 
-    ends = {}
+
+def with_edges(blocks: list[list[Line]]) -> list[list[Line]]:
+    """The blocks of a page, each line with its edge: where the longer lines end that begin like
+    it, or its block ends. A block where few lines are full is a list or a table, without edge."""
+    ends = defaultdict(list)
     for line in [line for block in blocks for line in block]:
-        ends.setdefault(place(line), []).append(round(line.right))
-    edges = {}
-    for key, rights in ends.items():
-        right, count = Counter(rights).most_common(1)[0]
-        edges[key] = right if count > max(2, 0.3 * len(rights)) else max(rights)
+        ends[round(line.left), round(line.height)].append(line.right)
     found = []
     for block in blocks:
         widest = max(line.right for line in block)
-        block = [line._replace(edge=max(edges[place(line)], widest)) for line in block]
+        for i, line in enumerate(block):
+            rights = sorted(ends[round(line.left), round(line.height)])
+            block[i] = line._replace(edge=max(widest, rights[int(0.7 * len(rights))]))
         full = sum(is_full(line, below) for line, below in zip(block, block[1:]))
         if full < (len(block) - 1) / 3:
             block = [line._replace(edge=math.inf) for line in block]
@@ -171,48 +160,37 @@ def join_blocks(blocks: list[list[Line]]) -> str:
     has a gap. A word that is divided has HYPHEN in it."""
     text, last, left = '', None, 0
     for block in blocks:
-        lefts = [line.left for line in block]
-        left = min([left, *lefts] if last and last.code and block[0].code else lefts)
+        code_goes_on = last and last.code and block[0].code
+        left = min([left] * bool(code_goes_on) + [line.left for line in block])
         for i, line in enumerate(block):
-            if last and (goes_on(last, line) if i else goes_over(last, line)):
+            if last and goes_on(last, line, below=i > 0):
                 text += ('' if NO_SPACE.search(last.text) else ' ') + line.text
             else:
                 width = (line.right - line.left) / len(line.text)
                 indent = round((line.left - left) / width) if line.code and width > 0 else 0
-                text += ('\n' if i else '\n\n') + ' ' * indent + LEADER.sub('', line.text)
+                text += ('\n' if i else '\n\n') + ' ' * indent + LEADERS.sub(' ', line.text).strip()
             last = line
     return text
 
 
-def same_height(a: Line, b: Line) -> bool:
-    return abs(a.height - b.height) <= 0.15 * max(a.height, b.height)
+def goes_on(last: Line, line: Line, below: bool) -> bool:
+    """Whether a paragraph goes on in a line, which is just below or on another page or column."""
+    if stands_alone(last, line) or not same_height(last, line):
+        return False
+    if last.text.endswith(HYPHEN):
+        return True
+    if below:
+        indented = line.left > last.left + 0.5 * line.height and not LIST.match(last.text)
+        return not indented and is_full(last, line)
+    in_sentence = last.text[-1] not in '.:!?' and line.text[0].islower()
+    return in_sentence and line.bottom > last.bottom and is_full(last, line)
 
 
 def stands_alone(last: Line, line: Line) -> bool:
-    """Whether a line begins something new whatever its place: code, a list, a table of contents."""
-    both_end_in_numbers = all(re.search(r'\s\d+$', each.text) for each in (last, line))
-    return bool((last.code and line.code) or LIST.match(line.text) or both_end_in_numbers
-                or LEADER.search(last.text) or LEADER.search(line.text))
-
-
-def goes_on(last: Line, line: Line) -> bool:
-    """Whether a paragraph goes on in a line just below."""
-    if stands_alone(last, line):
-        return False
-    if last.text.endswith(HYPHEN):
-        return True
-    if line.left > last.left + 0.5 * line.height and not LIST.match(last.text):
-        return False                            # it is indented
-    return is_full(last, line)
-
-
-def goes_over(last: Line, line: Line) -> bool:
-    """Whether a paragraph goes on in a line of the next page or column."""
-    if not same_height(last, line) or line.bottom < last.bottom or stands_alone(last, line):
-        return False
-    if last.text.endswith(HYPHEN):
-        return True
-    return last.text[-1] not in '.:!?' and line.text[0].islower() and last.right > last.edge - last.height
+    """Whether a line is new whatever its place: code, a list, a table of contents or of numbers."""
+    numbers = all(re.search(r'\s\d+$', each.text) for each in (last, line))
+    leaders = LEADERS.search(last.text) or LEADERS.search(line.text)
+    return bool(last.code and line.code or LIST.match(line.text) or numbers or leaders)
 
 
 # ---- words
@@ -223,15 +201,13 @@ def join_words(text: str) -> str:
 
     def join(match):
         whole, hyphenated = match[1] + match[2], f'{match[1]}-{match[2]}'
-        if not match[2][0].islower() or match[1].isupper() or words[hyphenated] > words[whole]:
-            return hyphenated
-        return whole
+        stays = not match[2][0].islower() or match[1].isupper() or words[hyphenated] > words[whole]
+        return hyphenated if stays else whole
 
-    text = re.sub(rf'(\w+){HYPHEN}(\w+)', join, text)
-    return text.replace(HYPHEN, '-')
+    return re.sub(rf'(\w+){HYPHEN}(\w+)', join, text).replace(HYPHEN, '-')
 
 
 def glued(text: str) -> float:
-    """The share of the characters that stands in words so long that spaces must be missing."""
+    """The share of the characters that is in words so long that spaces must be missing."""
     long = re.findall('[A-Za-z\u00c0-\u024f\u0370-\u052f]{18,}', text)
     return sum(map(len, long)) / max(1, len(text))

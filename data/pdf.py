@@ -2,6 +2,7 @@
 memory and time: a file that is damaged or means harm ends that process and nothing else.
 
 python -m data.pdf FILE prints the text of a file."""
+import contextlib
 import ctypes
 import importlib.util
 import re
@@ -11,45 +12,47 @@ from itertools import accumulate
 from pathlib import Path
 
 from config import ROOT, require
-from data.layout import Line, text_of_pages
+from data.layout import HYPHEN, Line, text_of_pages
 
 MEMORY = 2 << 30                # bytes that the process may use, where the system can limit that
 SECONDS = 120                   # how long it may take
 CHARACTERS = 50_000_000         # that a file may hold
-MONOSPACED = re.compile('mono|cour|typewriter|consol|menlo|cmtt|sftt|cmsltt|fixed|code', re.I)
+MONOSPACED = re.compile(r'mono(?!type)|courier|typewriter|consol|menlo|fixed|code|tt\d', re.I)
 
 
 def read_pdf_file(path) -> str:
     """The text of a PDF file. Raises ValueError, with the reason, if it cannot be read."""
     require(importlib.util.find_spec('pypdfium2'),
-            f'{path} is a PDF, which needs pypdfium2: pip install pypdfium2')
+            f'{path} needs pypdfium2, which is not installed: pip install pypdfium2')
     command = [sys.executable, '-m', 'data.pdf', str(Path(path).resolve())]
     try:
         done = subprocess.run(command, cwd=ROOT, capture_output=True, timeout=SECONDS)
     except subprocess.TimeoutExpired:
         raise ValueError(f'reading it takes more than {SECONDS} s') from None
-    said = done.stderr.decode(errors='replace').split('\n')
     if done.returncode == 1:
-        raise ValueError(said[0] or 'it cannot be read')
+        raise ValueError(done.stderr.decode(errors='replace').split('\n')[0])
     if done.returncode:                         # a signal ended the process
-        raise ValueError(f'it crashes its reader, or needs more than {MEMORY >> 30} GB of memory')
+        raise ValueError(f'it crashes its reader, or needs more than {MEMORY >> 20} MB of memory')
     return done.stdout.decode()
 
 
 # ---- what runs in the other process
-def limit_memory():
+def main(path):
     try:
+        limit_memory()
+        text = text_of_pages(read_pages(path))
+    except Exception as e:                      # whatever it is, it concerns this file alone
+        sys.exit(' '.join(str(e).split()) or type(e).__name__)
+    sys.stdout.buffer.write(text.encode(errors='replace'))
+
+
+def limit_memory():
+    with contextlib.suppress(ImportError, ValueError, OSError):     # Windows and macOS lack it
         import resource
-    except ImportError:                         # Windows has no such limits
-        return
-    for kind, limit in ((resource.RLIMIT_AS, MEMORY), (resource.RLIMIT_CORE, 0)):
-        most = resource.getrlimit(kind)[1]
-        if most != resource.RLIM_INFINITY:
-            limit = min(limit, most)
-        try:
-            resource.setrlimit(kind, (limit, most))
-        except (ValueError, OSError):           # macOS refuses some limits
-            pass
+        resource.setrlimit(resource.RLIMIT_CORE, (0, 0))
+        most = resource.getrlimit(resource.RLIMIT_AS)[1]
+        limit = MEMORY if most == resource.RLIM_INFINITY else min(MEMORY, most)
+        resource.setrlimit(resource.RLIMIT_AS, (limit, most))
 
 
 def read_pages(path) -> list[list[Line]]:
@@ -59,70 +62,55 @@ def read_pages(path) -> list[list[Line]]:
     with pypdfium2.PdfDocument(path) as document:
         for number in range(len(document)):
             page = document[number]
-            lines = read_lines(page.get_textpage())
-            page.close()                        # closes its text too, and frees the memory
-            pages.append(lines)
-            size += sum(len(line.text) for line in lines)
+            pages.append(read_lines(page.get_textpage()))
+            page.close()                        # this frees its memory
+            size += sum(len(line.text) for line in pages[-1])
             if size > CHARACTERS:
                 raise ValueError(f'it has more than {CHARACTERS:,} characters')
     return pages
 
 
 def read_lines(page) -> list[Line]:
-    """The lines of a page's text, each with its place."""
+    """The lines of a page's text. pypdfium2 ends a line with a line break, or with HYPHEN."""
     from pypdfium2 import raw
     text = page.get_text_range()
-    # A letter beyond U+FFFF counts as two.
-    places = [0, *accumulate(1 + (letter > '\uffff') for letter in text)]
+    places = [0, *accumulate(1 + (letter > '\uffff') for letter in text)]   # in UTF-16
     lines = []
-    # A line ends with a line break, or with a hyphen, which pypdfium2 marks as U+FFFE.
-    for match in re.finditer('[^\r\n\ufffe]+\ufffe?', text):
-        found = match[0].strip()
-        if not found.strip('\ufffe'):
-            continue
-        start = match.start() + match[0].index(found[0])
-        end = start + len(found.rstrip('\ufffe'))
+    for match in re.finditer(rf'[^\s{HYPHEN}][^\r\n{HYPHEN}]*{HYPHEN}?', text):
+        found = match[0].rstrip()
+        end = match.start() + len(found.rstrip(HYPHEN))
         letters = [raw.FPDFText_GetCharIndexFromTextIndex(page, place)
-                   for place in places[start:end]]
+                   for place in places[match.start():end]]
         boxes = [page.get_charbox(letter, loose=True) for letter in letters]
         _, bottom, _, top = max(boxes[0], boxes[-1], key=lambda box: box[3] - box[1])
-        code = all(MONOSPACED.search(font_of(page, index)) for index in (letters[0], letters[-1]))
         left, right = boxes[0][0], boxes[-1][2]
-        word = boxes[len(re.match(r'\S+', found)[0].rstrip('\ufffe')) - 1][2] - left
+        first_word = re.match(rf'[^\s{HYPHEN}]+', found)[0]
+        word = boxes[len(first_word) - 1][2] - left
+        code = all(MONOSPACED.search(font_of(page, letter)) for letter in (letters[0], letters[-1]))
         lines.append(Line(mend_spaces(found, boxes), left, right, bottom, top - bottom, word, code))
     return lines
 
 
-def mend_spaces(text: str, boxes: list) -> str:
-    """The text with a space in each gap between letters, and without those that the next letter
-    covers. boxes has (left, bottom, right, top) of each letter."""
-    mended = ''
-    for letter, following, box, next_box in zip(text, text[1:], boxes, boxes[1:]):
-        gap = next_box[0] - box[2]
-        if letter == ' ' and gap < -0.7 * (box[2] - box[0]) < 0:
-            continue
-        mended += letter
-        if (gap > 0.2 * (box[3] - box[1]) and following.isalpha()
-                and (letter.isalpha() or letter in '.,;:!?)’”')):
-            mended += ' '
-    return mended + text[max(0, min(len(text), len(boxes)) - 1):]
-
-
-def font_of(page, index: int) -> str:
-    """The name of the font of a character."""
+def font_of(page, letter: int) -> str:
     from pypdfium2 import raw
     name = ctypes.create_string_buffer(100)
-    raw.FPDFText_GetFontInfo(page, index, name, len(name), ctypes.c_int())
+    raw.FPDFText_GetFontInfo(page, letter, name, len(name), ctypes.c_int())
     return name.value.decode(errors='replace')
 
 
-def main(path):
-    try:
-        limit_memory()
-        text = text_of_pages(read_pages(path))
-    except Exception as e:                      # whatever it is, it concerns this file alone
-        sys.exit(' '.join(str(e).split()) or type(e).__name__)
-    sys.stdout.buffer.write(text.encode(errors='replace'))
+def mend_spaces(text: str, boxes: list) -> str:
+    """The text with a space in each gap between letters, and without spaces that the next letter
+    covers: groff leaves both. boxes has (left, bottom, right, top) of each letter."""
+    mended = text[0]
+    for before, letter, last_box, box in zip(text, text[1:], boxes, boxes[1:]):
+        gap, width = box[0] - last_box[2], last_box[2] - last_box[0]
+        wide = gap > 0.2 * (last_box[3] - last_box[1])
+        if before == ' ' and gap < -0.7 * width < 0:
+            mended = mended[:-1]
+        elif wide and re.match(r'([^\W\d_]|[.,;:!?)’”])[^\W\d_]', before + letter):
+            mended += ' '
+        mended += letter
+    return mended + text[len(boxes):]
 
 
 if __name__ == '__main__':
