@@ -14,7 +14,7 @@ NO_SPACE = re.compile(rf'({HYPHEN}|[/_—]|\S-)$')        # after such a line fo
 LEADERS = re.compile(r'\s*([.·…_]\s?){4,}\s*([\divxlc]+\s*$)?')
 NUMBER = re.compile(r'\W*(page )?(\d+|[ivxlc]+)(( of | ?/ ?)\d+)?\W*', re.I)
 LIST = re.compile(r'([•◦▪‣●○■–—*-]|[(\[]?(\d{1,3}|[a-zA-Z])[)\]]|\d+\.(\d+\.?)*|\[\w+\]) ')
-ACCENT = re.compile(r'([¨´ˆ˜ˇ˘˚¯¸˝]) ?([^\W\d_])')
+ACCENT = re.compile(r'([¨´ˆ˜ˇ˘˚¯¸˝])([^\W\d_])')
 ACCENTS = dict(zip('¨´ˆ˜ˇ˘˚¯¸˝', '\u0308\u0301\u0302\u0303\u030c\u0306\u030a\u0304\u0327\u030b'))
 NOT_TEXT = [*range(9), *range(11, 32), *range(127, 160), 0xad, *range(0xe000, 0xf900)]
 REPAIRS = dict.fromkeys(NOT_TEXT, ' ') | {0xf0b7: '•'}
@@ -175,7 +175,8 @@ def join_blocks(blocks: list[list[Line]]) -> str:
 
 def goes_on(last: Line, line: Line, below: bool) -> bool:
     """Whether a paragraph goes on in a line, which is just below or on another page or column."""
-    if stands_alone(last, line) or not same_height(last, line):
+    after_gap = not below and line.bottom < last.bottom
+    if after_gap or stands_alone(last, line) or not same_height(last, line):
         return False
     if last.text.endswith(HYPHEN):
         return True
@@ -183,12 +184,12 @@ def goes_on(last: Line, line: Line, below: bool) -> bool:
         indented = line.left > last.left + 0.5 * line.height and not LIST.match(last.text)
         return not indented and is_full(last, line)
     in_sentence = last.text[-1] not in '.:!?' and line.text[0].islower()
-    return in_sentence and line.bottom > last.bottom and is_full(last, line)
+    return in_sentence and is_full(last, line)
 
 
 def stands_alone(last: Line, line: Line) -> bool:
     """Whether a line is new whatever its place: code, a list, a table of contents or of numbers."""
-    numbers = all(re.search(r'\s\d+$', each.text) for each in (last, line))
+    numbers = all(re.search(r'\s[\d.,]*\d$', each.text) for each in (last, line))
     leaders = LEADERS.search(last.text) or LEADERS.search(line.text)
     return bool(last.code and line.code or LIST.match(line.text) or numbers or leaders)
 

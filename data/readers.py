@@ -28,8 +28,8 @@ ASCII = bytes(range(128))
 LETTERS = string.ascii_letters.encode()
 QUOTE_IN_WORD = re.compile(rb'[a-zA-Z][\x82\x84\x91\x93-\x95][a-zA-Z]')
 # What is common in the languages of Western Europe; the same bytes are other letters elsewhere.
-WESTERN = ('àâäáãåæçèéêëìíîïñòóôöõøœùúûüÿßÀÂÄÁÃÅÆÇÈÉÊËÌÍÎÏÑÒÓÔÖÕØŒÙÚÛÜŸ'
-           '“”‘’„‚–—…•€£§°©®™«»¡¿·ªº²½\xa0').encode('cp1252')
+ACCENTED = 'àâäáãåæçèéêëìíîïñòóôöõøœùúûüÿßÀÂÄÁÃÅÆÇÈÉÊËÌÍÎÏÑÒÓÔÖÕØŒÙÚÛÜŸ'.encode('cp1252')
+SIGNS = '“”‘’„‚–—…•€£§°©®™«»¡¿·ªº²½\xa0'.encode('cp1252')
 
 
 class Piece(NamedTuple):
@@ -55,8 +55,10 @@ def encoding_of(path) -> str:
                 return encoding
         decode = codecs.getincrementaldecoder('utf-8')('replace').decode
         valid = invalid = 0                     # characters that are not ASCII
-        while block := f.read(BLOCK):
-            text = decode(block)
+        block = start
+        while block:
+            block = f.read(BLOCK)
+            text = decode(block, final=not block)
             if not text.isascii():
                 errors = text.count('\ufffd') - block.count('\ufffd'.encode())
                 invalid += errors
@@ -75,8 +77,8 @@ def is_western(path) -> bool:
     accented = letters = 0
     with open(path, 'rb') as f:
         while block := f.read(BLOCK):
-            others = block.translate(None, ASCII)
-            if others.translate(None, WESTERN) or QUOTE_IN_WORD.search(block) or b'\0' in block:
+            others = block.translate(None, ASCII + SIGNS)
+            if others.translate(None, ACCENTED) or QUOTE_IN_WORD.search(block) or b'\0' in block:
                 return False
             accented += len(others)
             letters += len(block) - len(block.translate(None, LETTERS))
@@ -195,7 +197,8 @@ def find_files(patterns: str) -> list[Path]:
         require(files, f'--input={pattern}: there is no {" ".join(READERS)} file')
         found += files
     if others:
-        kinds = ', '.join(f'{count:,} {kind}' for kind, count in others.most_common(10))
+        order = sorted(others, key=lambda kind: (-others[kind], kind))
+        kinds = ', '.join(f'{others[kind]:,} {kind}' for kind in order[:10])
         print(f'left out   {kinds}' + (', ...' if len(others) > 10 else ''))
     return found
 
