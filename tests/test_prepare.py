@@ -474,7 +474,8 @@ def test_pdf_is_read_as_running_text(run, tmp_path):
     words = 'the small cat sees a bird over an old wall near some trees'.split()
     bodies = [simpleSplit('ple ' * (page > 0) + ' '.join(random.Random(page).choices(words, k=99)), 'Helvetica', 12, 330)
               for page in range(5)]
-    pages = [['A Journal of Cats', *body[:5], 'exam-', f'1{i}'] for i, body in enumerate(bodies)]
+    ends = ['small exam-', 'trees exam-', 'other exam-', 'birds exam-', 'brown exam-']
+    pages = [['A Journal of Cats', *body[:5], ends[i], f'1{i}'] for i, body in enumerate(bodies)]
     pdf(tmp_path / 'a.pdf', pages)
     pdf(tmp_path / 'b.pdf', [['Another paper with plain text.', 'It goes on here.']])
     texts = documents(*run('--input=a.pdf,b.pdf'))
