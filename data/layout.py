@@ -10,7 +10,8 @@ from collections import Counter, defaultdict
 from typing import NamedTuple
 
 HYPHEN = '\ufffe'               # ends a line whose last word goes on in the next
-NO_SPACE = re.compile(rf'({HYPHEN}|[/_—]|\S-)$')        # after such a line follows no space
+# After a line that ends like this, or in Chinese or Japanese, follows no space.
+NO_SPACE = re.compile(rf'({HYPHEN}|[/_—\u3000-\u9fff\uff00-\uffef]|\S-)$')
 LEADERS = re.compile(r'\s*([.·…_]\s?){4,}\s*([\divxlc]+\s*$)?')
 NUMBER = re.compile(r'\W*(page )?(\d+|[ivxlc]+)(( of | ?/ ?)\d+)?\W*', re.I)
 LIST = re.compile(r'([•◦▪‣●○■–—*-]|[(\[]?(\d{1,3}|[a-zA-Z])[)\]]|\d+\.(\d+\.?)*|\[\w+\]) ')

@@ -14,7 +14,7 @@ from pathlib import Path
 from config import ROOT, require
 from data.layout import HYPHEN, Line, text_of_pages
 
-MEMORY = 2 << 30                # bytes that the process may use, where the system can limit that
+MEMORY = 1 << 30                # bytes that the process may use, where the system can limit that
 SECONDS = 120                   # how long it may take
 CHARACTERS = 50_000_000         # that a file may hold
 MONOSPACED = re.compile(r'mono(?!type)|courier|typewriter|consol|menlo|fixed|code|tt\d', re.I)

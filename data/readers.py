@@ -40,7 +40,7 @@ class Piece(NamedTuple):
 
 
 def warn(text: str):
-    print('warning:', text, file=sys.stderr)
+    tqdm.write(f'warning: {text}', file=sys.stderr)     # which leaves a progress bar whole
 
 
 # ---- text
