@@ -26,7 +26,7 @@ from config import Error
 from config._files import checksum
 from data.checks import checksum_of_meta
 from data.layout import Line, glued, text_of_pages
-from data.pdf import read_pdf_file
+from data.pdf import mend_spaces, read_pdf_file
 from data.readers import read_pdf, read_text
 from data.stories.teller import read_grammar, tell_stories
 from data.tokenizer import BORDER, Tokenizer, cut, read_tokenizer, train_bpe
@@ -535,6 +535,9 @@ def test_paragraphs_of_a_pdf():
     assert text_of([long, long], ['and goes on there.'], ['Not here', '']) == f'{long} {long} and goes on there.\n\nNot here'
     indented = page(long, long) + page(long, top=676, left=90) + page(long, top=664)
     assert text_of_pages([indented]) == f'{long} {long}\n{long} {long}'
+    assert text_of([long, long, f'{long}\ufffe', '', '', 'word']) == f'{long} {long} {long}-\n\nword'
+    assert text_of_pages([page(long), page('a footnote', size=7)]) == f'{long}\n\na footnote'
+    assert text_of(['short one', 'of two', '', long]) == f'short one\nof two\n\n{long}'
     heading = page('A heading of its own', top=720, size=14) + page(long, 'and more')
     assert text_of_pages([heading]) == f'A heading of its own\n\n{long} and more'
 
@@ -565,22 +568,24 @@ def test_running_heads_of_a_pdf_are_gone():
     text = text_of(*pages)
     assert not re.search('head|second|Page', text) and text.count('is here and on\nfor') == 10
     names = ['Cats', 'Dogs', 'Mice', 'Hens', 'Cows', 'Bees']
-    chapters = [[f'Chapter {2 * i}: {name} {i + 5}', '', f'{name} are here', f'and {name} there', '', 'xvii'] for i, name in enumerate(names)]
+    chapters = [[f'Chapter {2 * i}: {name} {i + 5}', '', f'{name} are here', f'and {name} there', '', ('i', 'iv', 'ix', 'xii', 'l', 'c')[i]] for i, name in enumerate(names)]
     assert text_of(*chapters) == '\n\n'.join(f'{name} are here and {name} there' for name in names)
     assert text_of([]) == text_of_pages([]) == ''
 
 
-def test_spaces_that_are_only_gaps_are_found(tmp_path):
+def test_spaces_that_are_only_gaps_are_found():
     """groff places words without spaces, and has some spaces under the letters."""
-    from reportlab.pdfbase.pdfmetrics import stringWidth
-    x, placed = 72, []
-    for word in 'Of Many words. Here are five'.split():
-        placed.append((x, 700, word))
-        x += stringWidth(word, 'Helvetica', 12) + 3
-    for letter in 'nev ertheless':
-        placed.append((x, 700, letter))
-        x += 0.3 if letter == ' ' else stringWidth(letter, 'Helvetica', 12)
-    assert read_pdf_file(pdf(tmp_path / 'a.pdf', [placed])) == 'Of Many words. Here are five nevertheless'
+    def mended(text, gaps):
+        """The text, its letters 5 wide and 10 high, with these gaps after its letters, else none."""
+        boxes, left = [], 0
+        for i in range(len(text)):
+            boxes.append((left, 0, left + 5, 10))
+            left += 5 + gaps.get(i, 0)
+        return mend_spaces(text, boxes)
+
+    assert mended('ofwords.Then', {1: 2.5, 7: 3}) == 'of words. Then'
+    assert mended('nev er', {3: -5}) == 'never' and mended('a jar', {1: -2}) == 'a jar'
+    assert mended('letter', {1: 1}) == 'letter' and mended('x=1', {0: 3, 1: 3}) == 'x=1'
 
 
 def test_a_pdf_without_spaces_is_named_and_kept(run, tmp_path):
