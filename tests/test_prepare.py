@@ -415,10 +415,10 @@ def test_encodings_of_text(tmp_path, encoding, capsys):
 
 
 @pytest.mark.parametrize('encoding, text', [
-    ('koi8-r', 'Жили-были старик со старухой у самого синего моря. '), ('cp850', 'Der Müller aß Äpfel. '),
+    ('koi8-r', 'Жили-были старик со старухой у самого синего моря. '), ('cp850', 'Der Müller aß Äpfel. '), ('cp850', 'Der gelbe Käse liegt dort. '),
     ('cp1250', 'Příliš žluťoučký kůň úpěl ďábelské ódy. '), ('iso-8859-2', 'Zażółć gęślą jaźń, proszę. '),
     ('iso-8859-7', 'Στην αρχή ήταν ο λόγος. '), ('cp1254', 'Işık ılık süt içti, ağaç. '),
-    ('shift-jis', 'むかしむかし、おじいさんが'), ('mac-roman', 'Le café est fermé, où aller à Noël? '), ('cp1252', 'a\0é')])
+    ('shift-jis', 'むかしむかし、おじいさんが'), ('mac-roman', 'Le café est fermé, où aller à Noël? '), ('cp1252', 'a line that is long enough \0é')])
 def test_an_encoding_that_is_not_clear_is_named(run, tmp_path, encoding, text):
     write(tmp_path / 'bad.txt', f'{text * 30}<|endoftext|>two'.encode(encoding))
     assert 'two' in documents(*run('--input=bad.txt'))
