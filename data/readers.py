@@ -1,21 +1,35 @@
-"""From files and datasets to documents: one reader for each kind of file, and what cleans the
-text of PDFs.
+"""From files and datasets to documents: one reader for each kind of file.
 
 A reader yields a Piece for each document; a document too long for memory comes in several, the
 last of which ends it. A new kind of file needs a function read_KIND and its line in READERS."""
+import codecs
 import json
 import math
 import re
+import string
 import sys
 from collections import Counter
 from pathlib import Path
 from typing import NamedTuple
 
+from tqdm import tqdm
+
 from config import Error, require
+from data.layout import glued
+from data.pdf import read_pdf_file
 
 BLOCK = 1 << 20                 # characters of a text file that are read at once
 LONGEST_LINE = 1 << 26          # bytes of a line in a .jsonl file, at most
-PDF_WORK = 20_000_000        # operators and characters of a PDF, at most: about a minute of reading
+MOST_GLUED = 0.02               # of the characters of a PDF in glued words, or it is named
+MARKS = {codecs.BOM_UTF8: 'utf-8-sig', codecs.BOM_UTF32_LE: 'utf-32',
+         codecs.BOM_UTF32_BE: 'utf-32', codecs.BOM_UTF16_LE: 'utf-16',
+         codecs.BOM_UTF16_BE: 'utf-16'}         # the longer ones before their beginnings
+ASCII = bytes(range(128))
+LETTERS = string.ascii_letters.encode()
+QUOTE_IN_WORD = re.compile(rb'[a-zA-Z][\x82\x84\x91\x93-\x95][a-zA-Z]')
+# What is common in the languages of Western Europe; the same bytes are other letters elsewhere.
+ACCENTED = 'àâäáãåæçèéêëìíîïñòóôöõøœùúûüÿßÀÂÄÁÃÅÆÇÈÉÊËÌÍÎÏÑÒÓÔÖÕØŒÙÚÛÜŸ'.encode('cp1252')
+SIGNS = '“”‘’„‚–—…•€£§°©®™«»¡¿·ªº²½\xa0'.encode('cp1252')
 
 
 class Piece(NamedTuple):
@@ -25,10 +39,55 @@ class Piece(NamedTuple):
     nats: float = math.nan
 
 
+def warn(text: str):
+    tqdm.write(f'warning: {text}', file=sys.stderr)     # which leaves a progress bar whole
+
+
 # ---- text
+def encoding_of(path) -> str:
+    """The encoding of a text file: the one that its first bytes name, UTF-8 if most of it fits, or
+    Windows-1252 where that is sure. Any other file is named, and read as UTF-8."""
+    with open(path, 'rb') as f:
+        start = f.read(4)
+        f.seek(0)
+        for mark, encoding in MARKS.items():
+            if start.startswith(mark):
+                return encoding
+        decode = codecs.getincrementaldecoder('utf-8')('replace').decode
+        valid = invalid = 0                     # characters that are not ASCII
+        block = start
+        while block:
+            block = f.read(BLOCK)
+            text = decode(block, final=not block)
+            if not text.isascii():
+                errors = text.count('\ufffd') - block.count('\ufffd'.encode())
+                invalid += errors
+                valid += len(text) - len(text.encode('ascii', 'ignore')) - errors
+    if invalid <= valid:
+        return 'utf-8'
+    if is_western(path):
+        return 'cp1252'
+    warn(f'{path} is not UTF-8, and its encoding is not clear; save it as UTF-8')
+    return 'utf-8'
+
+
+def is_western(path) -> bool:
+    """Whether a file is surely Windows-1252 (or Latin-1, which is a part of it): it has no bytes
+    that are rare there, no quotes within words, and few letters with accents."""
+    accented = letters = 0
+    with open(path, 'rb') as f:
+        while block := f.read(BLOCK):
+            others = block.translate(None, ASCII + SIGNS)
+            if others.translate(None, ACCENTED) or QUOTE_IN_WORD.search(block) or b'\0' in block:
+                return False
+            accented += len(others)
+            letters += len(block) - len(block.translate(None, LETTERS))
+    return accented <= 0.1 * letters
+
+
 def read_text(path, text_column: str, separator: str):
     """A .txt file, its documents divided by `separator` ('' = it is one document)."""
-    with open(path, encoding='utf-8-sig', errors='replace') as f:
+    with open(path, encoding=encoding_of(path), errors='replace') as f:
         rest = ''
         follows_separator = False               # whether rest begins a document after a separator
         while block := f.read(BLOCK):
@@ -99,74 +158,14 @@ def read_arrow(batches, text_column: str):
 
 # ---- PDF
 def read_pdf(path, text_column: str, separator: str):
-    """The text of a .pdf file as one document. Raises what pypdf does, or ValueError if there
-    is no text."""
-    import pypdf
-    work_left = PDF_WORK                        # pypdf limits each stream, this limits the file
-
-    def count_work(operator, operands, *rest):
-        nonlocal work_left
-        texts = [operand for operand in operands if isinstance(operand, str | bytes | list)]
-        work_left -= 1 + sum(len(text) for text in texts)
-        if work_left < 0:
-            raise ValueError('it inflates without end')
-
-    with open(path, 'rb') as f:
-        pages = [page.extract_text(visitor_operand_before=count_work)
-                 for page in pypdf.PdfReader(f).pages]
-    text = clean_pdf(pages)
+    """A .pdf file, which is one document. Raises ValueError if it cannot be read."""
+    text = read_pdf_file(path)
     if not text:
         raise ValueError('it has no text; is it a scan?')
+    if glued(text) > MOST_GLUED:
+        warn(f'{path}: {glued(text):.1%} of its text is in words of 18 letters or more; '
+             'spaces seem to be missing')
     yield Piece(text)
-
-
-def clean_pdf(pages: list[str]) -> str:
-    """Join the text of pages: no running heads and page numbers, whole words, whole paragraphs."""
-    pages = [[clean_line(line) for line in page.strip().split('\n')] for page in pages]
-    text = '\n'.join('\n'.join(page).strip() for page in without_running_heads(pages))
-    text = re.sub(r'(\w)-\n(\w)', join_hyphenated, text)
-    return re.sub(r'\n{3,}', '\n\n', join_paragraphs(text)).strip()
-
-
-def clean_line(line: str) -> str:
-    """A line with its encoding repaired, control characters as spaces, and ligatures as letters."""
-    import ftfy
-    table = dict.fromkeys([*range(9), *range(11, 32), *range(127, 160)], ' ')
-    table |= {0xfb00: 'ff', 0xfb01: 'fi', 0xfb02: 'fl', 0xfb03: 'ffi', 0xfb04: 'ffl'}
-    return ftfy.fix_encoding(line).translate(table).strip()
-
-
-def without_running_heads(pages: list[list[str]]) -> list[list[str]]:
-    """The lines of pages without those, of the outer two at either end, that are on many pages.
-
-    They may differ in their digits, and left pages may have others than right ones."""
-    def pattern(line):
-        return re.sub(r'\d+', '#', line)
-
-    outer_lines = [{pattern(line) for line in page[:2] + page[-2:]} for page in pages]
-    counts = Counter(line for lines in outer_lines for line in lines)
-    often = max(1, len(pages) / 3)
-    return [[line for i, line in enumerate(page)
-             if 2 <= i < len(page) - 2 or counts[pattern(line)] <= often] for page in pages]
-
-
-def join_hyphenated(match: re.Match) -> str:
-    """The letters around a hyphen at a line's end, without it if both are lower case."""
-    letters = match[1] + match[2]
-    return letters if letters.islower() else match[0]
-
-
-def join_paragraphs(text: str) -> str:
-    """Lines joined to paragraphs. A line that is much shorter than most is a heading, or ends a
-    paragraph."""
-    lines = text.split('\n')
-    lengths = sorted(len(line) for line in lines if line) or [0]
-    long = 0.7 * lengths[int(0.75 * (len(lengths) - 1))]
-    text = lines[0]
-    for last, line in zip(lines, lines[1:]):
-        continues = last and line and (len(last) > long or line[0].islower())
-        text += (' ' if continues else '\n') + line
-    return text
 
 
 # ---- where documents come from
@@ -181,12 +180,14 @@ READERS = {
 
 def find_files(patterns: str) -> list[Path]:
     """The files with a reader that files, folders and globs (with commas between them) name, in
-    order."""
-    found = []
+    order. What else a folder holds is counted and printed."""
+    found, others = [], Counter()
     for pattern in [part.strip() for part in patterns.split(',') if part.strip()] or [patterns]:
         path = Path(pattern)
         if path.is_dir():
-            paths = path.rglob('*')           # follows no links to folders, which could be circular
+            paths = list(path.rglob('*'))     # follows no links to folders, which could be circular
+            others.update(other.suffix.lower() or 'without a suffix' for other in paths
+                          if is_left_out(other.relative_to(path)) and other.is_file())
         elif path.exists():
             paths = [path]
         else:
@@ -195,20 +196,32 @@ def find_files(patterns: str) -> list[Path]:
         files = sorted(path for path in paths if path.suffix.lower() in READERS and path.is_file())
         require(files, f'--input={pattern}: there is no {" ".join(READERS)} file')
         found += files
+    if others:
+        order = sorted(others, key=lambda kind: (-others[kind], kind))
+        kinds = ', '.join(f'{others[kind]:,} {kind}' for kind in order[:10])
+        print(f'left out   {kinds}' + (', ...' if len(others) > 10 else ''))
     return found
+
+
+def is_left_out(path: Path) -> bool:
+    """Whether a file has no reader, and is not hidden."""
+    return path.suffix.lower() not in READERS and not any(part[0] == '.' for part in path.parts)
 
 
 def read_files(files: list[Path], text_column: str, separator: str):
     """The documents of files. A PDF that cannot be read is named and left out, another file is
     an Error."""
-    for path in files:
-        read = READERS[path.suffix.lower()]
-        try:
-            yield from read(path, text_column, separator)
-        except Exception as e:                  # damaged files make libraries raise any exception
-            if path.suffix.lower() != '.pdf':
-                raise Error(f'{path} cannot be read: {e}') from e
-            print(f'warning: {path} is left out: {e or type(e).__name__}', file=sys.stderr)
+    with tqdm(files, 'file', position=1, disable=None, leave=False) as bar:
+        for path in bar:
+            bar.set_postfix_str(path.name[-40:])
+            try:
+                yield from READERS[path.suffix.lower()](path, text_column, separator)
+            except Error:
+                raise
+            except Exception as e:              # damaged files make libraries raise any exception
+                if path.suffix.lower() != '.pdf':
+                    raise Error(f'{path} cannot be read: {e}') from e
+                warn(f'{path} is left out: {e or type(e).__name__}')
 
 
 def read_dataset(source: str, text_column: str) -> tuple[dict, str | None]:

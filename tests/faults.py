@@ -10,6 +10,7 @@ import json
 import math
 import os
 import random
+import re
 import resource
 import runpy
 import shutil
@@ -403,7 +404,8 @@ def seal(path):
 
 
 def hostile(n, r):
-    """Checkpoints, meta.json and config.json that are whole but lie: no code run, memory and time bounded."""
+    """Checkpoints, meta.json and config.json that are whole but lie, and PDFs that inflate or are damaged: no
+    code run, memory and time bounded."""
     letters('bpe')
     ok('train.py', *SMALL, '--max_iters=2')
     ok('sample.py', '--out_dir=out', '--export=hf')
@@ -469,6 +471,7 @@ def hostile(n, r):
             tree[key] = r.choice(ABSURD + [torch.zeros(3)] * isinstance(tree[key], torch.Tensor))
         return tree
 
+    named = hostile_pdfs(n, r)
     for i in range(n):
         if i % 4 < 2:
             key = r.choice(['model_config', 'model_config', 'config', 'optimizer', 'scaler', 'model', ''])
@@ -493,7 +496,25 @@ def hostile(n, r):
         shutil.rmtree('new', ignore_errors=True)
     peak = resource.getrusage(resource.RUSAGE_CHILDREN).ru_maxrss >> 10
     assert peak < 3000, f'{peak} MB'
-    return f'{sum(codes.values())} lies: {codes[2]} refused, {codes[0]} valid runs; {peak} MB at most'
+    return (f'{sum(codes.values())} lies: {codes[2]} refused, {codes[0]} valid runs; of {n + 1} PDFs {named} left out; '
+            f'{peak} MB at most')
+
+
+def hostile_pdfs(n, r):
+    """How many PDFs are named of one that inflates and n that are damaged. Each costs one line at most."""
+    from test_prepare import inflating, pdf
+    Path('pdfs').mkdir()
+    pdf(Path('pdfs/good.pdf'), [[f'line {i} of a good text'] * 5 for i in range(9)])
+    whole = Path('pdfs/good.pdf').read_bytes()
+    inflating(Path('pdfs/zeros.pdf'), bytes(1 << 20), 3000)
+    for i in range(n):
+        Path(f'pdfs/damaged{i}.pdf').write_bytes(damage(whole, r))
+    ok('prepare.py', '--input=pdfs', '--tokenizer=char', timeout=300)
+    warned = [line for line in text().splitlines() if '.pdf' in line]
+    names = [re.search(r'pdfs/(\w+).pdf', line)[1] for line in warned]
+    assert len(names) == len({*names}) and {'zeros'} <= {*names} and 'good' not in names, text()
+    assert all(line.startswith('warning: ') for line in warned), text()
+    return len(names)
 
 
 def fuzz(n, r):

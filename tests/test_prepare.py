@@ -1,8 +1,11 @@
 """Preparing text: tokenizers, readers, the split, the files written, and what happens to bad input."""
+import importlib.util
 import json
 import math
 import os
+import random
 import re
+import resource
 import runpy
 import shlex
 import shutil
@@ -10,6 +13,7 @@ import signal
 import subprocess
 import sys
 import time
+import zlib
 from pathlib import Path
 
 import numpy as np
@@ -21,7 +25,9 @@ import prepare
 from config import Error
 from config._files import checksum
 from data.checks import checksum_of_meta
-from data.readers import clean_pdf, read_pdf, read_text
+from data.layout import Line, glued, text_of_pages
+from data.pdf import mend_spaces, read_pdf_file
+from data.readers import read_pdf, read_text
 from data.stories.teller import read_grammar, tell_stories
 from data.tokenizer import BORDER, Tokenizer, cut, read_tokenizer, train_bpe
 from prepare import open_dataset, validation_text
@@ -399,6 +405,48 @@ def test_broken_text_is_mended_and_counted(run, tmp_path):
     assert ''.join(documents(*run('--input=b.jsonl', '--tokenizer=char'))) == 'lone \ufffd here'
 
 
+@pytest.mark.parametrize('encoding', ['utf-8', 'utf-8-sig', 'utf-16', 'utf-32', 'latin-1', 'cp1252'])
+def test_encodings_of_text(tmp_path, encoding, capsys):
+    text = 'Der Müller aß heute Äpfel im Café nebenan.\nEl niño «está» aquí con todos los otros, ¿no? ' + 'and so on ' * 4
+    text += '' if encoding == 'latin-1' else '“So—it’s 5 €…” '
+    path = write(tmp_path / 'a.txt', (text * 3 + '\nend').encode(encoding))
+    assert ''.join(piece.text for piece in read_text(path, 'text', '')) == text * 3 + '\nend'
+    assert capsys.readouterr().err == ''
+
+
+@pytest.mark.parametrize('encoding, text', [
+    ('koi8-r', 'Жили-были старик со старухой у самого синего моря. '), ('cp850', 'Der Müller aß Äpfel. '), ('cp850', 'Der gelbe Käse liegt dort. '),
+    ('cp1250', 'Příliš žluťoučký kůň úpěl ďábelské ódy. '), ('iso-8859-2', 'Zażółć gęślą jaźń, proszę. '),
+    ('iso-8859-7', 'Στην αρχή ήταν ο λόγος. '), ('cp1254', 'Işık ılık süt içti, ağaç. '),
+    ('shift-jis', 'むかしむかし、おじいさんが'), ('mac-roman', 'Le café est fermé, où aller à Noël? '), ('cp1252', 'a line that is long enough \0é')])
+def test_an_encoding_that_is_not_clear_is_named(run, tmp_path, encoding, text):
+    write(tmp_path / 'bad.txt', f'{text * 30}<|endoftext|>two'.encode(encoding))
+    assert 'two' in documents(*run('--input=bad.txt'))
+    (named,) = [line for line in run.err.splitlines() if 'bad.txt' in line]
+    assert 'UTF-8' in named and 'U+FFFD' in run.err
+
+
+def test_damaged_utf_8_stays_utf_8(tmp_path, capsys):
+    path = write(tmp_path / 'a.txt', 'Müller, é, ü and à '.encode() + b'\xfc \xe9 end')
+    assert ''.join(piece.text for piece in read_text(path, '', '')) == 'Müller, é, ü and à \ufffd \ufffd end'
+    long = write(tmp_path / 'b.txt', b'x' * 3_000_000 + 'é'.encode('cp1252'))       # known by its last byte alone
+    assert ''.join(piece.text for piece in read_text(long, '', '')).endswith('xé')
+    split = write(tmp_path / 'c.txt', ('x' * ((1 << 20) - 1) + 'é').encode())       # between two blocks
+    assert ''.join(piece.text for piece in read_text(split, '', '')).endswith('xé')
+    assert capsys.readouterr().err == ''
+
+
+def test_what_a_folder_holds_of_other_kinds_is_counted(run, tmp_path):
+    write(tmp_path / 'in/a.txt', 'one<|endoftext|>two')
+    for name in ('a.html', 'b.HTML', 'deep/c.docx', 'LICENSE', '.DS_Store', '.git/config', 'deep/.x/y.png'):
+        write(tmp_path / 'in' / name, 'x')
+    run('--input=in')
+    (line,) = [line for line in run.out.splitlines() if line.startswith('left out')]
+    assert line.split(maxsplit=2)[2] == '2 .html, 1 .docx, 1 without a suffix'
+    run('--input=in/a.txt,in/*.txt', '--name=files')
+    assert 'left out' not in run.out
+
+
 def test_circles_of_links_end(run, tmp_path):
     write(tmp_path / 'in/a.txt', 'one<|endoftext|>two')
     (tmp_path / 'in/loop').symlink_to(tmp_path / 'in')
@@ -422,13 +470,12 @@ def pdf(path, pages, encrypt=None):
 
 
 def test_pdf_is_read_as_running_text(run, tmp_path):
-    import random
+    from reportlab.lib.utils import simpleSplit
     words = 'the small cat sees a bird over an old wall near some trees'.split()
-    line = lambda r: ' '.join(r.choices(words, k=12))                    # noqa: E731
-    bodies = [[line(random.Random(f'{page} {i}')) for i in range(6)] for page in range(5)]
-    pages = [['A Journal of Cats', *body[:-1], f'{body[-1]} exam-', f'1{i}'] for i, body in enumerate(bodies)]
-    for page in pages[1:]:
-        page[1] = 'ple ' + page[1]
+    bodies = [simpleSplit('ple ' * (page > 0) + ' '.join(random.Random(page).choices(words, k=99)), 'Helvetica', 12, 330)
+              for page in range(5)]
+    ends = ['small exam-', 'trees exam-', 'other exam-', 'birds exam-', 'brown exam-']
+    pages = [['A Journal of Cats', *body[:5], ends[i], f'1{i}'] for i, body in enumerate(bodies)]
     pdf(tmp_path / 'a.pdf', pages)
     pdf(tmp_path / 'b.pdf', [['Another paper with plain text.', 'It goes on here.']])
     texts = documents(*run('--input=a.pdf,b.pdf'))
@@ -446,43 +493,150 @@ def test_pdf_columns_stay_apart(tmp_path):
     assert ends and text.index('left column line 4') < text.index('right column line 0')
 
 
-def test_clean_pdf():
-    assert clean_pdf(['The eﬃcient ﬁre oﬀ\x02 the ﬂoor']) == 'The efficient fire off  the floor'
-    broken = 'itâ€™s a â€œtestâ€\x9d of cafÃ© “kept” ½ … ™ ²'
-    assert clean_pdf([broken]) == 'it’s a “test” of café “kept” ½ … ™ ²'
-    hyphens = 'a line that breaks a long-\nterm word, and Jean-\nPaul'
-    assert clean_pdf([hyphens]) == 'a line that breaks a longterm word, and Jean- Paul'
-    body = ('The first paragraph runs over the whole line\nAnna as one more of the same length, then\nends.\n'
-            'Another begins here and is as long again\nas the others are.\n\n\n\nLast.')
-    assert clean_pdf([body]).split('\n') == [
+def page(*lines, top=700, left=72, size=10, code=False):
+    """Lines of a page, one below the other. Letters are as wide as half their height; '' is a gap."""
+    return [Line(text, left, left + len(text) * size / 2, top - 1.2 * size * i, size,
+                 len(text.split()[0]) * size / 2, code) for i, text in enumerate(lines) if text]
+
+
+def text_of(*pages):
+    return text_of_pages([page(*lines) for lines in pages])
+
+
+def test_letters_of_a_pdf_are_repaired():
+    assert text_of(['The eﬃcient ﬁre oﬀ\x07 the ﬂoor']) == 'The efficient fire off the floor'
+    assert text_of(['itâ€™s a â€œtestâ€\x9d of cafÃ© “kept” ½ … ™ ²']) == 'it’s a “test” of café “kept” ½ … ™ ²'
+    assert text_of(['M¨oller, Garc´ıa, Fran¸cois, ˇCech, `code` and x´2']) == 'Möller, García, François, Čech, `code` and x´2'
+    assert text_of(['cafe\u0301 \uf0b7 \uf8f4and\xadso']) == 'café • and so'
+
+
+def test_words_of_a_pdf_are_whole():
+    def divided(a, b, *more):
+        return text_of([f'{a}\ufffe', b, '', *more]).split('\n')[0]
+
+    assert divided('a line that breaks a long', 'term word') == 'a line that breaks a longterm word'
+    assert divided('breaks a long', 'term word', 'the long-term plan') == 'breaks a long-term word'
+    assert divided('this is for Jean', 'Paul') == 'this is for Jean-Paul'
+    assert divided('it is US', 'based') == 'it is US-based' and divided('Impor', 'tant') == 'Important'
+    assert divided('the year 19', '45 was') == 'the year 19-45 was'
+    assert text_of(['むかしむかし、おじいさ', 'んがいました。']) == 'むかしむかし、おじいさんがいました。'
+    assert text_of(['the path /usr/share/doc/', 'package_of_all and foo_', 'bar']) == 'the path /usr/share/doc/package_of_all and foo_bar'
+
+
+def test_paragraphs_of_a_pdf():
+    body = ['The first paragraph runs over the whole line', 'Anna as one more of the same length, then', 'ends.',
+            'Another begins here and is as long again as', 'the others are.', '', '', 'Last.']
+    assert text_of(body).split('\n') == [
         'The first paragraph runs over the whole line Anna as one more of the same length, then ends.',
         'Another begins here and is as long again as the others are.', '', 'Last.']
-    pages = [f'{"Left" if i % 2 else "Right"} head {i}\nNumber {"abcdef"[i]} is here\nand on\nPage {i} of 6'
-             for i in range(6)]
-    text = clean_pdf(pages)
-    assert 'head' not in text and 'Page' not in text and 'Number d is' in text
-    assert clean_pdf(['']) == clean_pdf([]) == ''
+    long = 'this line is as long as lines of the page are'
+    assert text_of(['• ' + long, 'which goes on', '• a short item', '2. another one']).split('\n') == [
+        f'• {long} which goes on', '• a short item', '2. another one']
+    assert text_of([long, long], ['and goes on there.'], ['Not here', '']) == f'{long} {long} and goes on there.\n\nNot here'
+    indented = page(long, long) + page(long, top=676, left=90) + page(long, top=664)
+    assert text_of_pages([indented]) == f'{long} {long}\n{long} {long}'
+    assert text_of([long, long, f'{long}\ufffe', '', '', 'word']) == f'{long} {long} {long}-\n\nword'
+    assert text_of_pages([page(long), page('a footnote', size=7)]) == f'{long}\n\na footnote'
+    assert text_of(['short one', 'of two', '', long]) == f'short one\nof two\n\n{long}'
+    heading = page('A heading of its own', top=720, size=14) + page(long, 'and more')
+    assert text_of_pages([heading]) == f'A heading of its own\n\n{long} and more'
 
 
-def bomb(path, operators):
-    """A PDF of 200 pages that share one content stream, which inflates to many operators."""
-    import pypdf
-    from pypdf.generic import ArrayObject, DictionaryObject, NameObject, StreamObject
-    writer, stream = pypdf.PdfWriter(), StreamObject()
-    stream.set_data(b'BT (x) Tj ET ' + b'0 0 m ' * operators)
-    content = writer._add_object(stream.flate_encode())
-    for _ in range(200):
-        page = writer.add_blank_page(100, 100)
-        page[NameObject('/Contents')] = ArrayObject([content])
-        page[NameObject('/Resources')] = DictionaryObject({NameObject('/Font'): DictionaryObject()})
-    writer.write(path)
+def test_tables_and_code_of_a_pdf_keep_their_lines():
+    rows = ['bin Essential binaries', 'lib Essential shared libraries and kernel modules', 'media Where media go',
+            'opt Add-on application software', 'run Data of running processes']
+    assert text_of(rows) == '\n'.join(rows)
+    left, right = page('one', 'two', 'three'), page('1.5', '12.5', '3', left=200)
+    cells = [cell for row in zip(left, right) for cell in row]
+    assert text_of_pages([cells]) == 'one 1.5\ntwo 12.5\nthree 3'
+    square = page('i') + [Line('2', 77, 80, 704, 7, 3)] + page('. Then', left=80)
+    assert text_of_pages([square]) == 'i2. Then'
+    code = page('def f():', code=True) + page('return 123', 'x = 1', top=688, left=92, code=True)
+    assert text_of_pages([code]) == 'def f():\n    return 123\n    x = 1'
 
 
-def test_pdf_that_inflates_is_left(tmp_path, monkeypatch):
-    monkeypatch.setattr('data.readers.PDF_WORK', 20_000)
-    bomb(tmp_path / 'a.pdf', 1000)
-    with pytest.raises(ValueError, match='inflates'):
-        list(read_pdf(tmp_path / 'a.pdf', 'text', ''))
+def test_contents_of_a_pdf_have_no_leaders():
+    contents = ['1 Cats . . . . . . . . . . . . . . . . . 7', '1.1 Of them............................12',
+                '2 Their friends · · · · · · · · · · · xi', 'Index ............ iv']
+    assert text_of(contents) == '1 Cats\n1.1 Of them\n2 Their friends\nIndex'
+    assert text_of(['he said ... and went']) == 'he said ... and went'
+
+
+def test_running_heads_of_a_pdf_are_gone():
+    pages = [[f'{"Left" if i % 2 else "Right"} head {i}', 'A second line', f'Number {"abcdefghij"[i]} is here', 'and on',
+              f'for {"abcdefghij"[i]}', f'Page {i} of 10'] for i in range(10)]
+    text = text_of(*pages)
+    assert not re.search('head|second|Page', text) and text.count('is here and on\nfor') == 10
+    names = ['Cats', 'Dogs', 'Mice', 'Hens', 'Cows', 'Bees']
+    chapters = [[f'Chapter {2 * i}: {name} {i + 5}', '', f'{name} are here', f'and {name} there', '', ('i', 'iv', 'ix', 'xii', 'l', 'c')[i]] for i, name in enumerate(names)]
+    assert text_of(*chapters) == '\n\n'.join(f'{name} are here and {name} there' for name in names)
+    assert text_of([]) == text_of_pages([]) == ''
+
+
+def test_spaces_that_are_only_gaps_are_found():
+    """groff places words without spaces, and has some spaces under the letters."""
+    def mended(text, gaps):
+        """The text, its letters 5 wide and 10 high, with these gaps after its letters, else none."""
+        boxes, left = [], 0
+        for i in range(len(text)):
+            boxes.append((left, 0, left + 5, 10))
+            left += 5 + gaps.get(i, 0)
+        return mend_spaces(text, boxes)
+
+    assert mended('ofwords.Then', {1: 2.5, 7: 3}) == 'of words. Then'
+    assert mended('nev er', {3: -5}) == 'never' and mended('a jar', {1: -2}) == 'a jar'
+    assert mended('letter', {1: 1}) == 'letter' and mended('x=1', {0: 3, 1: 3}) == 'x=1'
+
+
+def test_a_pdf_without_spaces_is_named_and_kept(run, tmp_path):
+    glued_line = 'TheDebiansystemismaintainedanddistributedasacollection'
+    assert glued(glued_line) == 1 and glued('a short text') == glued('') == glued('日本語' * 20) == 0
+    pdf(tmp_path / 'a.pdf', [[glued_line, 'and others']])
+    pdf(tmp_path / 'b.pdf', [['A good paper.']])
+    assert any(glued_line in text for text in documents(*run('--input=a.pdf,b.pdf')))
+    (warning,) = [line for line in run.err.splitlines() if '.pdf' in line]
+    assert 'a.pdf' in warning and '83' in warning and '%' in warning
+
+
+def inflating(path, part: bytes, times: int, pages=1):
+    """A PDF of pages that share one content stream, which is a part many times."""
+    deflate = zlib.compressobj(9)
+    data = b''.join(deflate.compress(part) for _ in range(times)) + deflate.flush()
+    kids = b' '.join(b'%d 0 R' % (i + 5) for i in range(pages))
+    objects = [b'<</Type/Catalog/Pages 2 0 R>>', b'<</Type/Pages/Kids[%s]/Count %d>>' % (kids, pages),
+               b'<</Type/Font/Subtype/Type1/BaseFont/Helvetica>>',
+               b'<</Length %d/Filter/FlateDecode>>stream\n%s\nendstream' % (len(data), data)]
+    objects += [b'<</Type/Page/Parent 2 0 R/MediaBox[0 0 612 792]/Contents 4 0 R'
+                b'/Resources<</Font<</F 3 0 R>>>>>>'] * pages
+    body = b'%PDF-1.4\n' + b''.join(b'%d 0 obj\n%s\nendobj\n' % item for item in enumerate(objects, 1))
+    path.write_bytes(body + b'trailer<</Size %d/Root 1 0 R>>\n%%%%EOF\n' % (len(objects) + 1))
+    return path
+
+
+def test_a_pdf_that_inflates_costs_its_process_only(tmp_path, monkeypatch):
+    text = b'BT /F 12 Tf 72 700 Td (Hello) Tj ET '
+    assert read_pdf_file(inflating(tmp_path / 'good.pdf', text, 1)) == 'Hello'
+    monkeypatch.setattr('data.pdf.SECONDS', 2)
+    with pytest.raises(ValueError, match='more than 2 s'):
+        read_pdf_file(inflating(tmp_path / 'slow.pdf', b'0 0 m ' * 100_000, 100, pages=100))
+
+
+@pytest.mark.skipif(sys.platform != 'linux', reason='elsewhere memory cannot be limited')
+def test_a_pdf_is_read_in_limited_memory(tmp_path):
+    bomb = inflating(tmp_path / 'bomb.pdf', bytes(1 << 20), 3000)
+    with pytest.raises(ValueError, match='memory'):
+        read_pdf_file(bomb)
+    assert resource.getrusage(resource.RUSAGE_CHILDREN).ru_maxrss < 1.1 * (1 << 20)
+
+
+def test_without_pypdfium2_a_pdf_is_an_error_and_the_rest_works(run, tmp_path, monkeypatch):
+    find_spec = importlib.util.find_spec
+    monkeypatch.setattr('importlib.util.find_spec', lambda name, *rest: None if name == 'pypdfium2' else find_spec(name, *rest))
+    pdf(tmp_path / 'a.pdf', [['A good paper.']])
+    write(tmp_path / 'b.txt', 'one<|endoftext|>two')
+    with pytest.raises(Error, match='a.pdf.*pip install pypdfium2'):
+        run('--input=a.pdf,b.txt', '--name=both')
+    assert sorted(documents(*run('--input=b.txt'))) == ['one', 'two']
 
 
 def test_bad_pdfs_are_named_and_the_rest_is_kept(run, tmp_path):
@@ -757,7 +911,7 @@ def test_bad_input(tmp_path, args, word, run):
 
 
 def test_nothing_heavy_is_imported_before_it_is_needed():
-    heavy = {'tiktoken', 'tokenizers', 'datasets', 'pypdf', 'ftfy', 'torch'}
+    heavy = {'tiktoken', 'tokenizers', 'datasets', 'pypdfium2', 'ftfy', 'torch'}
     code = f'import sys, prepare; print({heavy} & {{*sys.modules}})'
     p = subprocess.run([sys.executable, '-c', code], cwd=ROOT, capture_output=True, text=True)
     assert p.stdout == 'set()\n'
