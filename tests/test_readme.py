@@ -268,7 +268,7 @@ def test_make_demo_ends_with_stories(tmp_path):
     python.write_text(f'#!/bin/sh\ncase $1 in {cases}esac\nexec {sys.executable} "$@"\n')
     python.chmod(0o755)
     (folder / '.venv/installed').touch()                                # what pip would have done
-    assert shell('make', 'demo', cwd=folder).count('-' * 80) == 3
+    assert shell('make', 'demo', cwd=folder).count('-' * 60) == 3
 
 
 def free_port() -> str:
