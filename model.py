@@ -253,9 +253,9 @@ class GPT(nn.Module):
             if name.endswith('c_proj.weight'):
                 nn.init.normal_(p, std=0.02 / math.sqrt(2 * self.config.n_layer))
         # With a head_gain of 20, the output matrix begins 20 times smaller and its input 20 times
-        # larger. An AdamW step changes a weight by the learning rate, whatever the weight's size.
-        # So it changes the logits 20 times more. (A tied embedding begins smaller as well, which
-        # the norms of the blocks make up for.)
+        # larger, so the first logits are the same. But they change 20 times faster: an AdamW step
+        # changes a weight by the learning rate, whatever the weight's size. (A tied embedding
+        # begins smaller as well, which the norms of the blocks make up for.)
         self.norm_f.weight *= self.config.head_gain
         self.lm_head.weight /= self.config.head_gain
 
@@ -304,8 +304,8 @@ class GPT(nn.Module):
         return F.cross_entropy(logits, targets, ignore_index=-1)
 
     def loss_in_pieces(self, x: Tensor, targets: Tensor) -> Tensor:
-        """The same loss from x (N, C) and targets (N,), in less memory: a piece of the logits at a
-        time is computed, and in the backward pass once more."""
+        """The same loss from x (N, C) and targets (N,), in less memory: the logits are computed
+        piece by piece, and once more in the backward pass."""
         def sum_of_losses(x, targets):
             logits = self.lm_head(x).float()                            # (rows, V)
             return F.cross_entropy(logits, targets, ignore_index=-1, reduction='sum')
@@ -367,7 +367,8 @@ class GPT(nn.Module):
 
     def choose(self, logits: Tensor, draw: Tensor, temperature: float, top_k: int,
                top_p: float) -> Tensor:
-        """Ids (B,) from logits (B, V) by draws (B, 1) in [0, 1)."""
+        """Ids (B,) from logits (B, V) by draws (B, 1) in [0, 1). keep_top_p is a method so that
+        extras/ can replace it."""
         if temperature < 1e-6:
             return logits.argmax(dim=-1)
         if 0 < top_k < logits.shape[-1]:

@@ -256,7 +256,7 @@ def replace_files(folder: Path, new: Path):
 def open_dataset(name: str, verify: bool = False) -> tuple[dict, np.ndarray, np.ndarray]:
     """Return (meta, train, val) of data/NAME; train and val are memory maps of ids (tokens,).
 
-    Checksums and ids of files up to 1 GB are verified, with verify=True those of larger ones, too.
+    Checksums and ids are verified in files up to 1 GB; with verify=True in larger ones, too.
     Raises Error for any damage, with the command that makes the dataset again."""
     folder = Path('data', name)
     command = guess_command(name)

@@ -57,16 +57,16 @@ import dataclasses
 import math
 import os
 import time
-from functools import partial
 from pathlib import Path
 
 import torch
 
 from config import extra, pick_dtype, require
 from config._files import acquire_lock
-from config._log import FILES, Log, announce
+from config._log import Log, announce
 from config._run import (
     PoliteStop,
+    accelerate,
     can_compile,
     finish,
     max_speed,
@@ -74,7 +74,7 @@ from config._run import (
     pick_micro_batch,
     start_device,
 )
-from config._start import adopt_knobs, adopt_shape, check_data
+from config._start import adopt_knobs, adopt_shape, check_data, open_folder
 from data.tokenizer import Tokenizer
 from model import (
     GPT,
@@ -180,11 +180,7 @@ if __name__ == '__main__':
     model = make_model(checkpoint, tokenizer, torch_device).train()
     share = batch_size // world_size            # sequences of this process in a step
     micro = micro_batch_size or pick_micro_batch(model, autocast, share)    # that it holds at once
-    muon_class = torch.optim.Muon
-    if fast and extra('muon'):                  # the same algorithm, in fewer kernels
-        muon_class = partial(extra('muon').Muon, dtype=torch_dtype)
-    if fast and torch_device.type == 'cpu' and extra('cpu'):
-        extra('cpu').speed_up_training(model)   # the same attention, by kernels for CPUs
+    muon_class = accelerate(model, torch_dtype) if fast else torch.optim.Muon
 
     # optimizers and progress
     optimizers = model.make_optimizers(
@@ -193,12 +189,12 @@ if __name__ == '__main__':
     progress = {'step': 0, 'val_loss': math.inf, 'best_val_loss': math.inf}
     if is_resumed:
         progress = {name: checkpoint[name] for name in progress}
-        require(0 <= progress['step'] <= max_iters,
-                f'{out}/ckpt.pt is at step {progress["step"]}: raise max_iters={max_iters}')
         load_optimizers(optimizers, checkpoint['optimizer'])
         if checkpoint['scaler']:
             scaler.load_state_dict(checkpoint['scaler'])
     start = progress['step']
+    require(0 <= start <= max_iters,
+            f'{out}/ckpt.pt is at step {start}: raise max_iters={max_iters}')
     checkpoint = None                           # to free its memory
 
     # compilation, and several processes
@@ -207,19 +203,11 @@ if __name__ == '__main__':
         model.compile(dynamic=False)
     parallel = parallelize(model, start, out)   # the model itself, if there is only one process
 
-    # the run's folder
-    is_new = is_writer and not is_resumed
-    if is_new:                                  # only now: a refused run leaves no folder behind
-        lock = acquire_lock(out / '.lock')
-        require(overwrite or not os.path.exists(out / 'ckpt.pt'),
-                f'{out} holds a run already: continue it with --init_from=resume, replace it with '
-                '--overwrite=True, or choose a different --out_dir')
+    # the run's folder; only now, as a refused run leaves no folder behind
     tracker = None
-    if is_writer and wandb_project:             # before files are deleted, as it may fail
-        tracker = extra('tracking').start(wandb_project, out, config)
-    if is_new:
-        for name in FILES:
-            (out / name).unlink(missing_ok=True)
+    if is_writer:
+        lock = acquire_lock(out / '.lock')      # held until this process ends
+        tracker = open_folder(config, is_resumed)
     log = Log(out / 'log.csv', start, max_iters, is_shown=rank == 0, is_written=is_writer,
               floor=floor, max_speed=max_speed(model, torch_device), tracker=tracker)
     announce(log, config, model, meta, validation.ids, torch_device, torch_dtype, micro)
@@ -334,7 +322,7 @@ if __name__ == '__main__':
         # The gradients of the micro-batches add up to those of the mean loss of the whole batch.
         loss = torch.zeros((), device=torch_device)
         for i, (x, y) in enumerate(micro_batches(step), 1):
-            if world_size > 1:                  # the processes average theirs at the last one
+            if world_size > 1:                  # only the last one averages over the processes
                 parallel.require_backward_grad_sync = i == share // micro
             with autocast:
                 part = parallel(x, y) * micro / share

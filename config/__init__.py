@@ -1,7 +1,8 @@
 """What the scripts share: knobs, errors, device and precision.
 
-The defaults of knobs are in the scripts. _files.py writes files safely, _terminal.py fits text
-to the screen, _run.py helps train.py. All other files of this folder are recipes for train.py."""
+The defaults of knobs are in the scripts. Files that begin with _ are helpers: _files.py
+writes files safely, _terminal.py fits text to the screen, the others serve train.py. All others
+are recipes for train.py."""
 import ast
 import contextlib
 import difflib
@@ -134,14 +135,14 @@ def check_type(name: str, value, defaults: dict, where: str):
         near = difflib.get_close_matches(name, defaults, 1)
         hint = f'did you mean {near[0]}?' if near else '--help lists them'
         if RENAMED.get(name) in defaults:
-            hint = f'here {RENAMED[name]} does its work'
+            hint = f'use {RENAMED[name]} instead'
         raise Error(f'{where}: unknown knob {name!r}: {hint}')
     default = defaults[name]
     if type(default) is float and type(value) is int:
         value = float(value)
     kinds = (str, bool) if default == 'auto' else (type(default),)
     expected = ' or '.join('True or False' if kind is bool else kind.__name__ for kind in kinds)
-    is_sensible = type(value) not in (int, float) or abs(value) < 2 ** 63      # which nan is not
+    is_sensible = type(value) not in (int, float) or abs(value) < 2 ** 63      # false for nan, too
     require(type(value) in kinds and is_sensible,
             f'{where}: {name} expects {expected}, like {default!r}; got {value!r}')
     return value

@@ -3,11 +3,12 @@ import os
 import signal
 import sys
 import time
+from functools import partial
 from pathlib import Path
 
 import torch
 
-from config import pick_device, require
+from config import extra, pick_device, require
 
 TOKENS_ON_CPU = 8192            # that a CPU holds at once: more takes memory and is no faster
 # Peak of dense matrix products in 16 bits, in TFLOP/s, by a word in the name of a GPU
@@ -96,6 +97,16 @@ def parallelize(model: torch.nn.Module, start: int, out: Path) -> torch.nn.Modul
     require(len(set(starts)) == 1,
             f'the processes begin at steps {starts}: all need the same {out}')
     return torch.nn.parallel.DistributedDataParallel(model)
+
+
+def accelerate(model: torch.nn.Module, dtype: torch.dtype):
+    """Let a model on a CPU use the faster attention of extras/cpu.py; return the class of Muon to
+    use: the faster one of extras/muon.py, which computes in dtype, or torch's."""
+    if model.wte.weight.device.type == 'cpu' and extra('cpu'):
+        extra('cpu').speed_up_training(model)
+    if extra('muon'):
+        return partial(extra('muon').Muon, dtype=dtype)
+    return torch.optim.Muon
 
 
 def can_compile(device: torch.device) -> bool:

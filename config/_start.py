@@ -1,5 +1,8 @@
-"""What train.py takes over from a checkpoint, and whether the dataset fits it."""
-from config import Config, require
+"""How a run of train.py starts: from a checkpoint, on a dataset that fits it, in a folder."""
+from pathlib import Path
+
+from config import Config, extra, require
+from config._log import FILES
 from data.tokenizer import Tokenizer
 
 OF_A_START = ('init_from', 'out_dir', 'overwrite', 'eval_only', 'max_minutes')  # not of the run
@@ -51,3 +54,20 @@ def check_data(config: Config, meta: dict, tokenizer: Tokenizer, checkpoint: dic
     rows = checkpoint['model_config']['vocab_size']
     require(tokenizer.vocab_size <= rows,
             f'{config["init_from"]}: {tokenizer.vocab_size} tokens do not fit vocab_size={rows}')
+
+
+def open_folder(config: Config, is_resumed: bool):
+    """Make out_dir ready, and return the run at Weights & Biases, if one is asked for.
+
+    Raises Error if the folder holds another run, and before it deletes anything."""
+    out = Path(config['out_dir'])
+    require(is_resumed or config['overwrite'] or not (out / 'ckpt.pt').exists(),
+            f'{out} holds a run already: continue it with --init_from=resume, replace it with '
+            '--overwrite=True, or choose a different --out_dir')
+    tracker = None
+    if config['wandb_project']:
+        tracker = extra('tracking').start(config['wandb_project'], out, config)
+    if not is_resumed:
+        for name in FILES:
+            (out / name).unlink(missing_ok=True)
+    return tracker
