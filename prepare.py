@@ -433,6 +433,15 @@ def make_dataset(folder: Path, splits: dict, about: dict):
         warn(f'only {val["tokens"]} tokens for validation: their loss will say little')
 
 
+def next_command(source: str, folder: Path) -> str:
+    """The command that trains on the dataset in this folder; all but the stories need a recipe."""
+    if source == 'stories':
+        return shlex.join(['python', 'train.py', f'--dataset={folder.name}'])
+    recipe = 'tinystories' if source == 'roneneldan/TinyStories' else 'papers'
+    return shlex.join(['python', 'train.py', f'config/{recipe}.py', f'--dataset={folder.name}',
+                       f'--out_dir=out/{folder.name}'])
+
+
 def main():
     logging.disable(logging.CRITICAL)                       # libraries raise what matters
     require(0 < val_fraction < 1, f'val_fraction={val_fraction} is not between 0 and 1')
@@ -455,7 +464,7 @@ def main():
     except OSError as e:
         raise Error(f'{e.filename or folder}: {e.strerror or e}; '
                     'what was there before is intact') from e
-    print(f'next: python train.py --dataset={folder.name}')
+    print('next: ' + next_command(source, folder))
 
 
 if __name__ == '__main__':

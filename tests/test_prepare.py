@@ -62,7 +62,10 @@ def run(tmp_path, monkeypatch, capsys):
         monkeypatch.setattr(sys, 'argv', ['prepare.py', *args])
         runpy.run_path(str(ROOT / 'prepare.py'), run_name='__main__')
         run.out, run.err = capsys.readouterr()
-        return open_dataset(run.out.strip().split('--dataset=')[-1])
+        script, *command = shlex.split(run.out.strip().split('next: ')[-1])[1:]
+        is_stories = not any(arg.startswith(('--input=', '--dataset=')) for arg in args)
+        assert script == 'train.py' and (command[0] == 'config/papers.py') == (not is_stories)
+        return open_dataset(next(arg for arg in command if '--dataset=' in arg).partition('=')[2])
 
     hook = sys.excepthook
     yield run
@@ -348,7 +351,7 @@ def test_dataset_folder_keeps_its_split(run):
         path = next((DATA / 'tinystories/data').glob(f'{split}*'))
         texts = pq.read_table(path)['text'].to_pylist()
         assert documents(meta, ids) == list(dict.fromkeys(texts))
-    assert run.out.strip().endswith('--dataset=tinystories_sample')
+    assert '--dataset=tinystories_sample ' in run.out
 
 
 def test_dataset_folder(run, tmp_path):
