@@ -42,13 +42,8 @@ class GPTConfig:
     norm_eps: float = 0.0       # added to variances in norms; 0 = 1e-5, or 1e-6 for qwen3
 
     def __post_init__(self):
+        check_fields(self)
         is_gpt2 = self.arch == 'gpt2'
-        require(self.arch in ('gpt2', 'qwen3'), f'arch={self.arch!r} is not known: gpt2 or qwen3')
-        for name in ('vocab_size', 'block_size', 'n_layer', 'n_head', 'n_embd'):
-            value = getattr(self, name)
-            require(value > 0, f'{name}={value} must be at least 1')
-        require(self.head_dim or self.n_embd % self.n_head == 0,
-                f'n_embd={self.n_embd} is not a multiple of n_head={self.n_head}; or set head_dim')
         self.head_dim = self.head_dim or self.n_embd // self.n_head
         self.n_kv_head = self.n_kv_head or self.n_head
         if self.n_inner == 0:
@@ -56,25 +51,7 @@ class GPTConfig:
             self.n_inner = 4 * self.n_embd if is_gpt2 else multiple_of_32
         if self.norm_eps == 0:
             self.norm_eps = 1e-5 if is_gpt2 else 1e-6
-        self.check(is_gpt2)
-
-    def check(self, is_gpt2: bool):
-        sizes = (self.vocab_size, self.block_size, self.n_embd, self.n_kv_head, self.head_dim,
-                 self.n_inner, self.n_head * self.head_dim)
-        require(min(sizes) > 0 and max(sizes) <= 1 << 24 and self.n_layer <= 1000,
-                'no size may be negative, none above 16 million, n_layer not above 1,000')
-        require(self.n_head % self.n_kv_head == 0,
-                f'n_head={self.n_head} is not a multiple of n_kv_head={self.n_kv_head}')
-        if is_gpt2:
-            require(self.n_kv_head == self.n_head and self.n_head * self.head_dim == self.n_embd,
-                    'n_kv_head and head_dim are for qwen3; gpt2 has n_head of n_embd / n_head')
-        else:
-            require(self.head_dim % 2 == 0, 'qwen3 rotates channels in pairs: make head_dim even')
-            require(not self.bias, 'qwen3 has no biases: leave bias=False, or take arch=gpt2')
-        require(0 <= self.dropout < 1, f'dropout={self.dropout} must be at least 0 and less than 1')
-        require(0 < self.head_gain < 1e6, f'head_gain={self.head_gain} must be above 0; 1 is plain')
-        require(0 < self.rope_theta < 1e12, 'rope_theta must be between 0 and 1e12')
-        require(0 < self.norm_eps < 1, 'norm_eps must be between 0 and 1')
+        check_shape(self)
 
 
 # ---- the network, from its parts to the whole
@@ -108,33 +85,6 @@ def rotate(x: Tensor, rope: tuple[Tensor, Tensor]) -> Tensor:
     return (x * cos + swapped * sin).type_as(x)
 
 
-class KVCache:
-    """Keys and values of the tokens that a layer has read, so that each is computed once."""
-    def __init__(self, block_size: int, device, dtype: torch.dtype | None = None):
-        self.block_size = block_size
-        self.device = device
-        self.dtype = dtype                                  # None: that of the keys
-        self.length = 0                                     # tokens read so far
-        self.k = self.v = None                              # (B, K, block_size, D) each
-
-    def place(self, T: int) -> tuple[Tensor, Tensor]:
-        """Positions of the next T tokens (T,), and of all up to the last of them (S,)."""
-        keys = torch.arange(self.length + T, device=self.device)
-        return keys[self.length:], keys
-
-    def append(self, k: Tensor, v: Tensor) -> tuple[Tensor, Tensor]:
-        """Add the next T tokens' keys and values, (B, K, T, D) each; return those of all tokens
-        read so far, (B, K, S, D) each."""
-        B, K, T, D = k.shape
-        if self.k is None:      # zeros, as a mask would not hide inf or nan in unused memory
-            self.k = k.new_zeros(B, K, self.block_size, D, dtype=self.dtype)
-            self.v = v.new_zeros(B, K, self.block_size, D, dtype=self.dtype)
-        start, self.length = self.length, self.length + T
-        self.k[:, :, start:self.length] = k
-        self.v[:, :, start:self.length] = v
-        return self.k[:, :, :self.length], self.v[:, :, :self.length]
-
-
 class Attention(nn.Module):
     """Causal self-attention (Vaswani et al. 2017): each token gathers from itself and those before.
 
@@ -156,7 +106,7 @@ class Attention(nn.Module):
             self.k_norm = RMSNorm(config.head_dim, config.norm_eps)
 
     def forward(self, x: Tensor, rope=None, mask: Tensor | None = None,
-                cache: KVCache | None = None) -> Tensor:
+                cache: 'KVCache | None' = None) -> Tensor:
         """x (B, T, C) -> (B, T, C). mask (T, S): True where a query sees a key; None: causal."""
         B, T, _ = x.shape
         H, K, D = self.n_head, self.n_kv_head, self.head_dim
@@ -262,7 +212,7 @@ class GPT(nn.Module):
     def num_params(self) -> int:
         return sum(p.numel() for p in self.parameters())            # a tied matrix counts once
 
-    def hidden(self, idx: Tensor, caches: list[KVCache] | None = None) -> Tensor:
+    def hidden(self, idx: Tensor, caches: 'list[KVCache] | None' = None) -> Tensor:
         """Last hidden states (B, T, C) of ids (B, T). With caches, one for each layer, the ids
         continue the text that the caches have read, and are added to them."""
         T = idx.shape[1]
@@ -357,10 +307,10 @@ class GPT(nn.Module):
             if eot is not None and ended.all():
                 return
 
-    def new_caches(self) -> list[KVCache]:
+    def new_caches(self) -> 'list[KVCache]':
         return [KVCache(self.config.block_size, self.wte.weight.device) for _ in self.h]
 
-    def next_logits(self, idx: Tensor, caches: list[KVCache]) -> Tensor:
+    def next_logits(self, idx: Tensor, caches: 'list[KVCache]') -> Tensor:
         """Logits (B, V), fp32, of the token after ids (B, T), which are added to the caches."""
         with sdpa_kernel(WITHOUT_CUDNN):
             return self.lm_head(self.hidden(idx, caches)[:, -1]).float()
@@ -410,9 +360,37 @@ class GPT(nn.Module):
         return optimizers
 
 
+# ---- what generate consists of
+class KVCache:
+    """Keys and values of the tokens that a layer has read, so that each is computed once."""
+    def __init__(self, block_size: int, device, dtype: torch.dtype | None = None):
+        self.block_size = block_size
+        self.device = device
+        self.dtype = dtype                                  # None: that of the keys
+        self.length = 0                                     # tokens read so far
+        self.k = self.v = None                              # (B, K, block_size, D) each
+
+    def place(self, T: int) -> tuple[Tensor, Tensor]:
+        """Positions of the next T tokens (T,), and of all up to the last of them (S,)."""
+        keys = torch.arange(self.length + T, device=self.device)
+        return keys[self.length:], keys
+
+    def append(self, k: Tensor, v: Tensor) -> tuple[Tensor, Tensor]:
+        """Add the next T tokens' keys and values, (B, K, T, D) each; return those of all tokens
+        read so far, (B, K, S, D) each."""
+        B, K, T, D = k.shape
+        if self.k is None:      # zeros, as a mask would not hide inf or nan in unused memory
+            self.k = k.new_zeros(B, K, self.block_size, D, dtype=self.dtype)
+            self.v = v.new_zeros(B, K, self.block_size, D, dtype=self.dtype)
+        start, self.length = self.length, self.length + T
+        self.k[:, :, start:self.length] = k
+        self.v[:, :, start:self.length] = v
+        return self.k[:, :, :self.length], self.v[:, :, :self.length]
+
+
 def uniform_draws(B: int, n: int, seed: int) -> Tensor:
     """Random numbers (B, n) in [0, 1); row i depends on seed + i only, on every device."""
-    generators = [torch.Generator().manual_seed(seed + i) for i in range(B)]
+    generators = [torch.Generator().manual_seed(int(seed) + i) for i in range(B)]
     draws = torch.stack([torch.rand(n, generator=generator) for generator in generators])
     return draws.clamp(max=1 - 1e-6)        # so that sample's rounded product stays below the sum
 
@@ -461,6 +439,39 @@ def evaluate(model: GPT, x: Tensor, y: Tensor, batch_size: int, autocast, rank: 
         torch.distributed.all_reduce(total)
     model.train(was_training)
     return total.item() / (y >= 0).sum().item()
+
+
+# ---- checks of a GPTConfig
+def check_fields(config: GPTConfig):
+    """Raise Error for a field that is out of range."""
+    require(config.arch in ('gpt2', 'qwen3'), f'arch={config.arch!r} is not known: gpt2 or qwen3')
+    for name in ('vocab_size', 'block_size', 'n_layer', 'n_head', 'n_embd'):
+        value = getattr(config, name)
+        require(value > 0, f'{name}={value} must be at least 1')
+    require(config.n_layer <= 1000, f'n_layer={config.n_layer} must be at most 1000')
+    dropout, head_gain = config.dropout, config.head_gain
+    require(0 <= dropout < 1, f'dropout={dropout} must be at least 0 and less than 1')
+    require(0 < head_gain < 1e6, f'head_gain={head_gain} must be above 0; 1 is plain')
+    require(0 < config.rope_theta < 1e12, 'rope_theta must be between 0 and 1e12')
+    require(0 <= config.norm_eps < 1, 'norm_eps must be between 0 and 1')
+    require(config.head_dim or config.n_embd % config.n_head == 0,
+            f'n_embd={config.n_embd} is not a multiple of n_head={config.n_head}; or set head_dim')
+
+
+def check_shape(config: GPTConfig):
+    """Raise Error for sizes that do not fit each other, or the architecture."""
+    heads, kv_heads, head_dim = config.n_head, config.n_kv_head, config.head_dim
+    sizes = (config.vocab_size, config.block_size, config.n_embd, kv_heads, head_dim,
+             config.n_inner, heads * head_dim)
+    require(min(sizes) > 0 and max(sizes) <= 1 << 24,
+            'no size may be negative, and none above 16 million')
+    require(heads % kv_heads == 0, f'n_head={heads} is not a multiple of n_kv_head={kv_heads}')
+    if config.arch == 'gpt2':
+        require(kv_heads == heads and heads * head_dim == config.n_embd,
+                'n_kv_head and head_dim are for qwen3; gpt2 has n_head of n_embd / n_head')
+    else:
+        require(head_dim % 2 == 0, 'qwen3 rotates channels in pairs: make head_dim even')
+        require(not config.bias, 'qwen3 has no biases: leave bias=False, or take arch=gpt2')
 
 
 # ---- checkpoints

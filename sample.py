@@ -69,26 +69,33 @@ class LanguageModel:
         steps = [ids.tolist() for ids in self.ids(prompt, num_samples, **knobs)]
         return [list(takewhile(lambda i: i != self.tokenizer.eot, row)) for row in zip(*steps)]
 
-    def ids(self, prompt: str, num_samples: int = 1, max_new_tokens: int = max_new_tokens,
-            temperature: float = temperature, top_k: int = top_k, top_p: float = top_p,
-            repetition_penalty: float = repetition_penalty, seed: int = seed):
+    def ids(self, prompt: str, num_samples: int = 1, **knobs):
         """Yield the next ids (num_samples,). Raises Error for knobs or a prompt that do not fit."""
-        given = {name: value for name, value in locals().items() if name in config}
-        for name, value in given.items():
-            kind = Real if type(config[name]) is float else Integral
-            require(isinstance(value, kind) and type(value) is not bool,
-                    f'{name}={value!r} is not a number like {config[name]}')
         require(isinstance(prompt, str), f'the prompt is a {type(prompt).__name__}, not a str')
-        require(min(num_samples, max_new_tokens) >= 1 and min(temperature, top_k) >= 0,
-                'num_samples, max_new_tokens are at least 1; temperature, top_k at least 0')
-        require(0 < top_p <= 1 and 0.01 <= repetition_penalty <= 100,
-                'top_p is above 0 and at most 1; repetition_penalty is 0.01 to 100')
-        require(0 <= seed < 1 << 63, 'seed is at least 0 and below 2**63')
+        knobs = {**sampling, **knobs}
+        check_knobs(num_samples=num_samples, **knobs)
         model = self.sampler.copy_of(self.model) if self.sampler else self.model
         prompt_ids = [self.tokenizer.eot, *self.tokenizer.encode(prompt)]
         idx = torch.tensor([prompt_ids] * num_samples, device=model.wte.weight.device)
-        return model.generate(idx, max_new_tokens, temperature, top_k, top_p, repetition_penalty,
-                              self.tokenizer.eot, int(seed), self.tokenizer.vocab_size)
+        return model.generate(idx, **knobs, eot=self.tokenizer.eot,
+                              vocab_size=self.tokenizer.vocab_size)
+
+
+def check_knobs(**knobs):
+    """Raise Error for a sampling knob that is not known, not a number, or out of range."""
+    for name, value in knobs.items():
+        require(name in (*SAMPLING, 'num_samples'),
+                f'{name} is not a sampling knob; these are {", ".join(SAMPLING)}')
+        kind = Real if type(config[name]) is float else Integral
+        require(isinstance(value, kind) and type(value) is not bool,
+                f'{name}={value!r} is not a number like {config[name]}')
+    for name in ('num_samples', 'max_new_tokens'):
+        require(knobs[name] >= 1, f'{name}={knobs[name]} must be at least 1')
+    for name in ('temperature', 'top_k', 'seed'):
+        require(0 <= knobs[name] < 1 << 63, f'{name}={knobs[name]} must not be negative, or huge')
+    require(0 < knobs['top_p'] <= 1, f'top_p={knobs["top_p"]} must be above 0 and at most 1')
+    penalty = knobs['repetition_penalty']
+    require(0.01 <= penalty <= 100, f'repetition_penalty={penalty} must be 0.01 to 100')
 
 
 def load(path='out', device: str = 'auto', dtype: str = 'auto', fast: bool = True,

@@ -277,17 +277,6 @@ if __name__ == '__main__':
         save('ckpt.pt', optimizer=[opt.state_dict() for opt in optimizers],
              scaler=scaler.state_dict())
 
-    def save_early(row: dict):
-        """Save a run that stops between two evaluations; if its time is up, evaluate it first.
-
-        log.csv does not get this row, as an uninterrupted run would not have it."""
-        if stop.is_out_of_time:
-            row = row | validation_row()
-            save_best(row['val_loss'])
-            log.show(row)
-            show_sample()
-        save_to_resume()
-
     def show_sample():
         """Print a text by the model as it is now."""
         prompt = torch.tensor([[tokenizer.eot]], device=torch_device)
@@ -356,9 +345,8 @@ if __name__ == '__main__':
             log.write(row)
         if is_eval_due:
             show_sample()
+        if is_eval_due or is_stopping:
             save_to_resume()
-        elif is_stopping:
-            save_early(row)
         if is_stopping:
             break
         losses, norms, clock = [], [], time.perf_counter()

@@ -52,6 +52,6 @@ def orthogonalize(x: Tensor, dtype: torch.dtype) -> Tensor:
     x = x.to(dtype)
     for _ in range(5):
         a = x @ x.mT
-        b = -4.775 * a + 2.0315 * (a @ a)
-        x = 3.4445 * x + b @ x
+        b = torch.baddbmm(a, a, a, beta=-4.775, alpha=2.0315)           # -4.775 a + 2.0315 a a
+        x = torch.baddbmm(x, b, x, beta=3.4445)                         # 3.4445 x + b x
     return x.mT if is_tall else x

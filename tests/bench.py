@@ -426,7 +426,7 @@ def slm_sampling(temperature, top_p, rows, device, compile=True):
     lm = load('sampler.pt', device, compile=compile)
 
     def generate():
-        ids = lm.ids('', rows, NEW, temperature, top_p=top_p)
+        ids = lm.ids('', rows, max_new_tokens=NEW, temperature=temperature, top_p=top_p)
         assert len([i.tolist() for i in ids]) == NEW, 'it ended early'
 
     return rows * NEW / timed(generate)

@@ -97,9 +97,9 @@ def test_a_captured_step_gives_what_the_model_gives(arch, tmp_path):
     for knobs in ({'temperature': 0.0}, {'temperature': 1.0, 'top_p': 0.9}, {'repetition_penalty': 1.5}):
         expected = plain.rows('', 3, max_new_tokens=60, **knobs)        # longer than the window
         assert fast.rows('', 3, max_new_tokens=60, **knobs) == expected
-    mixed = zip(fast.ids('', 1, 20, seed=1), fast.ids('', 1, 20, seed=2))
+    mixed = zip(fast.ids('', 1, max_new_tokens=20, seed=1), fast.ids('', 1, max_new_tokens=20, seed=2))
     assert [(a.item(), b.item()) for a, b in mixed] == list(zip(
-        *([i.item() for i in plain.ids('', 1, 20, seed=seed)] for seed in (1, 2))))
+        *([i.item() for i in plain.ids('', 1, max_new_tokens=20, seed=seed)] for seed in (1, 2))))
 
 
 @on_gpu
