@@ -17,7 +17,7 @@ num_stories = 20000         # number of stories to make
 # the dataset
 name = ''                   # of data/NAME; '' = the last part of the source (and _gpt2 or _char)
 tokenizer = 'bpe'           # bpe (trained here), gpt2, char, or the folder of a tokenizer.json
-vocab_size = 0              # for bpe, with end-of-text; 0 = 2048 for the stories, else 4096
+vocab_size = 0              # for bpe, with end-of-text; 0 = 4096, or 2048 if the text is short
 val_fraction = 0.05         # share of documents for validation, unless the source has a split
 seed = 1337                 # for the stories and the split
 overwrite = False           # replace a different dataset of this name
@@ -48,6 +48,7 @@ import numpy as np
 from tqdm import tqdm
 
 from config._files import acquire_lock, checksum, sync
+from config._fit import fitting_knobs
 from config._terminal import fit
 from data.checks import FORMAT, checksum_of_meta, guess_command, open_split, verify_meta
 from data.readers import Piece, find_files, read_dataset, read_files
@@ -55,6 +56,7 @@ from data.stories.teller import GRAMMAR, read_grammar, tell_stories
 from data.tokenizer import Tokenizer, cut, read_tokenizer, to_utf8, train_bpe
 
 VOCABULARY_TEXT = 1 << 26         # maximum bytes of text to train a bpe on
+SMALL_TEXT = 1_000_000            # bytes of text below which a bpe has 2048 tokens
 WORKERS = min(os.cpu_count() or 1, 16)
 
 
@@ -403,8 +405,8 @@ def fingerprint(files: list[Path]) -> str:
     return blake2b(content.encode(), digest_size=8).hexdigest()
 
 
-def make_dataset(folder: Path, splits: dict, about: dict):
-    """Run the steps 1 to 4 and print what came out."""
+def make_dataset(folder: Path, splits: dict, about: dict) -> dict:
+    """Run the steps 1 to 4, print what came out, and return what is in meta.json."""
     began = time.time()
     alphabet = set() if tokenizer == 'char' else None
     folder.parent.mkdir(exist_ok=True)
@@ -412,7 +414,8 @@ def make_dataset(folder: Path, splits: dict, about: dict):
         found = write_documents(splits, file, seed, alphabet)
         raw = mmap.mmap(file.fileno(), 0, access=mmap.ACCESS_READ)
         corpus, sides = divide(found, raw, val_fraction)
-        size = vocab_size or (2048 if about['source'] == 'stories' else 4096)
+        is_simple = about['source'] == 'stories' or len(raw) < SMALL_TEXT
+        size = vocab_size or (2048 if is_simple else 4096)
         tok = make_tokenizer(tokenizer, size, raw, corpus, sides['train'], alphabet)
         meta = write_dataset(folder, tok, raw, corpus, sides, about)
     train, val = meta['train'], meta['val']
@@ -431,15 +434,21 @@ def make_dataset(folder: Path, splits: dict, about: dict):
              'divide the text into smaller ones')
     if val['tokens'] < 1000:
         warn(f'only {val["tokens"]} tokens for validation: their loss will say little')
+    return meta
 
 
-def next_command(source: str, folder: Path) -> str:
-    """The command that trains on the dataset in this folder; all but the stories need a recipe."""
-    if source == 'stories':
-        return shlex.join(['python', 'train.py', f'--dataset={folder.name}'])
-    recipe = 'tinystories' if source == 'roneneldan/TinyStories' else 'papers'
-    return shlex.join(['python', 'train.py', f'config/{recipe}.py', f'--dataset={folder.name}',
-                       f'--out_dir=out/{folder.name}'])
+def next_command(source: str, folder: Path, tokens: int) -> str:
+    """The command that trains on the dataset in this folder, which has so many tokens to train
+    on; all but the stories need a recipe."""
+    options = [f'--dataset={folder.name}']
+    if source != 'stories':
+        options.append(f'--out_dir=out/{folder.name}')
+    if source == 'roneneldan/TinyStories':
+        options.insert(0, 'config/tinystories.py')
+    elif source != 'stories':
+        options.insert(0, 'config/papers.py')
+        options += [f'--{knob}={value}' for knob, value in fitting_knobs(tokens).items()]
+    return shlex.join(['python', 'train.py', *options])
 
 
 def main():
@@ -453,18 +462,18 @@ def main():
         about = {'source': source, 'command': shlex.join(['python', *sys.argv]),
                  'fingerprint': fingerprint(files)}
         if (folder / 'meta.json').exists() and not overwrite:
-            meta, *_ = open_dataset(folder.name)
+            meta = open_dataset(folder.name)[0]
             require(meta.get('fingerprint') == about['fingerprint'],
                     f'{folder} holds something else ({meta["command"]}); use a different --name, '
                     'or --overwrite=True')
             print(f'{folder} is there already, made from the same text and knobs: nothing to do')
         else:
             splits, about['licence'] = read_source(source, files)
-            make_dataset(folder, splits, about)
+            meta = make_dataset(folder, splits, about)
     except OSError as e:
         raise Error(f'{e.filename or folder}: {e.strerror or e}; '
                     'what was there before is intact') from e
-    print('next: ' + next_command(source, folder))
+    print('next: ' + next_command(source, folder, meta['train']['tokens']))
 
 
 if __name__ == '__main__':

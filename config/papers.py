@@ -1,10 +1,11 @@
 # Your own documents: PDFs, .txt, .md, .jsonl or .parquet, with a vocabulary trained on them:
 # 12.2M parameters.
-#   python prepare.py --input=papers/ --name=papers --vocab_size=4096 --val_fraction=0.1
+#   python prepare.py --input=papers/ --name=papers
 #   python train.py config/papers.py
-# It needs a few hundred kB of text at least, and 1.8 GB of memory. A text as short as that is read
-# many times over, so dropout is on, and the validation loss says when the model begins to learn it
-# by heart: best.pt is from before that, and sample.py takes it.
+# prepare.py prints this command with a shape, dropout and steps that fit the amount of text; the
+# values below suit some 10 MB. A short text is read many times over, and the validation loss says
+# when the model begins to learn it by heart: best.pt is from before that, and sample.py takes it.
+# 16 sequences at once take 1.8 GB.
 out_dir = 'out/papers'
 dataset = 'papers'
 n_layer, n_head, n_embd = 6, 6, 384
@@ -14,5 +15,5 @@ head_gain = 1.0
 batch_size = 16
 max_iters = 2000
 learning_rate = 2e-3
-weight_decay = 0.2
+weight_decay = 1.0                  # much, as the text is read several times
 eval_interval = 250

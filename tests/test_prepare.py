@@ -18,18 +18,21 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
 import prepare
 from config import Error
 from config._files import checksum
+from config._fit import fitting_knobs
 from data.checks import checksum_of_meta
 from data.layout import Line, glued, text_of_pages
 from data.pdf import mend_spaces, read_pdf_file
 from data.readers import read_pdf, read_text
 from data.stories.teller import read_grammar, tell_stories
 from data.tokenizer import BORDER, Tokenizer, cut, read_tokenizer, train_bpe
+from model import GPT, GPTConfig
 from prepare import open_dataset, validation_text
 
 ROOT = Path(__file__).resolve().parents[1]
@@ -961,3 +964,28 @@ def test_memory_stays_bounded(tmp_path, shape, megabytes):
     print(f'{shape}: {megabytes} MB, peak {peak:.0f} MB of anonymous memory')
     assert peak < (1000 if megabytes == 500 else 560 if 'word' in shape else 200)
     shutil.rmtree(tmp_path)
+
+
+def test_the_next_command_trains_a_model_that_fits_the_text(run, tmp_path):
+    """More text: a larger model, fewer epochs, and less dropout. What is printed can be run as it is."""
+    sizes, epochs, dropouts = [], [], []
+    for tokens in (1000, 70_000, 600_000, 6_000_000, 10**9):
+        knobs = fitting_knobs(tokens)
+        shape = {name: value for name, value in knobs.items() if name.startswith('n_')}
+        with torch.device('meta'):
+            sizes.append(GPT(GPTConfig(vocab_size=4096, **shape)).num_params())
+        epochs.append(knobs['max_iters'] * 4096 / tokens)
+        dropouts.append(knobs['dropout'])
+    assert sizes == sorted(sizes) and sizes[0] < sizes[-1] / 4
+    assert epochs == sorted(epochs, reverse=True) and dropouts == sorted(dropouts, reverse=True)
+
+    text = ''.join(f'{i} little hens, said the cat. ' for i in range(1500))
+    (tmp_path / 'mine.txt').write_text(text)
+    meta = run('--input=mine.txt')[0]
+    assert meta['vocab_size'] < 2049
+    command = shlex.split(run.out.split('next: ')[1])
+    assert f"--max_iters={fitting_knobs(meta['train']['tokens'])['max_iters']}" in command
+    shown = subprocess.run([sys.executable, ROOT / 'train.py', *command[2:], '--max_iters=1', '--batch_size=1',
+                            '--device=cpu'], capture_output=True, text=True, cwd=tmp_path)
+    assert shown.returncode == 0 and '4 layers' in shown.stdout, shown.stderr
+    assert (tmp_path / 'out/mine/best.pt').exists()
