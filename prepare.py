@@ -29,9 +29,7 @@ import logging
 import math
 import mmap
 import os
-import re
 import shlex
-import shutil
 import sys
 import tempfile
 import time
@@ -47,10 +45,19 @@ from typing import NamedTuple
 import numpy as np
 from tqdm import tqdm
 
-from config._files import acquire_lock, checksum, sync
-from config._fit import fitting_knobs
-from config._terminal import fit
-from data.checks import FORMAT, checksum_of_meta, guess_command, open_split, verify_meta
+from config._files import checksum
+from config._fit import next_command
+from config._terminal import show_progress, warn
+from data.files import (
+    FORMAT,
+    checksum_of_meta,
+    guess_command,
+    name_dataset,
+    new_files,
+    open_split,
+    report,
+    verify_meta,
+)
 from data.readers import Piece, find_files, read_dataset, read_files
 from data.stories.teller import GRAMMAR, read_grammar, tell_stories
 from data.tokenizer import Tokenizer, cut, read_tokenizer, to_utf8, train_bpe
@@ -195,23 +202,7 @@ def tokenize(tokenizer: Tokenizer, texts):
 # ---- 4. files
 def write_dataset(folder: Path, tokenizer: Tokenizer, raw, corpus: Corpus, sides: dict,
                   about: dict) -> dict:
-    """Write the files of a dataset, and return what is in meta.json; `about` goes into it.
-
-    They are moved into the folder at the end: it holds the old dataset, the new one, or none."""
-    with acquire_lock(folder / '.lock'):
-        new = folder / '.new'
-        shutil.rmtree(new, ignore_errors=True)              # a killed run may have left it
-        new.mkdir()
-        try:
-            meta = write_files(new, tokenizer, raw, corpus, sides, about)
-            replace_files(folder, new)
-        finally:
-            shutil.rmtree(new)
-    return meta
-
-
-def write_files(folder: Path, tokenizer: Tokenizer, raw, corpus: Corpus, sides: dict,
-                about: dict) -> dict:
+    """Write the files of a dataset, and return what is in meta.json; `about` goes into it."""
     dtype = np.uint16 if tokenizer.vocab_size <= 1 << 16 else np.uint32
     meta = {
         'format': FORMAT,
@@ -221,37 +212,25 @@ def write_files(folder: Path, tokenizer: Tokenizer, raw, corpus: Corpus, sides: 
         'eot': tokenizer.eot,                               # the id after every document
         'dtype': np.dtype(dtype).name,                      # of the ids in the .bin files
     }
-    for split, indices in sides.items():
-        path = folder / f'{split}.bin'
-        with open(path, 'wb') as f:
-            texts = show_progress(texts_of(raw, corpus, indices), f'tokenizing {split}')
-            size = sum(f.write(ids.astype(dtype)) for ids in tokenize(tokenizer, texts))
-        nats = corpus.nats[indices]
-        meta[split] = {
-            'tokens': size // np.dtype(dtype).itemsize,
-            'documents': len(indices),
-            'bytes': int((corpus.end[indices] - corpus.start[indices]).sum()),      # of UTF-8
-            'checksum': checksum(path),
-            'entropy': None if np.isnan(nats).any() else float(nats.sum()),         # in nats
-        }
-    meta['checksum'] = checksum_of_meta(meta)
-    if 'json' in tokenizer.spec:
-        (folder / 'tokenizer.json').write_text(tokenizer.spec['json'], encoding='utf-8')
-    (folder / 'meta.json').write_text(json.dumps(meta), encoding='utf-8')
+    with new_files(folder) as new:
+        for split, indices in sides.items():
+            path = new / f'{split}.bin'
+            with open(path, 'wb') as f:
+                texts = show_progress(texts_of(raw, corpus, indices), f'tokenizing {split}')
+                size = sum(f.write(ids.astype(dtype)) for ids in tokenize(tokenizer, texts))
+            nats = corpus.nats[indices]
+            meta[split] = {
+                'tokens': size // np.dtype(dtype).itemsize,
+                'documents': len(indices),
+                'bytes': int((corpus.end[indices] - corpus.start[indices]).sum()),  # of UTF-8
+                'checksum': checksum(path),
+                'entropy': None if np.isnan(nats).any() else float(nats.sum()),     # in nats
+            }
+        meta['checksum'] = checksum_of_meta(meta)
+        if 'json' in tokenizer.spec:
+            (new / 'tokenizer.json').write_text(tokenizer.spec['json'], encoding='utf-8')
+        (new / 'meta.json').write_text(json.dumps(meta), encoding='utf-8')
     return meta
-
-
-def replace_files(folder: Path, new: Path):
-    """Move files into a dataset's folder; meta.json, which makes it a dataset, comes last."""
-    files = [new / name for name in ('train.bin', 'val.bin', 'tokenizer.json', 'meta.json')]
-    files = [file for file in files if file.exists()]
-    for file in files:
-        sync(file)
-    for name in ('meta.json', 'tokenizer.json'):
-        (folder / name).unlink(missing_ok=True)
-    for file in files:
-        os.replace(file, folder / file.name)
-    sync(folder)
 
 
 # ---- opening a dataset
@@ -343,38 +322,13 @@ def evaluation_windows(ids, eot: int, block_size: int) -> tuple[np.ndarray, np.n
     return x, y
 
 
-def bits_per_byte(nats: float, size: int) -> float:
-    """Bits per byte of a text of `size` bytes and `nats` in all: comparable across tokenizers."""
-    return nats / size / math.log(2)
-
-
 # ---- the command
-def say(text: str):
-    print(fit(text, hang=' ' * 11))
-
-
-def warn(text: str):
-    print(fit(f'warning: {text}'), file=sys.stderr)
-
-
-def show_progress(items, what: str):
-    """Yield the items and show a progress bar if stderr is a terminal."""
-    return tqdm(items, what, unit=' pieces', disable=None, leave=False, dynamic_ncols=True)
-
-
-def dataset_name() -> str:
-    """NAME of data/NAME: the knob, or the last part of the source before any * or ?."""
-    if name:
-        target = name
-    else:
-        first = re.split(r'/?[^/]*[*?[]', (input or dataset).split(',')[0].strip())[0]
-        path = Path(first).resolve()
-        target = path.stem if os.path.isfile(path) else path.name
-        if tokenizer in ('gpt2', 'char'):
-            target += f'_{tokenizer}'
+def dataset_folder() -> Path:
+    """data/NAME, of the knob `name` or else of the source."""
+    target = name or name_dataset(input or dataset, tokenizer)
     require(target == Path(target).name and target not in ('', '..'),
             f'name={target} is not the name of a folder in data/')
-    return target
+    return Path('data', target)
 
 
 def source_files() -> tuple[str, list[Path]]:
@@ -418,37 +372,9 @@ def make_dataset(folder: Path, splits: dict, about: dict) -> dict:
         size = vocab_size or (2048 if is_simple else 4096)
         tok = make_tokenizer(tokenizer, size, raw, corpus, sides['train'], alphabet)
         meta = write_dataset(folder, tok, raw, corpus, sides, about)
-    train, val = meta['train'], meta['val']
-    say(f'documents  {train["documents"]:,} train, {val["documents"]:,} val, '
-        f'{len(found.hash) - len(np.unique(found.hash)):,} dropped as duplicates')
-    say(f'tokens     {train["tokens"]:,} train, {val["tokens"]:,} val, '
-        f'{val["bytes"] / val["tokens"]:.2f} bytes per token, vocabulary {meta["vocab_size"]:,}')
-    if val['entropy']:
-        say(f'floor      {val["entropy"] / val["documents"]:.2f} nats per story, '
-            f'{val["entropy"] / val["tokens"]:.4f} per token, '
-            f'{bits_per_byte(val["entropy"], val["bytes"]):.4f} bits per byte')
+    report(meta, len(found.hash) - len(np.unique(found.hash)), val_fraction if input else 1.0)
     print(f'{folder} made in {time.time() - began:.1f} s')
-    share = val['bytes'] / (val['bytes'] + train['bytes'])
-    if input and share > 2 * val_fraction:
-        warn(f'{share:.0%} of the text is held out, as documents are not cut; '
-             'divide the text into smaller ones')
-    if val['tokens'] < 1000:
-        warn(f'only {val["tokens"]} tokens for validation: their loss will say little')
     return meta
-
-
-def next_command(source: str, folder: Path, tokens: int) -> str:
-    """The command that trains on the dataset in this folder, which has so many tokens to train
-    on; all but the stories need a recipe."""
-    options = [f'--dataset={folder.name}']
-    if source != 'stories':
-        options.append(f'--out_dir=out/{folder.name}')
-    if source == 'roneneldan/TinyStories':
-        options.insert(0, 'config/tinystories.py')
-    elif source != 'stories':
-        options.insert(0, 'config/papers.py')
-        options += [f'--{knob}={value}' for knob, value in fitting_knobs(tokens).items()]
-    return shlex.join(['python', 'train.py', *options])
 
 
 def main():
@@ -456,7 +382,7 @@ def main():
     require(0 < val_fraction < 1, f'val_fraction={val_fraction} is not between 0 and 1')
     require(vocab_size == 0 or 257 <= vocab_size <= 1 << 24,
             f'vocab_size={vocab_size}: a bpe has 257 tokens (all bytes and end-of-text) or more')
-    folder = Path('data', dataset_name())
+    folder = dataset_folder()
     try:
         source, files = source_files()
         about = {'source': source, 'command': shlex.join(['python', *sys.argv]),
@@ -473,7 +399,7 @@ def main():
     except OSError as e:
         raise Error(f'{e.filename or folder}: {e.strerror or e}; '
                     'what was there before is intact') from e
-    print('next: ' + next_command(source, folder, meta['train']['tokens']))
+    print('next: ' + next_command(source, folder.name, meta['train']['tokens']))
 
 
 if __name__ == '__main__':

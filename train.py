@@ -75,6 +75,7 @@ from config._run import (
     start_device,
 )
 from config._start import adopt_knobs, adopt_shape, check_data, open_folder
+from data.files import bits_per_byte
 from data.tokenizer import Tokenizer
 from model import (
     GPT,
@@ -86,7 +87,7 @@ from model import (
     load_weights,
     save_checkpoint,
 )
-from prepare import bits_per_byte, evaluation_windows, get_batch, open_dataset, validation_text
+from prepare import evaluation_windows, get_batch, open_dataset, validation_text
 
 MODEL_KNOBS = [field.name for field in dataclasses.fields(GPTConfig) if field.name in config]
 

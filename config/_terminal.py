@@ -4,6 +4,8 @@ import shutil
 import sys
 import textwrap
 
+from tqdm import tqdm
+
 
 def columns() -> int:
     """The width of the terminal that stdout is, or else 80."""
@@ -14,6 +16,16 @@ def fit(text: str, indent: str = '', hang: str = '') -> str:
     """Break a text into lines that fit. `indent` begins its first line, `hang` the others."""
     return textwrap.fill(text, columns() - 1, initial_indent=indent, subsequent_indent=hang,
                          break_long_words=False, break_on_hyphens=False)
+
+
+def warn(text: str):
+    """Print a warning on stderr; a progress bar stays whole."""
+    tqdm.write(fit(f'warning: {text}'), file=sys.stderr)
+
+
+def show_progress(items, what: str):
+    """Yield the items and show a progress bar if stderr is a terminal."""
+    return tqdm(items, what, unit=' pieces', disable=None, leave=False, dynamic_ncols=True)
 
 
 class Screen:

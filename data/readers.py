@@ -7,7 +7,6 @@ import json
 import math
 import re
 import string
-import sys
 from collections import Counter
 from pathlib import Path
 from typing import NamedTuple
@@ -15,6 +14,7 @@ from typing import NamedTuple
 from tqdm import tqdm
 
 from config import Error, require
+from config._terminal import warn
 from data.layout import glued
 from data.pdf import read_pdf_file
 
@@ -37,10 +37,6 @@ class Piece(NamedTuple):
     text: str
     ends: bool = True           # whether the document ends with this piece
     nats: float = math.nan
-
-
-def warn(text: str):
-    tqdm.write(f'warning: {text}', file=sys.stderr)     # which leaves a progress bar whole
 
 
 # ---- text

@@ -14,9 +14,10 @@ import torch
 import torch.nn.functional as F
 
 from config import Error, require
+from data.files import bits_per_byte
 from extras.evaluation import open_validation
 from extras.hf_export import export_folder
-from prepare import bits_per_byte, evaluation_windows
+from prepare import evaluation_windows
 
 CONTEXT = 1024                  # tokens of context that are used, at most
 TOKENS_AT_ONCE = 2048

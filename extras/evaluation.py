@@ -8,9 +8,10 @@ import numpy as np
 import torch
 
 from config import require
+from data.files import bits_per_byte
 from data.tokenizer import Tokenizer
 from model import evaluate
-from prepare import Validation, bits_per_byte, evaluation_windows, open_dataset, validation_text
+from prepare import Validation, evaluation_windows, open_dataset, validation_text
 
 OVERLAP_SAMPLES = 20      # samples, and held-out documents, that are looked up in the training text
 OVERLAP_TOKENS = 300            # of each held-out document

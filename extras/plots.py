@@ -6,8 +6,9 @@ from typing import NamedTuple
 
 from config import Error, require
 from config._files import atomic
+from data.files import bits_per_byte
 from model import load_weights
-from prepare import bits_per_byte, open_dataset
+from prepare import open_dataset
 
 
 class Curve(NamedTuple):

@@ -5,7 +5,7 @@ from html import escape
 import torch
 
 from config._files import atomic
-from prepare import bits_per_byte
+from data.files import bits_per_byte
 
 MOST_TOKENS = 2000              # of the text that is shown
 GUESSES = 5                     # tokens that the model expected, beside each one that came

@@ -38,7 +38,7 @@ from matplotlib.figure import Figure  # noqa: E402
 import sample  # noqa: F401, E402
 from config import Error, configure  # noqa: E402
 from config._files import SEAL, checksum, save_sealed  # noqa: E402
-from data.checks import checksum_of_meta  # noqa: E402
+from data.files import checksum_of_meta  # noqa: E402
 from model import FORMAT, GPT, GPTConfig, load_checkpoint  # noqa: E402
 
 SMALL = ('--dataset=letters --n_layer=2 --n_head=2 --n_embd=16 --block_size=16 --batch_size=8 --device=cpu '

@@ -22,11 +22,10 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-import prepare
 from config import Error
 from config._files import checksum
 from config._fit import fitting_knobs
-from data.checks import checksum_of_meta
+from data.files import bits_per_byte, checksum_of_meta
 from data.layout import Line, glued, text_of_pages
 from data.pdf import mend_spaces, read_pdf_file
 from data.readers import read_pdf, read_text
@@ -328,7 +327,7 @@ def test_of_a_part_of_the_validation_split_its_own_bytes_count(run, tmp_path):
         ids, size, entropy = validation_text(meta, val, Tokenizer(meta['tokenizer']), n)
         assert ids.tolist() == val[:n].tolist() and entropy is None
         assert size == len(''.join(characters[:n]).encode()) < meta['val']['bytes']
-        assert prepare.bits_per_byte(3 * math.log(2) * size, size) == pytest.approx(3)
+        assert bits_per_byte(3 * math.log(2) * size, size) == pytest.approx(3)
     for n in (0, len(val), 10**9):
         ids, *rest = validation_text(meta, val, Tokenizer(meta['tokenizer']), n)
         assert ids.tolist() == val.tolist() and rest == [meta['val']['bytes'], 5.0]
@@ -816,7 +815,7 @@ def test_large_bins_are_verified_on_demand(small, monkeypatch):
     start = time.time()
     _, train, _ = open_dataset('a_gpt2')
     assert time.time() - start < 0.5 and train.shape == (2_000_000_000,)
-    monkeypatch.setattr('data.checks.checksum', lambda path: 'wrong')
+    monkeypatch.setattr('data.files.checksum', lambda path: 'wrong')
     with pytest.raises(Error, match='train.bin'):
         open_dataset('a_gpt2', verify=True)
 
@@ -969,14 +968,16 @@ def test_memory_stays_bounded(tmp_path, shape, megabytes):
 def test_the_next_command_trains_a_model_that_fits_the_text(run, tmp_path):
     """More text: a larger model, fewer epochs, and less dropout. What is printed can be run as it is."""
     sizes, epochs, dropouts = [], [], []
+    recipe = runpy.run_path(str(ROOT / 'config/papers.py'))
     for tokens in (1000, 70_000, 600_000, 6_000_000, 10**9):
         knobs = fitting_knobs(tokens)
         shape = {name: value for name, value in knobs.items() if name.startswith('n_')}
         with torch.device('meta'):
             sizes.append(GPT(GPTConfig(vocab_size=4096, **shape)).num_params())
-        epochs.append(knobs['max_iters'] * 4096 / tokens)
+        epochs.append(knobs['max_iters'] * recipe['batch_size'] * recipe['block_size'] / tokens)
         dropouts.append(knobs['dropout'])
     assert sizes == sorted(sizes) and sizes[0] < sizes[-1] / 4
+    assert 12 < epochs[1] < 20 and 1 < epochs[3] < 3
     assert epochs == sorted(epochs, reverse=True) and dropouts == sorted(dropouts, reverse=True)
 
     text = ''.join(f'{i} little hens, said the cat. ' for i in range(1500))
