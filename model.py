@@ -4,7 +4,6 @@ It knows nothing of text, datasets or the command line, and prints nothing. Dime
 files: B batch, T time (tokens in a window), C channels (n_embd), H heads, K heads of keys and
 values, D channels of a head, S tokens seen by a query, V vocabulary."""
 import math
-import os
 from dataclasses import asdict, dataclass
 
 import torch
@@ -13,8 +12,10 @@ from torch import Tensor, nn
 from torch.nn.attention import SDPBackend, sdpa_kernel
 from torch.utils.checkpoint import checkpoint as recompute
 
-from config import Error, extra, require
-from config._files import load_sealed, save_sealed
+from config import require
+from config._checkpoint import find_checkpoint, load_foreign, read_checkpoint
+from config._files import save_sealed
+from config._shape import check_fields, check_shape
 
 MAX_LOGITS = 2 ** 25        # the most logits that the loss computes at once: 128 MiB in fp32
 FORMAT = 1                  # version of the checkpoint's format
@@ -441,44 +442,7 @@ def evaluate(model: GPT, x: Tensor, y: Tensor, batch_size: int, autocast, rank: 
     return total.item() / (y >= 0).sum().item()
 
 
-# ---- checks of a GPTConfig
-def check_fields(config: GPTConfig):
-    """Raise Error for a field that is out of range."""
-    require(config.arch in ('gpt2', 'qwen3'), f'arch={config.arch!r} is not known: gpt2 or qwen3')
-    for name in ('vocab_size', 'block_size', 'n_layer', 'n_head', 'n_embd'):
-        value = getattr(config, name)
-        require(value > 0, f'{name}={value} must be at least 1')
-    require(config.n_layer <= 1000, f'n_layer={config.n_layer} must be at most 1000')
-    dropout, head_gain = config.dropout, config.head_gain
-    require(0 <= dropout < 1, f'dropout={dropout} must be at least 0 and less than 1')
-    require(0 < head_gain < 1e6, f'head_gain={head_gain} must be above 0; 1 is plain')
-    require(0 < config.rope_theta < 1e12, 'rope_theta must be between 0 and 1e12')
-    require(0 <= config.norm_eps < 1, 'norm_eps must be between 0 and 1')
-    require(config.head_dim or config.n_embd % config.n_head == 0,
-            f'n_embd={config.n_embd} is not a multiple of n_head={config.n_head}; or set head_dim')
-
-
-def check_shape(config: GPTConfig):
-    """Raise Error for sizes that do not fit each other, or the architecture."""
-    heads, kv_heads, head_dim = config.n_head, config.n_kv_head, config.head_dim
-    sizes = (config.vocab_size, config.block_size, config.n_embd, kv_heads, head_dim,
-             config.n_inner, heads * head_dim)
-    require(min(sizes) > 0 and max(sizes) <= 1 << 24,
-            'no size may be negative, and none above 16 million')
-    require(heads % kv_heads == 0, f'n_head={heads} is not a multiple of n_kv_head={kv_heads}')
-    if config.arch == 'gpt2':
-        require(kv_heads == heads and heads * head_dim == config.n_embd,
-                'n_kv_head and head_dim are for qwen3; gpt2 has n_head of n_embd / n_head')
-    else:
-        require(head_dim % 2 == 0, 'qwen3 rotates channels in pairs: make head_dim even')
-        require(not config.bias, 'qwen3 has no biases: leave bias=False, or take arch=gpt2')
-
-
 # ---- checkpoints
-TYPES = {'tokenizer': dict, 'config': dict, 'data': dict, 'optimizer': list, 'scaler': dict,
-         'step': int, 'val_loss': float, 'best_val_loss': float}
-
-
 def save_checkpoint(path, model: GPT, tokenizer: dict, config: dict, **progress):
     """Write a checkpoint atomically and seal it. Raises Error if it cannot be written."""
     checkpoint = {
@@ -487,7 +451,6 @@ def save_checkpoint(path, model: GPT, tokenizer: dict, config: dict, **progress)
         'model_config': asdict(model.config),
         'tokenizer': tokenizer,         # spec of a data.tokenizer.Tokenizer
         'config': config,               # the knobs of train.py
-        'versions': {'torch': str(torch.__version__)},
         **progress,
         # best.pt: step, val_loss, best_val_loss, data {split: checksum};
         # ckpt.pt, to resume from: also optimizer [a state_dict each] and scaler, a state_dict
@@ -498,41 +461,22 @@ def save_checkpoint(path, model: GPT, tokenizer: dict, config: dict, **progress)
 def load_checkpoint(path, *needed: str) -> dict:
     """Read a checkpoint onto the CPU. Raises Error if it is missing, damaged, inconsistent, or
     lacks a key in `needed`. No code in it can run."""
-    require(os.path.isfile(path),
-            f'{path}: there is no such checkpoint; train one with python train.py, or set out_dir')
-    try:
-        checkpoint, size = load_sealed(path)
-        verify_checkpoint(checkpoint, size, needed)
-    except Exception as e:                      # corrupt files can raise any exception
-        raise Error(f'{path}: cannot read this checkpoint: {str(e)[:150]}; use another one') from e
-    return checkpoint
+    return read_checkpoint(path, FORMAT, needed, check_weights)
 
 
-def verify_checkpoint(checkpoint: dict, size: int, needed: tuple):
-    """Raise an exception unless all keys are there and the tensors fit the model_config."""
-    require(checkpoint['format'] == FORMAT, f'it is not of format {FORMAT}')
-    for key in ('tokenizer', *needed):
-        require(isinstance(checkpoint.get(key), TYPES[key]),
-                f'its {key} is missing, or of the wrong type')
+def check_weights(checkpoint: dict):
+    """Raise an exception unless the tensors fit the model_config, which is completed."""
     with torch.device('meta'):                  # takes no memory, whatever the numbers say
         model = GPT(GPTConfig(**checkpoint['model_config']))
         model.load_state_dict(checkpoint['model'], assign=True)
     checkpoint['model_config'] = asdict(model.config)
-    require(sum(t.nbytes for t in checkpoint['model'].values()) <= 2 * size,
-            'its tensors are larger than the file')
 
 
 def load_weights(source, *needed: str, from_hub: bool = False) -> dict:
-    """The checkpoint in a file, in a run's folder (best.pt, or else ckpt.pt), or of a Hugging
-    Face model: a folder or, with from_hub, a name. Raises Error if there is none."""
-    candidates = (source, os.path.join(source, 'best.pt'), os.path.join(source, 'ckpt.pt'))
-    file = next((path for path in candidates if os.path.isfile(path)), None)
-    is_hugging_face = os.path.isfile(os.path.join(source, 'config.json')) or from_hub
-    if file is None and is_hugging_face:
-        return extra('huggingface', needed_by=f'loading {source}').load(source)
-    if file and extra('nanogpt') and extra('nanogpt').is_checkpoint(file):
-        return extra('nanogpt').load(file)
-    return load_checkpoint(file or source, *needed)
+    """The checkpoint in a file, in a run's folder (best.pt, or else ckpt.pt), of nanoGPT, or of a
+    Hugging Face model: a folder or, with from_hub, a name. Raises Error if there is none."""
+    file = find_checkpoint(source)
+    return load_foreign(source, file, from_hub) or load_checkpoint(file or source, *needed)
 
 
 def build_model(checkpoint: dict, **changes) -> GPT:
@@ -547,19 +491,3 @@ def build_model(checkpoint: dict, **changes) -> GPT:
     model = GPT(config)
     model.load_state_dict(state)
     return model
-
-
-def load_optimizers(optimizers: list, states: list):
-    """Load saved states, but not learning rates. Raises Error if they do not fit."""
-    try:
-        for optimizer, saved in zip(optimizers, states, strict=True):
-            knobs = optimizer.state_dict()['param_groups']
-            optimizer.load_state_dict({'state': saved['state'], 'param_groups': knobs})
-            parameters = [p for group in optimizer.param_groups for p in group['params']]
-            keys = optimizer.state[parameters[0]].keys()
-            for p in parameters:
-                require(optimizer.state[p].keys() == keys, 'parts are missing')
-                for tensor in optimizer.state[p].values():
-                    require(tensor.shape in (p.shape, ()), 'tensors have other shapes')
-    except Exception as e:                      # corrupt states can raise any exception
-        raise Error(f"the checkpoint's optimizer does not fit its model: {str(e)[:150]}") from e

@@ -73,7 +73,7 @@ class LanguageModel:
         """Yield the next ids (num_samples,). Raises Error for knobs or a prompt that do not fit."""
         require(isinstance(prompt, str), f'the prompt is a {type(prompt).__name__}, not a str')
         knobs = {**sampling, **knobs}
-        check_knobs(num_samples=num_samples, **knobs)
+        check_sampling(num_samples=num_samples, **knobs)
         model = self.sampler.copy_of(self.model) if self.sampler else self.model
         prompt_ids = [self.tokenizer.eot, *self.tokenizer.encode(prompt)]
         idx = torch.tensor([prompt_ids] * num_samples, device=model.wte.weight.device)
@@ -81,7 +81,7 @@ class LanguageModel:
                               vocab_size=self.tokenizer.vocab_size)
 
 
-def check_knobs(**knobs):
+def check_sampling(**knobs):
     """Raise Error for a sampling knob that is not known, not a number, or out of range."""
     for name, value in knobs.items():
         require(name in (*SAMPLING, 'num_samples'),

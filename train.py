@@ -62,6 +62,7 @@ from pathlib import Path
 import torch
 
 from config import extra, pick_dtype, require
+from config._checkpoint import load_optimizers
 from config._files import acquire_lock
 from config._log import Log, announce
 from config._run import (
@@ -83,7 +84,6 @@ from model import (
     build_model,
     evaluate,
     load_checkpoint,
-    load_optimizers,
     load_weights,
     save_checkpoint,
 )
@@ -353,6 +353,11 @@ if __name__ == '__main__':
         losses, norms, clock = [], [], time.perf_counter()
 
     # ---- the end
+    if stop.is_out_of_time and not is_eval_due:     # log.csv stays that of an unstopped run
+        row = {'step': step, **validation_row()}
+        save_best(row['val_loss'])
+        save_to_resume()
+        log.show(row)
     if is_writer and extra('plots'):
         extra('plots').plot_losses([out], out / 'loss.png', floor)
     bits = bits_per_byte(progress['best_val_loss'] * len(validation.ids), validation.bytes)

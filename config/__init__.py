@@ -1,8 +1,7 @@
 """What the scripts share: knobs, errors, device and precision.
 
-The defaults of knobs are in the scripts. Files that begin with _ are helpers: _files.py
-writes files safely, _terminal.py fits text to the screen, the others serve train.py. All others
-are recipes for train.py."""
+The defaults of knobs are in the scripts. Files that begin with _ are helpers, whose first lines
+say what they do. All others are recipes for train.py."""
 import ast
 import contextlib
 import difflib

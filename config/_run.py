@@ -128,6 +128,7 @@ class PoliteStop:
     def __init__(self, max_minutes: float):
         self.deadline = time.monotonic() + 60 * max_minutes if max_minutes else float('inf')
         self.status = 0                         # the exit status that a signal asks for
+        self.is_out_of_time = False
         self.first_signal = 0.0                 # when it came
         signal.signal(signal.SIGINT, self.ask)
         signal.signal(signal.SIGTERM, self.ask)
@@ -142,16 +143,16 @@ class PoliteStop:
     def is_agreed(self, device: torch.device, is_row_due: bool) -> bool:
         """Whether to stop now. Several processes ask each other, for which they wait, if a row
         is due."""
-        is_out_of_time = time.monotonic() > self.deadline
+        self.is_out_of_time = time.monotonic() > self.deadline
         if torch.distributed.is_initialized():
             if not is_row_due:
                 return False
-            flags = torch.tensor([self.status, is_out_of_time], device=device)
+            flags = torch.tensor([self.status, self.is_out_of_time], device=device)
             torch.distributed.all_reduce(flags, torch.distributed.ReduceOp.MAX)
-            status, is_out_of_time = flags.tolist()
+            status, self.is_out_of_time = flags.tolist()
             self.status = status or self.status             # one that came meanwhile waits its turn
-            return bool(status or is_out_of_time)
-        return bool(self.status or is_out_of_time)
+            return bool(status or self.is_out_of_time)
+        return bool(self.status or self.is_out_of_time)
 
 
 def finish(status: int):

@@ -9,7 +9,8 @@ from pathlib import Path
 import torch
 
 from config import Error, require
-from model import FORMAT, verify_checkpoint
+from config._checkpoint import check_size
+from model import FORMAT, check_weights
 
 GPT2_TOKENS = range(50257, 50305)       # nanoGPT rounds the rows of GPT-2's embedding up to 50,304
 MODULES = {'transformer.wte.': 'wte.', 'transformer.wpe.': 'wpe.', 'transformer.h.': 'h.',
@@ -37,7 +38,8 @@ def load(path) -> dict:
                     'its content inflates')
         found = torch.load(path, map_location='cpu', weights_only=True, mmap=True)
         checkpoint = convert(found, Path(path))
-        verify_checkpoint(checkpoint, size, ())
+        check_weights(checkpoint)
+        check_size(checkpoint, size)
         state = {name: tensor.float().clone() for name, tensor in checkpoint['model'].items()}
     except Exception as e:                      # corrupt files can raise any exception
         raise Error(f'{path}: this checkpoint of nanoGPT cannot be read: {str(e)[:200]}') from e

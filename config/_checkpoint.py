@@ -1,0 +1,64 @@
+"""Reading checkpoints: where they are, whether they are whole, and those of other projects."""
+import os
+
+from config import Error, extra, require
+from config._files import load_sealed
+
+TYPES = {'tokenizer': dict, 'config': dict, 'data': dict, 'optimizer': list, 'scaler': dict,
+         'step': int, 'val_loss': float, 'best_val_loss': float}    # of what a checkpoint holds
+
+
+def find_checkpoint(source) -> str | None:
+    """The path of a checkpoint: the source itself, or best.pt or else ckpt.pt in that folder."""
+    candidates = (source, os.path.join(source, 'best.pt'), os.path.join(source, 'ckpt.pt'))
+    return next((path for path in candidates if os.path.isfile(path)), None)
+
+
+def load_foreign(source, file: str | None, from_hub: bool) -> dict | None:
+    """The checkpoint if it is a Hugging Face model or one of nanoGPT; None if it is neither."""
+    is_hugging_face = os.path.isfile(os.path.join(source, 'config.json')) or from_hub
+    if file is None and is_hugging_face:
+        return extra('huggingface', needed_by=f'loading {source}').load(source)
+    if file and extra('nanogpt') and extra('nanogpt').is_checkpoint(file):
+        return extra('nanogpt').load(file)
+    return None
+
+
+def read_checkpoint(path, format: int, needed: tuple, check_weights) -> dict:
+    """What save_sealed wrote to path, of this format and with the keys in `needed`. Raises Error
+    if it is missing or damaged, or if check_weights raises any exception."""
+    require(os.path.isfile(path),
+            f'{path}: there is no such checkpoint; train one with python train.py, or set out_dir')
+    try:
+        checkpoint, size = load_sealed(path)
+        require(checkpoint['format'] == format, f'it is not of format {format}')
+        for key in ('tokenizer', *needed):
+            require(isinstance(checkpoint.get(key), TYPES[key]),
+                    f'its {key} is missing, or of the wrong type')
+        check_weights(checkpoint)
+        check_size(checkpoint, size)
+    except Exception as e:                      # corrupt files can raise any exception
+        raise Error(f'{path}: cannot read this checkpoint: {str(e)[:150]}; use another one') from e
+    return checkpoint
+
+
+def check_size(checkpoint: dict, size: int):
+    """Raise Error if the tensors would take more memory than a file of `size` bytes can hold."""
+    require(sum(t.nbytes for t in checkpoint['model'].values()) <= 2 * size,
+            'its tensors are larger than the file')
+
+
+def load_optimizers(optimizers: list, states: list):
+    """Load saved states, but not learning rates. Raises Error if they do not fit."""
+    try:
+        for optimizer, saved in zip(optimizers, states, strict=True):
+            knobs = optimizer.state_dict()['param_groups']
+            optimizer.load_state_dict({'state': saved['state'], 'param_groups': knobs})
+            parameters = [p for group in optimizer.param_groups for p in group['params']]
+            keys = optimizer.state[parameters[0]].keys()
+            for p in parameters:
+                require(optimizer.state[p].keys() == keys, 'parts are missing')
+                for tensor in optimizer.state[p].values():
+                    require(tensor.shape in (p.shape, ()), 'tensors have other shapes')
+    except Exception as e:                      # corrupt states can raise any exception
+        raise Error(f"the checkpoint's optimizer does not fit its model: {str(e)[:150]}") from e
