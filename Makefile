@@ -24,7 +24,8 @@ lint: .venv/tests
 .venv: .venv/installed
 
 .venv/installed: requirements.txt
-	$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 11) and "Python 3.11 or later is needed; set PYTHON=")'
+	$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 11) and \
+		"Python 3.11 or later is needed; set PYTHON=")'
 	$(PYTHON) -m venv .venv
 	$(PIP) -r requirements.txt
 	touch $@

@@ -51,6 +51,7 @@ from config._terminal import show_progress, warn
 from data.files import (
     FORMAT,
     checksum_of_meta,
+    fingerprint,
     guess_command,
     name_dataset,
     new_files,
@@ -351,14 +352,6 @@ def read_source(source: str, files: list[Path]) -> tuple[dict, str | None]:
     return read_dataset(source, text_column)
 
 
-def fingerprint(files: list[Path]) -> str:
-    """Hash of the knobs and local files from which a dataset is made."""
-    files = sorted(files) + sorted(Path(tokenizer).glob('*.json'))
-    knobs = {key: value for key, value in config.items() if key not in ('name', 'overwrite')}
-    content = repr([knobs, [(path.name, checksum(path)) for path in files]])
-    return blake2b(content.encode(), digest_size=8).hexdigest()
-
-
 def make_dataset(folder: Path, splits: dict, about: dict) -> dict:
     """Run the steps 1 to 4, print what came out, and return what is in meta.json."""
     began = time.time()
@@ -386,7 +379,7 @@ def main():
     try:
         source, files = source_files()
         about = {'source': source, 'command': shlex.join(['python', *sys.argv]),
-                 'fingerprint': fingerprint(files)}
+                 'fingerprint': fingerprint(config, files)}
         if (folder / 'meta.json').exists() and not overwrite:
             meta = open_dataset(folder.name)[0]
             require(meta.get('fingerprint') == about['fingerprint'],

@@ -6,6 +6,7 @@ import os
 import re
 import shutil
 import zlib
+from hashlib import blake2b
 from pathlib import Path
 
 import numpy as np
@@ -16,13 +17,21 @@ from config._terminal import fit, warn
 FORMAT = 1                      # of the files in data/NAME
 
 
-# ---- names
+# ---- names and sources
 def name_dataset(source: str, tokenizer: str) -> str:
     """NAME of data/NAME: the last part of the source before any * or ?, and the tokenizer."""
     first = re.split(r'/?[^/]*[*?[]', source.split(',')[0].strip())[0]
     path = Path(first).resolve()
     name = path.stem if os.path.isfile(path) else path.name
     return f'{name}_{tokenizer}' if tokenizer in ('gpt2', 'char') else name
+
+
+def fingerprint(knobs: dict, files: list[Path]) -> str:
+    """Hash of the knobs of prepare.py and the local files from which a dataset is made."""
+    files = sorted(files) + sorted(Path(knobs['tokenizer']).glob('*.json'))
+    knobs = {key: value for key, value in knobs.items() if key not in ('name', 'overwrite')}
+    content = repr([knobs, [(path.name, checksum(path)) for path in files]])
+    return blake2b(content.encode(), digest_size=8).hexdigest()
 
 
 def guess_command(name: str) -> str:

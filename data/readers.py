@@ -28,7 +28,8 @@ ASCII = bytes(range(128))
 LETTERS = string.ascii_letters.encode()
 QUOTE_IN_WORD = re.compile(rb'[a-zA-Z][\x82\x84\x91\x93-\x95][a-zA-Z]')
 # What is common in the languages of Western Europe; the same bytes are other letters elsewhere.
-ACCENTED = 'àâäáãåæçèéêëìíîïñòóôöõøœùúûüÿßÀÂÄÁÃÅÆÇÈÉÊËÌÍÎÏÑÒÓÔÖÕØŒÙÚÛÜŸ'.encode('cp1252')
+SMALL = 'àâäáãåæçèéêëìíîïñòóôöõøœùúûüÿ'
+ACCENTED = (SMALL + SMALL.upper() + 'ß').encode('cp1252')
 SIGNS = '“”‘’„‚–—…•€£§°©®™«»¡¿·ªº²½\xa0'.encode('cp1252')
 
 

@@ -2,6 +2,7 @@ import contextlib
 import math
 import os
 import pickle
+from functools import partial
 
 import numpy as np
 import pytest
@@ -14,6 +15,7 @@ import model as model_file
 from config import Error
 from config._files import save_sealed
 from extras import cpu
+from extras.muon import Muon, orthogonalize
 from extras.sampling import Sampler
 from model import GPT, GPTConfig, build_model, evaluate, load_checkpoint, save_checkpoint
 from prepare import evaluation_windows
@@ -343,6 +345,29 @@ def test_optimizers_hold_each_parameter_once_and_only_matrices_decay(optimizer, 
     assert all((p.ndim >= 2) == (g['weight_decay'] > 0) for g in groups for p in g['params'])
 
 
+def test_the_faster_muon_makes_matrices_orthogonal_as_torchs_does():
+    for shape in ((2, 12, 8), (2, 8, 12)):
+        x = torch.randn(shape, dtype=torch.float64)
+        u, s, v = torch.linalg.svd(x / x.norm(dim=(1, 2), keepdim=True), full_matrices=False)
+        for _ in range(5):
+            s = 3.4445 * s - 4.775 * s**3 + 2.0315 * s**5       # of Jordan et al. 2024
+        assert torch.allclose(orthogonalize(x, torch.float64), u @ s.diag_embed() @ v, atol=1e-9)
+
+    def trained(make):
+        random = torch.Generator().manual_seed(0)
+        shapes = (12, 8), (8, 8), (12, 8)
+        weights = [torch.nn.Parameter(torch.randn(shape, generator=random) / 50) for shape in shapes]
+        optimizer = make(weights, 0.02, 0.1, adjust_lr_fn='match_rms_adamw')
+        before = torch.cat([p.detach().flatten() for p in weights])
+        for _ in range(3):
+            for p in weights:
+                p.grad = torch.randn(p.shape, generator=random)
+            optimizer.step()
+        return torch.cat([p.detach().flatten() for p in weights]) - before
+    expected = trained(torch.optim.Muon)                        # in bf16
+    assert (trained(partial(Muon, dtype=torch.float32)) - expected).norm() < 0.02 * expected.norm()
+
+
 def test_dropout_is_on_in_training_alone():
     model, idx = make(dropout=0.5), torch.randint(50, (1, 16))
     assert torch.equal(model(idx), model(idx))
@@ -354,6 +379,7 @@ def test_dropout_is_on_in_training_alone():
     dict(arch='llama'), dict(n_embd=30), dict(n_head=4, n_kv_head=3), dict(n_layer=0), dict(block_size=0),
     dict(arch='gpt2', n_kv_head=2), dict(arch='gpt2', head_dim=7), dict(head_dim=5), dict(bias=True),
     dict(dropout=1.0), dict(dropout=-0.1), dict(vocab_size=0), dict(n_inner=-1), dict(head_gain=0.0),
+    dict(n_layer=1001), dict(n_inner=1 << 25),
     dict(head_gain=1e6), dict(norm_eps=1.0), dict(rope_theta=0.0)])
 def test_impossible_shapes_are_errors(knobs):
     fine = dict(vocab_size=50, n_head=4, n_embd=32)
@@ -441,6 +467,17 @@ def test_damaged_checkpoints_are_refused(tmp_path):
             pytest.fail(name)
     with pytest.raises(Error, match='no such'):
         load_checkpoint(tmp_path / 'b.pt')
+
+
+def test_a_checkpoint_whose_tensors_are_larger_than_its_file_is_refused(tmp_path):
+    """A tensor of one stored number, repeated, would take any amount of memory."""
+    model = make(vocab_size=50_000)
+    state = {name: torch.zeros(1).expand(t.shape) for name, t in model.state_dict().items()}
+    model.state_dict = lambda: state
+    save_checkpoint(tmp_path / 'c.pt', model, {'kind': 'gpt2'}, {})
+    assert (tmp_path / 'c.pt').stat().st_size < 50_000
+    with pytest.raises(Error, match='larger than the file'):
+        load_checkpoint(tmp_path / 'c.pt')
 
 
 def test_a_checkpoint_of_another_format_is_refused(tmp_path, monkeypatch):

@@ -24,7 +24,7 @@ from hypothesis import strategies as st
 
 from config import Error
 from config._files import checksum
-from config._fit import fitting_knobs
+from config._fit import fitting_knobs, next_command
 from data.files import bits_per_byte, checksum_of_meta
 from data.layout import Line, glued, text_of_pages
 from data.pdf import mend_spaces, read_pdf_file
@@ -980,13 +980,24 @@ def test_the_next_command_trains_a_model_that_fits_the_text(run, tmp_path):
     assert 12 < epochs[1] < 20 and 1 < epochs[3] < 3
     assert epochs == sorted(epochs, reverse=True) and dropouts == sorted(dropouts, reverse=True)
 
-    text = ''.join(f'{i} little hens, said the cat. ' for i in range(1500))
+    words = random.Random(0)
+    text = ''.join(''.join(words.choices('abcdefghij', k=5)) + ' ' for _ in range(190_000))
     (tmp_path / 'mine.txt').write_text(text)
-    meta = run('--input=mine.txt')[0]
-    assert meta['vocab_size'] < 2049
+    assert run('--input=mine.txt')[0]['vocab_size'] == 4096                 # 1.1 MB
+    (tmp_path / 'mine.txt').write_text(text[:50_000])
+    meta = run('--input=mine.txt', '--overwrite=True')[0]
+    assert meta['vocab_size'] == 2048 and next_command('stories', 'a', 9) == 'python train.py --dataset=a'
+    assert next_command('roneneldan/TinyStories', 'a', 9).startswith('python train.py config/tinystories.py --d')
     command = shlex.split(run.out.split('next: ')[1])
     assert f"--max_iters={fitting_knobs(meta['train']['tokens'])['max_iters']}" in command
     shown = subprocess.run([sys.executable, ROOT / 'train.py', *command[2:], '--max_iters=1', '--batch_size=1',
                             '--device=cpu'], capture_output=True, text=True, cwd=tmp_path)
     assert shown.returncode == 0 and '4 layers' in shown.stdout, shown.stderr
     assert (tmp_path / 'out/mine/best.pt').exists()
+
+
+@pytest.mark.parametrize('documents, warns', [(2, True), (400, False)])
+def test_a_val_split_that_is_much_larger_than_asked_for_is_warned_of(run, tmp_path, documents, warns):
+    (tmp_path / 'text.txt').write_text('<|endoftext|>'.join(f'document {i}, {PROSE[0]}' for i in range(documents)))
+    run('--input=text.txt', '--tokenizer=char')
+    assert ('of the text is held out' in run.err) == warns
