@@ -8,6 +8,7 @@ import torch
 from conftest import ROOT, TEXT, read_log
 
 from config import configure
+from data.files import name_dataset
 from model import GPT, GPTConfig
 
 RECIPES = sorted(p for p in (ROOT / 'config').glob('[!_]*.py'))
@@ -28,15 +29,15 @@ def configured(script, *args):
 def test_a_recipe_builds_what_it_states(recipe):
     lines = [line[1:].strip() for line in recipe.read_text().splitlines() if line.startswith('#')]
     text = ' '.join(lines)
-    prepare, said = configured('prepare.py', *knobs_of(next(line for line in lines if 'prepare.py' in line)))
-    prepare['dataset_name'].__globals__.update(said)
+    said = configured('prepare.py', *knobs_of(next(line for line in lines if 'prepare.py' in line)))[1]
+    dataset = said['name'] or name_dataset(said['input'] or said['dataset'], said['tokenizer'])
     commands = [line.split(recipe.name)[1] for line in lines if f'train.py config/{recipe.name}' in line]
     (stated,) = re.findall(r'([\d.]+)M parameters', text)
     assert commands
     for command in commands:                                # `(9.9M)` behind it, if there are several
         train, config = configured('train.py', str(recipe), *knobs_of(command))
         millions = re.search(r'\(([\d.]+)M', command)[1] if len(commands) > 1 else stated
-        assert config['out_dir'] == f'out/{recipe.stem}' and config['dataset'] == prepare['dataset_name']()
+        assert config['out_dir'] == f'out/{recipe.stem}' and config['dataset'] == dataset
         assert config['min_lr'] < config['learning_rate'] or config['init_from'] != 'scratch'
         train['check_knobs'].__globals__.update(config, config=config)
         train['check_knobs'](1)
