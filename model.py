@@ -10,14 +10,12 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 from torch.nn.attention import SDPBackend, sdpa_kernel
-from torch.utils.checkpoint import checkpoint as recompute
 
 from config import require
 from config._checkpoint import find_checkpoint, load_foreign, read_checkpoint
 from config._files import save_sealed
 from config._shape import check_fields, check_shape
 
-MAX_LOGITS = 2 ** 25        # the most logits that the loss computes at once: 128 MiB in fp32
 FORMAT = 1                  # version of the checkpoint's format
 # For generation: cuDNN would prepare a kernel for each new length of a text, 50 ms each.
 WITHOUT_CUDNN = [SDPBackend.FLASH_ATTENTION, SDPBackend.EFFICIENT_ATTENTION, SDPBackend.MATH]
@@ -25,7 +23,8 @@ WITHOUT_CUDNN = [SDPBackend.FLASH_ATTENTION, SDPBackend.EFFICIENT_ATTENTION, SDP
 
 @dataclass
 class GPTConfig:
-    """The shape of a GPT. Fields with a default are knobs of train.py, their comments its help."""
+    """The shape of a GPT. Fields with a default are knobs of train.py, and their comments its help;
+    train.py has defaults of its own for some of them, which suit its stories."""
     vocab_size: int             # rows of the embedding: as many as there are tokens, or more
     arch: str = 'qwen3'         # qwen3 (RoPE, RMSNorm, SwiGLU) or gpt2 (learned positions, GELU)
     block_size: int = 256       # tokens of context
@@ -247,25 +246,13 @@ class GPT(nn.Module):
         x = self.hidden(idx)                                            # (B, T, C)
         if targets is None:
             return self.lm_head(x)                                      # (B, T, V)
-        x, targets = x.flatten(0, 1), targets.flatten()                 # (B T, C), (B T,)
-        is_large = len(x) * self.config.vocab_size > MAX_LOGITS
-        if is_large and not torch.compiler.is_compiling():  # compiled, the loss needs less memory
-            return self.loss_in_pieces(x, targets)
-        logits = self.lm_head(x).float()                                # (B T, V)
+        return self.loss(x.flatten(0, 1), targets.flatten())
+
+    def loss(self, x: Tensor, targets: Tensor) -> Tensor:
+        """Mean cross-entropy of targets (N,) after x (N, C). extras/loss.py has another way to
+        compute it, which needs less memory."""
+        logits = self.lm_head(x).float()                                # (N, V)
         return F.cross_entropy(logits, targets, ignore_index=-1)
-
-    def loss_in_pieces(self, x: Tensor, targets: Tensor) -> Tensor:
-        """The same loss from x (N, C) and targets (N,), in less memory: the logits are computed
-        piece by piece, and once more in the backward pass."""
-        def sum_of_losses(x, targets):
-            logits = self.lm_head(x).float()                            # (rows, V)
-            return F.cross_entropy(logits, targets, ignore_index=-1, reduction='sum')
-
-        rows = max(1, MAX_LOGITS // self.config.vocab_size)
-        total = 0.0
-        for piece_x, piece_targets in zip(x.split(rows), targets.split(rows)):
-            total += recompute(sum_of_losses, piece_x, piece_targets, use_reentrant=False)
-        return total / (targets >= 0).sum()
 
     # ---- generation
     @torch.inference_mode()

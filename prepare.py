@@ -38,7 +38,7 @@ from collections import deque
 from concurrent.futures import ThreadPoolExecutor
 from functools import lru_cache
 from hashlib import blake2b
-from itertools import chain, islice
+from itertools import islice
 from pathlib import Path
 from typing import NamedTuple
 
@@ -87,22 +87,24 @@ def write_documents(splits: dict, file, seed: int, alphabet: set | None = None) 
     documents = {}                                          # their number in each split
     for split, reader in splits.items():
         before = len(end)
-        pieces = iter(show_progress(reader, f'reading {split}'))
-        for first in pieces:                                # the first piece of a document
-            if first.ends and not first.text.strip():
-                continue
-            digest = blake2b(digest_size=8, key=str(seed).encode())
-            for piece in chain([first], rest_of_document(first, pieces)):
-                raw = to_utf8(piece.text)
-                digest.update(raw)
-                size += file.write(raw)
-                if not raw.isascii():
-                    lost += raw.count('\ufffd'.encode())
-                if alphabet is not None:
-                    alphabet.update(raw.decode())
-            end.append(size)
-            hashes.append(int.from_bytes(digest.digest(), 'little'))
-            nats.append(piece.nats)
+        is_begun = False                                    # whether a document's end is missing
+        for piece in show_progress(reader, f'reading {split}'):
+            if not is_begun:
+                if piece.ends and not piece.text.strip():
+                    continue
+                digest = blake2b(digest_size=8, key=str(seed).encode())
+            raw = to_utf8(piece.text)
+            digest.update(raw)
+            size += file.write(raw)
+            if not raw.isascii():
+                lost += raw.count('\ufffd'.encode())
+            if alphabet is not None:
+                alphabet.update(raw.decode())
+            is_begun = not piece.ends
+            if piece.ends:
+                end.append(size)
+                hashes.append(int.from_bytes(digest.digest(), 'little'))
+                nats.append(piece.nats)
         documents[split] = len(end) - before
     file.flush()
     require(size, 'the source is empty')
@@ -112,13 +114,6 @@ def write_documents(splits: dict, file, seed: int, alphabet: set | None = None) 
     return Corpus(start=np.append(0, end[:-1]), end=end, hash=np.frombuffer(hashes, np.uint64),
                   nats=np.frombuffer(nats, np.float64),
                   split=np.repeat(list(documents), list(documents.values())))
-
-
-def rest_of_document(piece: Piece, pieces):
-    """Yield the pieces that belong to the document that `piece` begins."""
-    while not piece.ends:
-        piece = next(pieces)
-        yield piece
 
 
 # ---- 2. train and val
@@ -308,12 +303,15 @@ def evaluation_windows(ids, eot: int, block_size: int) -> tuple[np.ndarray, np.n
     once; its input is the token before it, which is eot at the start of a document. The end of a
     window is padded with inputs eot and targets -1, which do not count. A document sees the
     documents before it in its window."""
-    ends = np.concatenate(([0], np.flatnonzero(ids == eot) + 1, [len(ids)]))
-    cuts = [0]
-    while cuts[-1] < len(ids):
-        limit = cuts[-1] + block_size
-        last_end = ends[np.searchsorted(ends, limit, side='right') - 1]
-        cuts.append(last_end if last_end > cuts[-1] else limit)
+    cuts, start = [0], 0
+    for end in (*np.flatnonzero(ids == eot) + 1, len(ids)):             # of each document
+        while end - cuts[-1] > block_size:                  # it does not fit into the open window
+            if start > cuts[-1]:
+                cuts.append(start)
+            else:                                           # nor into one of its own
+                cuts.append(cuts[-1] + block_size)
+        start = end
+    cuts.append(len(ids))
     x = np.full((len(cuts) - 1, block_size), eot)
     y = np.full_like(x, -1)
     before = np.append(eot, ids)

@@ -43,9 +43,9 @@ grad_clip = 1.0             # longer gradients are shortened to this norm; 0 = o
 device = 'auto'             # auto (cuda, mps or cpu), or one of them by name
 dtype = 'auto'              # of matrix products: bfloat16, float16, float32; auto = the fastest
 compile = 'auto'            # torch.compile the model; auto = on CUDA only
-fast = True                 # use the faster routines that extras/ has for this machine
+fast = True                 # use routines of extras/ that need less time or memory
 verify = False              # verify checksums of datasets above 1 GB, too
-config = configure(globals(), dataclass=('model.py', 'GPTConfig'))
+config = configure(globals(), dataclass=('model.py', 'GPTConfig'))      # changes the knobs above
 
 import signal
 
@@ -158,7 +158,7 @@ if __name__ == '__main__':
     elif init_from not in ('scratch', 'auto'):
         checkpoint = load_weights(init_from, from_hub=True)
         adopt_shape(config, checkpoint['model_config'], MODEL_KNOBS)
-    globals().update(config)                    # the knobs are final from here on
+    globals().update(config)                    # from here on the knobs above have these values
     check_knobs(world_size)
 
     # device and precision
@@ -180,8 +180,8 @@ if __name__ == '__main__':
     # model
     model = make_model(checkpoint, tokenizer, torch_device).train()
     share = batch_size // world_size            # sequences of this process in a step
-    micro = micro_batch_size or pick_micro_batch(model, autocast, share)    # that it holds at once
     muon_class = accelerate(model, torch_dtype) if fast else torch.optim.Muon
+    micro = micro_batch_size or pick_micro_batch(model, autocast, share)    # that it holds at once
 
     # optimizers and progress
     optimizers = model.make_optimizers(

@@ -100,8 +100,11 @@ def parallelize(model: torch.nn.Module, start: int, out: Path) -> torch.nn.Modul
 
 
 def accelerate(model: torch.nn.Module, dtype: torch.dtype):
-    """Let a model on a CPU use the faster attention of extras/cpu.py; return the class of Muon to
-    use: the faster one of extras/muon.py, which computes in dtype, or torch's."""
+    """Let a model use the loss of extras/loss.py and, on a CPU, the attention of extras/cpu.py.
+
+    Return the class of Muon to use: that of extras/muon.py, which computes in dtype, or torch's."""
+    if extra('loss'):
+        extra('loss').save_memory(model)
     if model.wte.weight.device.type == 'cpu' and extra('cpu'):
         extra('cpu').speed_up_training(model)
     if extra('muon'):

@@ -61,7 +61,7 @@ def test_evaluation_adds_one_compiled_graph_and_changes_none(run, dataset, monke
     counters = torch._dynamo.utils.counters
     torch._dynamo.reset()
     counters.clear()
-    monkeypatch.setattr('model.MAX_LOGITS', 100)            # many pieces, if it were not compiled
+    monkeypatch.setattr('extras.loss.MAX_LOGITS', 100)            # many pieces, if it were not compiled
     knobs = run('train.py', f'--dataset={dataset}', *TINY, '--compile=True', '--batch_size=6')
     assert len(knobs['val_x']) % 6, 'the last batch of an evaluation is smaller'
     assert counters['stats']['unique_graphs'] == 3          # of the trial, training and evaluation

@@ -11,6 +11,7 @@ from conftest import same_weights
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+import extras.loss as loss_file
 import model as model_file
 from config import Error
 from config._files import save_sealed
@@ -302,9 +303,10 @@ def test_the_loss_is_the_same_in_pieces(monkeypatch):
     targets = idx.roll(-1, 1)
     targets[1:3, 5:] = -1
     results, held = [], []
+    loss_file.save_memory(model)
     model.lm_head.register_forward_hook(lambda module, inputs, logits: held.append(len(logits)))
-    for most, pieces in ((model_file.MAX_LOGITS, [64]), (50 * 7, [7] * 9 + [1])):
-        monkeypatch.setattr(model_file, 'MAX_LOGITS', most)
+    for most, pieces in ((loss_file.MAX_LOGITS, [64]), (50 * 7, [7] * 9 + [1])):
+        monkeypatch.setattr(loss_file, 'MAX_LOGITS', most)
         model.zero_grad()
         held.clear()
         loss = model(idx, targets)
@@ -317,6 +319,16 @@ def test_the_loss_is_the_same_in_pieces(monkeypatch):
     (a, grad_a), (b, grad_b) = results
     assert a == pytest.approx(b, rel=1e-6) == pytest.approx(exact.item(), rel=1e-6)
     assert torch.allclose(grad_a, grad_b, atol=1e-6)
+
+
+def test_a_loss_that_was_changed_is_not_computed_in_pieces(monkeypatch):
+    plain = GPT.loss
+    monkeypatch.setattr(GPT, 'loss', lambda model, x, targets: plain(model, x, targets) + 0.1 * x.square().mean())
+    monkeypatch.setattr(loss_file, 'MAX_LOGITS', 50)
+    model, idx = make(), torch.randint(50, (4, 16))
+    before = model(idx, idx)
+    loss_file.save_memory(model)
+    assert torch.equal(model(idx, idx), before)
 
 
 @pytest.mark.parametrize('fast', [False, True])
