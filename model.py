@@ -284,7 +284,7 @@ class GPT(nn.Module):
                 logits[:, vocab_size:] = -math.inf
             if repetition_penalty != 1:
                 logits = penalize(logits, seen, repetition_penalty)
-            next_id = self.choose(logits, draws[:, step, None], temperature, top_k, top_p)    # (B,)
+            next_id = choose(logits, draws[:, step, None], temperature, top_k, top_p)         # (B,)
             if eot is not None:
                 next_id = next_id.masked_fill(ended, eot)
                 ended |= next_id == eot
@@ -302,30 +302,6 @@ class GPT(nn.Module):
         """Logits (B, V), fp32, of the token after ids (B, T), which are added to the caches."""
         with sdpa_kernel(WITHOUT_CUDNN):
             return self.lm_head(self.hidden(idx, caches)[:, -1]).float()
-
-    def choose(self, logits: Tensor, draw: Tensor, temperature: float, top_k: int,
-               top_p: float) -> Tensor:
-        """Ids (B,) from logits (B, V) by draws (B, 1) in [0, 1). keep_top_p is a method so that
-        extras/ can replace it."""
-        if temperature < 1e-6:
-            return logits.argmax(dim=-1)
-        if 0 < top_k < logits.shape[-1]:
-            logits = keep_top_k(logits, top_k)
-        logits = logits - logits.amax(dim=-1, keepdim=True)     # finite however low the temperature
-        p = (logits / temperature).softmax(dim=-1)
-        if top_p < 1:
-            p = self.keep_top_p(p, top_p)
-        return sample(p, draw)
-
-    @staticmethod
-    def keep_top_p(p: Tensor, top_p: float) -> Tensor:
-        """p (B, V) with 0 for all but its fewest largest values whose sum reaches top_p (nucleus
-        sampling, Holtzman et al. 2020). Values equal to the smallest of these are kept as well."""
-        ordered = p.sort(dim=-1, descending=True).values
-        sum_before = ordered.cumsum(dim=-1) - ordered
-        number_kept = (sum_before < top_p).sum(dim=-1, keepdim=True)    # (B, 1)
-        smallest_kept = ordered.gather(-1, number_kept - 1)             # (B, 1)
-        return p * (p >= smallest_kept)
 
     # ---- optimizers
     def make_optimizers(self, optimizer: str, learning_rate: float, weight_decay: float,
@@ -389,10 +365,33 @@ def penalize(logits: Tensor, seen: Tensor, penalty: float) -> Tensor:
     return torch.where(seen, lower, logits)
 
 
+def choose(logits: Tensor, draw: Tensor, temperature: float, top_k: int, top_p: float) -> Tensor:
+    """Ids (B,) from logits (B, V) by draws (B, 1) in [0, 1)."""
+    if temperature < 1e-6:
+        return logits.argmax(dim=-1)
+    if 0 < top_k < logits.shape[-1]:
+        logits = keep_top_k(logits, top_k)
+    logits = logits - logits.amax(dim=-1, keepdim=True)     # finite however low the temperature
+    p = (logits / temperature).softmax(dim=-1)
+    if top_p < 1:
+        p = keep_top_p(p, top_p)
+    return sample(p, draw)
+
+
 def keep_top_k(logits: Tensor, k: int) -> Tensor:
     """logits (B, V) with -inf for all but the k largest of each row."""
     values, ids = logits.topk(k)
     return torch.full_like(logits, -math.inf).scatter(1, ids, values)
+
+
+def keep_top_p(p: Tensor, top_p: float) -> Tensor:
+    """p (B, V) with 0 for all but its fewest largest values whose sum reaches top_p (nucleus
+    sampling, Holtzman et al. 2020). Values equal to the smallest of these are kept as well."""
+    ordered = p.sort(dim=-1, descending=True).values
+    sum_before = ordered.cumsum(dim=-1) - ordered
+    number_kept = (sum_before < top_p).sum(dim=-1, keepdim=True)        # (B, 1)
+    smallest_kept = ordered.gather(-1, number_kept - 1)                 # (B, 1)
+    return p * (p >= smallest_kept)
 
 
 def sample(p: Tensor, draw: Tensor) -> Tensor:

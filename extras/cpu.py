@@ -1,8 +1,7 @@
 """Faster routines for training and sampling on CPUs, swapped into a model from outside.
 
 Training: memory is kept between steps, and in bf16 attention is computed by plain products.
-Sampling, used by extras/sampling.py: packed weights in bf16, sums of rows when compiled, top-p
-without a sort."""
+Sampling, used by extras/sampling.py: packed weights in bf16, sums of rows when compiled."""
 import ctypes
 import math
 import sys
@@ -144,23 +143,3 @@ class RowSumLinear(nn.Linear):
             return super().forward(x)
         y = (x.unsqueeze(-2).float() * self.weight.float()).sum(-1)
         return (y if self.bias is None else y + self.bias).to(x.dtype)
-
-
-def keep_top_p(p: Tensor, top_p: float) -> Tensor:
-    """As GPT.keep_top_p, without a sort: positive floats are ordered as their bits are, as
-    integers.
-
-    The bits of the smallest value that is kept are found in two passes over 15 bits each: a
-    histogram says how much probability the values with each pattern have, and its cumulative
-    sum where top_p is reached."""
-    one = 0x3f800000                                      # the bits of 1.0, the largest probability
-    distance = one - p.view(torch.int32)                    # (B, V), below 2**30
-    found = torch.zeros(len(p), 1, dtype=torch.int32)       # the distance at which top_p is reached
-    bins = 1 << 15
-    for shift in (15, 0):
-        pattern = ((distance - found) >> shift).clamp(-1, bins) + 1   # 0: larger than what is found
-        sums = p.new_zeros(len(p), bins + 2).scatter_add_(1, pattern.long(), p)
-        reached = torch.searchsorted(sums.cumsum(-1), p.new_full((len(p), 1), top_p))
-        found = found + ((reached.clamp(max=bins).int() - 1) << shift)
-    smallest = (one - found).view(torch.float32)            # (B, 1)
-    return p * (p >= smallest)

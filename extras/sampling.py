@@ -57,7 +57,6 @@ def make_copy(model: GPT, compile: bool) -> GPT:
         layer.drop = nn.Identity()      # in sampling nothing is dropped
     weight = model.wte.weight
     if weight.device.type == 'cpu':
-        copy.keep_top_p = cpu.keep_top_p
         copy.cache_dtype = torch.float32 if weight.dtype == torch.bfloat16 else None
         for block in copy.h:
             if cpu.computes_the_same(block.attn):

@@ -11,7 +11,7 @@ from conftest import ROOT, TINY, read_log
 from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_leaves
 
-from model import GPT, GPTConfig, evaluate, load_checkpoint, save_checkpoint
+from model import GPT, GPTConfig, choose, evaluate, load_checkpoint, save_checkpoint
 from sample import load
 
 on_gpu = pytest.mark.skipif(not torch.cuda.is_available(), reason='no GPU')
@@ -41,7 +41,7 @@ def test_training_and_generation_read_no_value_of_a_gpu_and_use_no_float64(arch)
             caches = model.eval().new_caches()
             for length in (5, 1):
                 logits = model.next_logits(idx[:, :length], caches)
-                new = model.choose(logits, torch.rand(3, 1), 0.8, 5, 0.9)
+                new = choose(logits, torch.rand(3, 1), 0.8, 5, 0.9)
     assert new.shape == (3,) and len(precisions.seen) > 100
     assert torch.float64 not in precisions.seen
 
