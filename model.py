@@ -69,20 +69,20 @@ def make_norm(config: GPTConfig) -> nn.Module:
 
 
 def rotary(positions: Tensor, head_dim: int, theta: float) -> tuple[Tensor, Tensor]:
-    """Factors (T, 1, D), for `rotate`, of rotary embeddings (Su et al. 2021) at positions (T,)."""
+    """Cosines and sines, (T, 1, D/2) each, by which rotary embeddings (Su et al. 2021) rotate at
+    positions (T,)."""
     channels = torch.arange(0, head_dim, 2, device=positions.device)
     frequencies = theta ** (-channels.float() / head_dim)               # (D/2,)
     angles = positions[:, None, None] * frequencies                     # (T, 1, D/2)
-    cos, sin = angles.cos(), angles.sin()
-    return torch.cat((cos, cos), dim=-1), torch.cat((-sin, sin), dim=-1)
+    return angles.cos(), angles.sin()
 
 
 def rotate(x: Tensor, rope: tuple[Tensor, Tensor]) -> Tensor:
-    """Rotate the channel pairs a = x_i, b = x_(i + D/2) of x (B, T, heads, D) by their position's
-    angles: to a cos - b sin and b cos + a sin."""
-    cos, sin = rope
-    swapped = x.roll(x.shape[-1] // 2, dims=-1)                         # b, a
-    return (x * cos + swapped * sin).type_as(x)
+    """Rotate the channel pairs (x_i, x_(i + D/2)) of x (B, T, heads, D) by their position's
+    angles."""
+    cos, sin = rope                                                     # (T, 1, D/2)
+    a, b = x.chunk(2, dim=-1)                                           # (B, T, heads, D/2)
+    return torch.cat((a * cos - b * sin, b * cos + a * sin), dim=-1).type_as(x)
 
 
 class Attention(nn.Module):
