@@ -89,7 +89,8 @@ class Attention(nn.Module):
     """Causal self-attention (Vaswani et al. 2017): each token gathers from itself and those before.
 
     In qwen3, groups of queries share keys and values (Ainslie et al. 2023), and queries and keys
-    are normed, then rotated by their positions."""
+    are normed, then rotated by their positions. In training, mask and cache are None: they are for
+    generation, see KVCache."""
 
     def __init__(self, config: GPTConfig):
         super().__init__()

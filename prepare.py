@@ -78,10 +78,9 @@ class Corpus(NamedTuple):
     split: np.ndarray             # 'train' or 'val'; '' if the source has no splits
 
 
-def write_documents(splits: dict, file, seed: int, alphabet: set | None = None) -> Corpus:
-    """Write the documents of {split: reader} to file as UTF-8, one after the other.
-
-    Empty documents are skipped. All characters are added to `alphabet` if it is given."""
+def write_documents(splits: dict, file, seed: int) -> Corpus:
+    """Write the documents of {split: reader} to file as UTF-8, one after the other; empty ones
+    are skipped. A document comes in one or more pieces, of which the last has `ends` set."""
     end, hashes, nats = array('q'), array('Q'), array('d')
     size = lost = 0
     documents = {}                                          # their number in each split
@@ -98,8 +97,6 @@ def write_documents(splits: dict, file, seed: int, alphabet: set | None = None) 
             size += file.write(raw)
             if not raw.isascii():
                 lost += raw.count('\ufffd'.encode())
-            if alphabet is not None:
-                alphabet.update(raw.decode())
             is_begun = not piece.ends
             if piece.ends:
                 end.append(size)
@@ -161,9 +158,9 @@ def texts_of(raw, corpus: Corpus, indices):
         yield from cut(raw, int(corpus.start[i]), int(corpus.end[i]))
 
 
-def make_tokenizer(kind: str, vocab_size: int, raw, corpus: Corpus, train,
-                   alphabet: set | None) -> Tokenizer:
-    """The tokenizer of this kind; a bpe is trained on the documents with indices `train`."""
+def make_tokenizer(kind: str, vocab_size: int, raw, corpus: Corpus, train) -> Tokenizer:
+    """The tokenizer of this kind. A bpe is trained on the documents with indices `train`; char has
+    the characters of all documents, so that it can encode val as well."""
     if kind == 'bpe':
         size = int((corpus.end[train] - corpus.start[train]).sum())
         every = size // VOCABULARY_TEXT + 1                 # a large corpus: only every n-th piece
@@ -171,6 +168,9 @@ def make_tokenizer(kind: str, vocab_size: int, raw, corpus: Corpus, train,
         with tqdm(desc='learning the vocabulary', bar_format='{desc}', disable=None, leave=False):
             return Tokenizer(train_bpe(texts, vocab_size))
     if kind == 'char':
+        alphabet = set()
+        for text, _ in cut(raw, 0, len(raw)):
+            alphabet.update(text)
         return Tokenizer({'kind': 'char', 'alphabet': ''.join(sorted(alphabet))})
     return Tokenizer({'kind': 'gpt2'} if kind == 'gpt2' else read_tokenizer(kind))
 
@@ -353,15 +353,14 @@ def read_source(source: str, files: list[Path]) -> tuple[dict, str | None]:
 def make_dataset(folder: Path, splits: dict, about: dict) -> dict:
     """Run the steps 1 to 4, print what came out, and return what is in meta.json."""
     began = time.time()
-    alphabet = set() if tokenizer == 'char' else None
     folder.parent.mkdir(exist_ok=True)
     with tempfile.TemporaryFile(dir=folder.parent) as file:
-        found = write_documents(splits, file, seed, alphabet)
+        found = write_documents(splits, file, seed)
         raw = mmap.mmap(file.fileno(), 0, access=mmap.ACCESS_READ)
         corpus, sides = divide(found, raw, val_fraction)
         is_simple = about['source'] == 'stories' or len(raw) < SMALL_TEXT
         size = vocab_size or (2048 if is_simple else 4096)
-        tok = make_tokenizer(tokenizer, size, raw, corpus, sides['train'], alphabet)
+        tok = make_tokenizer(tokenizer, size, raw, corpus, sides['train'])
         meta = write_dataset(folder, tok, raw, corpus, sides, about)
     report(meta, len(found.hash) - len(np.unique(found.hash)), val_fraction if input else 1.0)
     print(f'{folder} made in {time.time() - began:.1f} s')

@@ -67,13 +67,14 @@ from config._files import acquire_lock
 from config._log import Log, announce
 from config._run import (
     PoliteStop,
-    accelerate,
     can_compile,
+    faster_muon,
     finish,
     max_speed,
     parallelize,
     pick_micro_batch,
     start_device,
+    use_faster_routines,
 )
 from config._start import adopt_knobs, adopt_shape, check_data, open_folder
 from data.files import bits_per_byte
@@ -180,7 +181,10 @@ if __name__ == '__main__':
     # model
     model = make_model(checkpoint, tokenizer, torch_device).train()
     share = batch_size // world_size            # sequences of this process in a step
-    muon_class = accelerate(model, torch_dtype) if fast else torch.optim.Muon
+    muon_class = torch.optim.Muon
+    if fast:
+        use_faster_routines(model)
+        muon_class = faster_muon(torch_dtype)
     micro = micro_batch_size or pick_micro_batch(model, autocast, share)    # that it holds at once
 
     # optimizers and progress
@@ -305,6 +309,7 @@ if __name__ == '__main__':
     losses, norms, skipped = [], [], 0          # of the updates since the last row, on the device
     clock = time.perf_counter()
     last_step = start if eval_only else max_iters
+    is_eval_due = False
     for step in range(start + 1, last_step + 1):
         for opt in optimizers:
             for group in opt.param_groups:

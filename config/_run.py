@@ -99,14 +99,17 @@ def parallelize(model: torch.nn.Module, start: int, out: Path) -> torch.nn.Modul
     return torch.nn.parallel.DistributedDataParallel(model)
 
 
-def accelerate(model: torch.nn.Module, dtype: torch.dtype):
-    """Let a model use the loss of extras/loss.py and, on a CPU, the attention of extras/cpu.py.
-
-    Return the class of Muon to use: that of extras/muon.py, which computes in dtype, or torch's."""
+def use_faster_routines(model: torch.nn.Module):
+    """Let a model use the loss of extras/loss.py and, on a CPU, the attention of extras/cpu.py,
+    where these files are there and compute what the model computes."""
     if extra('loss'):
         extra('loss').save_memory(model)
     if model.wte.weight.device.type == 'cpu' and extra('cpu'):
         extra('cpu').speed_up_training(model)
+
+
+def faster_muon(dtype: torch.dtype):
+    """The class of Muon to use: that of extras/muon.py, which computes in dtype, or torch's."""
     if extra('muon'):
         return partial(extra('muon').Muon, dtype=dtype)
     return torch.optim.Muon
