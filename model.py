@@ -24,7 +24,14 @@ WITHOUT_CUDNN = [SDPBackend.FLASH_ATTENTION, SDPBackend.EFFICIENT_ATTENTION, SDP
 @dataclass
 class GPTConfig:
     """The shape of a GPT. Fields with a default are knobs of train.py, and their comments its help;
-    train.py has defaults of its own for some of them, which suit its stories."""
+    train.py has defaults of its own for some of them, which suit its stories.
+
+    The two architectures differ in four places:
+        arch                qwen3                           gpt2
+        positions           rotate queries and keys         add a learned embedding
+        norms               RMSNorm, also of q and k        LayerNorm
+        MLP                 SwiGLU                          GELU
+        keys and values     may have fewer heads            have n_head heads"""
     vocab_size: int             # rows of the embedding: as many as there are tokens, or more
     arch: str = 'qwen3'         # qwen3 (RoPE, RMSNorm, SwiGLU) or gpt2 (learned positions, GELU)
     block_size: int = 256       # tokens of context
@@ -203,10 +210,8 @@ class GPT(nn.Module):
             # with the number of layers (Radford et al. 2019).
             if name.endswith('c_proj.weight'):
                 nn.init.normal_(p, std=0.02 / math.sqrt(2 * self.config.n_layer))
-        # With a head_gain of 20, the output matrix begins 20 times smaller and its input 20 times
-        # larger, so the first logits are the same. But they change 20 times faster: an AdamW step
-        # changes a weight by the learning rate, whatever the weight's size. (A tied embedding
-        # begins smaller as well, which the norms of the blocks make up for.)
+        # With a head_gain of 20 the first logits are the same, but they change 20 times faster:
+        # an AdamW step changes a weight by the learning rate, whatever the weight's size.
         self.norm_f.weight *= self.config.head_gain
         self.lm_head.weight /= self.config.head_gain
 
@@ -261,6 +266,13 @@ class GPT(nn.Module):
                  top_p: float = 1.0, repetition_penalty: float = 1.0, eot: int | None = None,
                  seed: int = 0, vocab_size: int | None = None):
         """Yield the ids (B,) that follow the prompts idx (B, T), until all rows have ended.
+
+        Without its options, and without the caches that make it fast, it would be:
+            for _ in range(max_new_tokens):
+                logits = self(idx)[:, -1]                               # (B, V)
+                next_id = torch.multinomial((logits / temperature).softmax(-1), 1)  # (B, 1)
+                idx = torch.cat((idx, next_id), dim=1)
+                yield next_id[:, 0]
 
         The repetition_penalty is applied first, then temperature (0 = always the likeliest
         token), top_k (0 = off) and top_p (1 = off). A row that has produced eot repeats it.
@@ -463,7 +475,10 @@ def load_weights(source, *needed: str, from_hub: bool = False) -> dict:
     """The checkpoint in a file, in a run's folder (best.pt, or else ckpt.pt), of nanoGPT, or of a
     Hugging Face model: a folder or, with from_hub, a name. Raises Error if there is none."""
     file = find_checkpoint(source)
-    return load_foreign(source, file, from_hub) or load_checkpoint(file or source, *needed)
+    checkpoint = load_foreign(source, file, from_hub)       # None if it is one of our own
+    if checkpoint is None:
+        checkpoint = load_checkpoint(file or source, *needed)
+    return checkpoint
 
 
 def build_model(checkpoint: dict, **changes) -> GPT:

@@ -80,7 +80,8 @@ class Corpus(NamedTuple):
 
 def write_documents(splits: dict, file, seed: int) -> Corpus:
     """Write the documents of {split: reader} to file as UTF-8, one after the other; empty ones
-    are skipped. A document comes in one or more pieces, of which the last has `ends` set."""
+    are skipped. A reader yields a long document in several pieces, of which only the last has
+    `ends` set: Piece('Once upon', ends=False), Piece(' a time.', ends=True)."""
     end, hashes, nats = array('q'), array('Q'), array('d')
     size = lost = 0
     documents = {}                                          # their number in each split
@@ -299,10 +300,10 @@ def validation_text(meta: dict, val, tokenizer: Tokenizer, eval_tokens: int) -> 
 def evaluation_windows(ids, eot: int, block_size: int) -> tuple[np.ndarray, np.ndarray]:
     """Cut ids (N,), documents with eot after each, into inputs and targets (windows, block_size).
 
-    Documents are packed whole; only those longer than a window are cut. Every id is a target
-    once; its input is the token before it, which is eot at the start of a document. The end of a
-    window is padded with inputs eot and targets -1, which do not count. A document sees the
-    documents before it in its window."""
+    Documents are packed whole; only those longer than a window are cut. With windows of 4 and
+    eot written as a dot, ab. c. defgh. becomes the targets ab. | c. | defg | h. and each input
+    is the token before: .ab .c .def gh. The rest of a window is padded with inputs eot and targets
+    -1, which do not count. A document sees the documents before it in its window."""
     cuts, start = [0], 0
     for end in (*np.flatnonzero(ids == eot) + 1, len(ids)):             # of each document
         while end - cuts[-1] > block_size:                  # it does not fit into the open window

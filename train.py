@@ -140,6 +140,53 @@ def make_model(checkpoint: dict | None, tokenizer: Tokenizer, device: torch.devi
     return GPT(GPTConfig(vocab_size=rows, **shape)).to(device)
 
 
+# ---- parts of a step
+def micro_batches(step: int, data, rank: int, share: int, micro: int, device: torch.device):
+    """Yield the sequences of process `rank` in a step, `share` in all, as inputs and targets
+    (micro, T) on the device."""
+    begin = (step - 1) * batch_size + rank * share
+    for first in range(begin, begin + share, micro):
+        batch = get_batch(data, block_size, seed, range(first, first + micro))
+        x, y = (torch.from_numpy(ids) for ids in batch)
+        if device.type == 'cuda':               # pinned memory is copied while the host goes on
+            x, y = x.pin_memory(), y.pin_memory()
+        if dropout:                             # its masks depend on (seed, first sequence) only
+            torch.manual_seed(hash((seed, first)))
+        yield x.to(device, non_blocking=True), y.to(device, non_blocking=True)
+
+
+def training_row(step: int, losses: list, norms: list, seconds: float, world_size: int,
+                 is_fp16: bool) -> dict:
+    """The row of log.csv for the updates since the last row, up to `step`. It waits for the device.
+
+    Raises Error if a loss or a norm is not finite, except the norms of fp16, which may overflow."""
+    losses, norms = torch.stack(losses), torch.stack(norms)                     # (updates,) each
+    if world_size > 1:
+        torch.distributed.all_reduce(losses)
+        losses /= world_size
+    losses, norms = losses.tolist(), norms.tolist()
+    for at, (loss, norm) in enumerate(zip(losses, norms), step - len(losses) + 1):
+        is_finite = math.isfinite(loss) and (math.isfinite(norm) or is_fp16)
+        require(is_finite, f'step {at}: the loss is {loss:.4f}, the gradient norm {norm:.4f}: '
+                           f'lower learning_rate; the last good checkpoint is in {out_dir}')
+    tokens = batch_size * block_size
+    return {'step': step, 'tokens': step * tokens, 'train_loss': losses[-1],
+            'grad_norm': norms[-1], 'lr': learning_rate_at(step),
+            'tokens_per_second': round(len(losses) * tokens / seconds)}
+
+
+def sample_text(model: GPT, tokenizer: Tokenizer, autocast) -> str:
+    """A text by the model as it is now."""
+    prompt = torch.tensor([[tokenizer.eot]], device=model.wte.weight.device)
+    model.eval()
+    with autocast:
+        new = model.generate(prompt, 150, temperature=0.8, eot=tokenizer.eot, seed=seed,
+                             vocab_size=tokenizer.vocab_size)
+        text = tokenizer.decode([int(i) for i in new])
+    model.train()
+    return text
+
+
 # ---- the run
 if __name__ == '__main__':
     out = Path(out_dir)
@@ -211,7 +258,7 @@ if __name__ == '__main__':
     # the run's folder; only now, as a refused run leaves no folder behind
     tracker = None
     if is_writer:
-        lock = acquire_lock(out / '.lock')      # held until this process ends
+        lock = acquire_lock(out / '.lock')      # until this process ends; it may have it already
         tracker = open_folder(config, is_resumed)
     log = Log(out / 'log.csv', start, max_iters, is_shown=rank == 0, is_written=is_writer,
               floor=floor, max_speed=max_speed(model, torch_device), tracker=tracker)
@@ -222,37 +269,6 @@ if __name__ == '__main__':
     stop = PoliteStop(max_minutes)              # Ctrl-C and the like end a run after a step
 
     # ---- functions of the run: all that they use is above
-    def micro_batches(step: int):
-        """Yield this process's part of a step's batch: inputs and targets (micro, T)."""
-        begin = (step - 1) * batch_size + rank * share
-        for first in range(begin, begin + share, micro):
-            batch = get_batch(train_data, block_size, seed, range(first, first + micro))
-            x, y = (torch.from_numpy(ids) for ids in batch)
-            if torch_device.type == 'cuda':     # pinned memory is copied while the host goes on
-                x, y = x.pin_memory(), y.pin_memory()
-            if dropout:                         # its masks depend on (seed, first sequence) only
-                torch.manual_seed(hash((seed, first)))
-            yield x.to(torch_device, non_blocking=True), y.to(torch_device, non_blocking=True)
-
-    def training_row(losses: list, norms: list, seconds: float) -> dict:
-        """The row of log.csv for the updates since the last row, up to progress['step'].
-
-        It waits for the device. Raises Error if a loss or a norm is not finite."""
-        step = progress['step']
-        losses, norms = torch.stack(losses), torch.stack(norms)                 # (steps,) each
-        if world_size > 1:
-            torch.distributed.all_reduce(losses)
-            losses /= world_size
-        losses, norms = losses.tolist(), norms.tolist()
-        for at, (loss, norm) in enumerate(zip(losses, norms), step - len(losses) + 1):
-            is_finite = math.isfinite(loss) and (math.isfinite(norm) or scaler.is_enabled())
-            require(is_finite, f'step {at}: the loss is {loss:.4f}, the gradient norm {norm:.4f}: '
-                               f'lower learning_rate; the last good checkpoint is in {out}')
-        tokens = batch_size * block_size
-        return {'step': step, 'tokens': step * tokens, 'train_loss': losses[-1],
-                'grad_norm': norms[-1], 'lr': learning_rate_at(step),
-                'tokens_per_second': round(len(losses) * tokens / seconds)}
-
     def validation_row() -> dict:
         """The columns of log.csv for the validation text."""
         loss = evaluate(model, val_x, val_y, micro, autocast, rank, world_size)
@@ -282,18 +298,6 @@ if __name__ == '__main__':
         save('ckpt.pt', optimizer=[opt.state_dict() for opt in optimizers],
              scaler=scaler.state_dict())
 
-    def show_sample():
-        """Print a text by the model as it is now."""
-        prompt = torch.tensor([[tokenizer.eot]], device=torch_device)
-        model.eval()
-        with autocast:
-            new = model.generate(prompt, 150, temperature=0.8, eot=tokenizer.eot, seed=seed,
-                                 vocab_size=tokenizer.vocab_size)
-            text = tokenizer.decode([int(i) for i in new])
-        model.train()
-        for line in text.splitlines():
-            log.say(line, indent=' ' * 8)
-
     # ---- before the first update
     began = time.perf_counter()
     step = start
@@ -316,7 +320,8 @@ if __name__ == '__main__':
                 group['lr'] = learning_rate_at(step)
         # The gradients of the micro-batches add up to those of the mean loss of the whole batch.
         loss = torch.zeros((), device=torch_device)
-        for i, (x, y) in enumerate(micro_batches(step), 1):
+        batches = micro_batches(step, train_data, rank, share, micro, torch_device)
+        for i, (x, y) in enumerate(batches, 1):
             if world_size > 1:                  # only the last one averages over the processes
                 parallel.require_backward_grad_sync = i == share // micro
             with autocast:
@@ -337,12 +342,17 @@ if __name__ == '__main__':
         norms.append(norm)
         progress['step'] = step
 
+        # Due after an update: at times a row of log.csv; less often, and at the end, also an
+        # evaluation, a sample and a checkpoint. A run that is stopped writes a checkpoint, too.
         is_eval_due = step == max_iters or (eval_interval > 0 and step % eval_interval == 0)
         is_row_due = is_eval_due or step % log_interval == 0
+        # Several processes must stop at the same step: they agree on it when a row is due.
         is_stopping = stop.is_agreed(torch_device, is_row_due)
         if not is_row_due and not is_stopping:
             continue
-        row = training_row(losses, norms, time.perf_counter() - clock) | {'skipped': skipped}
+        row = training_row(step, losses, norms, time.perf_counter() - clock, world_size,
+                           scaler.is_enabled())
+        row['skipped'] = skipped
         if is_eval_due:
             row |= validation_row()
             save_best(row['val_loss'])
@@ -350,7 +360,8 @@ if __name__ == '__main__':
         if is_row_due:
             log.write(row)
         if is_eval_due:
-            show_sample()
+            for line in sample_text(model, tokenizer, autocast).splitlines():
+                log.say(line, indent=' ' * 8)
         if is_eval_due or is_stopping:
             save_to_resume()
         if is_stopping:
