@@ -51,6 +51,7 @@ from config._terminal import show_progress, warn
 from data.files import (
     FORMAT,
     checksum_of_meta,
+    datasets_there,
     fingerprint,
     guess_command,
     name_dataset,
@@ -239,7 +240,8 @@ def open_dataset(name: str, verify: bool = False) -> tuple[dict, np.ndarray, np.
     folder = Path('data', name)
     command = guess_command(name)
     require(os.path.exists(folder / 'meta.json'),
-            f'{folder} is not there, or only half written; make it with: {command}')
+            f'{folder} is not there, or only half written ({datasets_there()}); make it with: '
+            f'{command}')
     try:
         meta = json.loads((folder / 'meta.json').read_text(encoding='utf-8'))
         verify_meta(meta)

@@ -156,6 +156,8 @@ def run_config_file(name: str, config: dict) -> dict:
         recipes = [f'config/{path.name}' for path in (ROOT / 'config').glob('[!_]*.py')]
         near = difflib.get_close_matches(name, recipes, 1)
         hint = f'; did you mean {near[0]}?' if near else ''
+        if 'input' in config and os.path.exists(name):
+            hint = f'; did you mean --input={name}?'
         raise Error(f'{name}: there is no such config file{hint}')
     namespace = {**config, '__file__': str(path)}
     try:

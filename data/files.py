@@ -43,6 +43,12 @@ def guess_command(name: str) -> str:
     return f'python prepare.py --input=FILES --name={name}{option}'
 
 
+def datasets_there() -> str:
+    """The names of the datasets that data/ holds, for a message."""
+    names = sorted(path.parent.name for path in Path('data').glob('*/meta.json'))
+    return f'data/ has {", ".join(names)}' if names else 'data/ has no dataset yet'
+
+
 # ---- writing
 @contextlib.contextmanager
 def new_files(folder: Path):

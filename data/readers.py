@@ -50,6 +50,12 @@ def encoding_of(path) -> str:
         for mark, encoding in MARKS.items():
             if start.startswith(mark):
                 return encoding
+        block = f.read(BLOCK)
+        f.seek(0)
+        # In UTF-16 most characters of European languages have one byte that is 0.
+        zeros, even, odd = block.count(0), block[::2].count(0), block[1::2].count(0)
+        if zeros > 0.35 * len(block) and min(even, odd) < 0.05 * zeros:
+            return 'utf-16-le' if odd > even else 'utf-16-be'
         decode = codecs.getincrementaldecoder('utf-8')('replace').decode
         valid = invalid = 0                     # characters that are not ASCII
         block = start
@@ -64,7 +70,8 @@ def encoding_of(path) -> str:
         return 'utf-8'
     if is_western(path):
         return 'cp1252'
-    warn(f'{path} is not UTF-8, and its encoding is not clear; save it as UTF-8')
+    warn(f'{path} is not UTF-8, and its encoding is not clear: what is not UTF-8 in it becomes '
+         'U+FFFD; save it as UTF-8, or remove it')
     return 'utf-8'
 
 
@@ -127,11 +134,16 @@ def text_of_row(row: dict, text_column: str) -> str:
 
 def read_jsonl(path, text_column: str, separator: str):
     with open(path, 'rb') as f:
+        number = 0
         while line := f.readline(LONGEST_LINE):
+            number += 1
             if len(line) == LONGEST_LINE:
-                raise ValueError(f'a line is longer than {LONGEST_LINE} bytes')
+                raise ValueError(f'line {number} is longer than {LONGEST_LINE} bytes')
             if line.strip():
-                row = json.loads(line.decode('utf-8-sig', 'replace'))
+                try:
+                    row = json.loads(line.decode('utf-8-sig', 'replace'))
+                except ValueError as e:
+                    raise ValueError(f'line {number} is not JSON ({e})') from e
                 yield Piece(text_of_row(row, text_column))
 
 
@@ -189,9 +201,11 @@ def find_files(patterns: str) -> list[Path]:
             paths = [path]
         else:
             root = Path(path.anchor)
-            paths = root.glob(str(path.relative_to(root)))
+            paths = list(root.glob(str(path.relative_to(root))))
+            require(paths, f'--input={pattern}: there is no such file or folder')
         files = sorted(path for path in paths if path.suffix.lower() in READERS and path.is_file())
-        require(files, f'--input={pattern}: there is no {" ".join(READERS)} file')
+        require(files, f'--input={pattern}: nothing there can be read; the kinds of files that '
+                       f'can are {" ".join(READERS)}')
         found += files
     if others:
         order = sorted(others, key=lambda kind: (-others[kind], kind))

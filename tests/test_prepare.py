@@ -410,7 +410,7 @@ def test_broken_text_is_mended_and_counted(run, tmp_path):
     assert ''.join(documents(*run('--input=b.jsonl', '--tokenizer=char'))) == 'lone \ufffd here'
 
 
-@pytest.mark.parametrize('encoding', ['utf-8', 'utf-8-sig', 'utf-16', 'utf-32', 'latin-1', 'cp1252'])
+@pytest.mark.parametrize('encoding', ['utf-8', 'utf-8-sig', 'utf-16', 'utf-16-le', 'utf-16-be', 'utf-32', 'latin-1', 'cp1252'])
 def test_encodings_of_text(tmp_path, encoding, capsys):
     text = 'Der Müller aß heute Äpfel im Café nebenan.\nEl niño «está» aquí con todos los otros, ¿no? ' + 'and so on ' * 4
     text += '' if encoding == 'latin-1' else '“So—it’s 5 €…” '
@@ -886,7 +886,7 @@ def test_full_disk(tmp_path, n):
     ('--num_stories=0', 'empty'), ('--dataset=no/such', 'no/such'), ('--dataset=texts', '--input'),
     ('--dataset=.', 'dataset'), ('--dataset=', 'dataset'), ('--input=nothing.txt', 'nothing.txt'),
     ('--input=x.csv', '.jsonl'), ('--input=,', 'input'), ('--input=empty.txt', 'empty'),
-    ('--input=spaces.txt', 'empty'), ('--input=one.txt', 'short'), ('--input=bad.jsonl', 'bad.jsonl'),
+    ('--input=spaces.txt', 'empty'), ('--input=one.txt', 'short'), ('--input=bad.jsonl', 'bad.jsonl cannot be read: line 2 '),
     ('--input=column.jsonl', 'title'), ('--input=list.jsonl', 'list.jsonl'), ('--input=type.jsonl', 'int'),
     ('--input=deep.jsonl', 'deep.jsonl'), ('--input=bad.parquet', 'bad.parquet'),
     ('--input=good.txt --tokenizer=nosuch', 'nosuch'), ('--input=good.txt --tokenizer=broken', 'broken'),
