@@ -271,6 +271,7 @@ if __name__ == '__main__':
     # ---- functions of the run: all that they use is above
     def validation_row() -> dict:
         """The columns of log.csv for the validation text."""
+        log.note('evaluating')
         loss = evaluate(model, val_x, val_y, micro, autocast, rank, world_size)
         require(math.isfinite(loss), f'step {progress["step"]}: the validation loss is {loss}: '
                 f'lower learning_rate; the last good checkpoint is in {out}')

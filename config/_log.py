@@ -50,6 +50,10 @@ class Log:
         if self.is_shown:
             tqdm.write(fit(text, indent, hang=' ' * 8))
 
+    def note(self, text: str):
+        """Show behind the bar what is done at the moment."""
+        self.bar.set_postfix_str(text)
+
     def write(self, row: dict):
         """Append a row to log.csv, where columns without a value stay empty."""
         if not self.is_written:

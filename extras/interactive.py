@@ -1,5 +1,6 @@
 """A talk with a model at the keyboard, for --interactive=True"""
 import contextlib
+import difflib
 import re
 import sys
 
@@ -62,8 +63,10 @@ def show_help(knobs: dict):
 
 def set_knob(lm, knobs: dict, line: str):
     """Set the knob of a line such as /temperature 0.5. Raises Error if it cannot be that."""
-    name, _, text = line[1:].partition(' ')
-    require(name in knobs, f'/{name} is not known; /help lists what is')
+    name, text = re.fullmatch(r'/(\w*)[ =]*(.*)', line).groups()
+    near = difflib.get_close_matches(name, knobs, 1, cutoff=0.4)
+    hint = f'; did you mean /{near[0]}?' if near else '; /help lists what is'
+    require(name in knobs, f'/{name} is not known{hint}')
     option = parse_option(f'--{name}={text.strip()}', knobs)
     value = check_type(name, option[name], knobs, line)
     lm.ids('', **{**knobs, name: value})    # draws nothing, but raises Error if it is out of range

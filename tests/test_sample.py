@@ -275,7 +275,7 @@ def test_a_prompt_of_a_talk_may_be_longer_than_the_window(trained):
 
 
 def test_the_knobs_of_a_text_can_be_shown_and_set_in_a_talk(trained):
-    lines = ['/help', 'the cat', '/temperature 0', '/max_new_tokens 7', 'the cat', '/seed 5', '/top_k  3 ', '/help']
+    lines = ['/help', 'the cat', '/temperature 0', '/max_new_tokens 7', 'the cat', '/seed=5', '/top_k  3 ', '/help']
     shown = talk('--max_new_tokens=30', '--top_p=0.9', typed='\n'.join(lines))
     first, before, *said, after, _, _, last, _ = shown.stdout.decode().split('> ')[1:]
     assert shown.returncode == 0 and not shown.stderr
@@ -291,7 +291,7 @@ def test_the_knobs_of_a_text_can_be_shown_and_set_in_a_talk(trained):
 
 
 @pytest.mark.parametrize('line, says', [
-    ('/temprature 1', '/temprature'), ('/temperature', 'temperature'), ('/temperature -1', 'temperature'),
+    ('/temp 1', 'did you mean /temperature'), ('/temperature', 'temperature'), ('/temperature -1', 'temperature'),
     ('/temperature x', 'temperature'), ('/temperature nan', 'temperature'), ('/temperature 1 2', '1 2'),
     ('/top_p 0', 'top_p'), ('/top_k 1.5', 'top_k'), ('/max_new_tokens 0', 'max_new_tokens'), ('/seed -1', 'seed'),
     ('/out_dir x', '/out_dir'), ('/', '/help'), ('/help me', '/help')])
