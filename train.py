@@ -61,6 +61,7 @@ from pathlib import Path
 
 import torch
 
+# A first reading can skip these files of config/: their functions do what their names say.
 from config import extra, pick_dtype, require
 from config._checkpoint import load_optimizers
 from config._files import acquire_lock
@@ -229,8 +230,8 @@ if __name__ == '__main__':
     model = make_model(checkpoint, tokenizer, torch_device).train()
     share = batch_size // world_size            # sequences of this process in a step
     muon_class = torch.optim.Muon
-    if fast:
-        use_faster_routines(model)
+    if fast:                                    # the same Attention.attend, GPT.loss and Muon,
+        use_faster_routines(model)              # in less time or memory
         muon_class = faster_muon(torch_dtype)
     micro = micro_batch_size or pick_micro_batch(model, autocast, share)    # that it holds at once
 

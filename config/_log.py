@@ -111,7 +111,8 @@ class Log:
         files = [f'{out}/{name}' for name in FILES if os.path.exists(f'{out}/{name}')]
         self.say('saved   ' + ', '.join(files))
         command = 'train.py --init_from=resume' if step < config['max_iters'] else 'sample.py'
-        self.say(f'next    python {command}' + (f' --out_dir={out}' if out != 'out' else ''))
+        where = f' --out_dir={out}' if out != 'out' else ''
+        print(f'next    python {command}{where}')           # in one line, so that it can be copied
 
 
 def announce(log: Log, config: dict, model: torch.nn.Module, meta: dict, val_ids,

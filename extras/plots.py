@@ -66,7 +66,7 @@ def read_data(run: Path) -> Data:
 # ---- what goes into a picture
 def plot_losses(runs: list[Path], path, floor: float | None = None):
     """Draw the losses of runs on the same data, and the floor in nats per token if it is known,
-    into a picture at path."""
+    into a picture at path; none if no run has a loss after step 0."""
     curves = []
     for i, run in enumerate(runs):
         rows, prefix = read_log(run), f'{run}: ' if len(runs) > 1 else ''
@@ -75,12 +75,15 @@ def plot_losses(runs: list[Path], path, floor: float | None = None):
             read_curve(rows, 'train_loss', f'{prefix}train loss', color=color, alpha=0.4, lw=0.9),
             read_curve(rows, 'val_loss', f'{prefix}val loss', color=color, marker='o', ms=3.5)]
     title = 'train loss: in windows cut anywhere; val loss: in whole documents'
-    draw(runs, curves, floor, 'nats per token', title, path)
+    if any(curve.values for curve in curves):
+        draw(runs, curves, floor, 'nats per token', title, path)
 
 
 def compare_runs(runs: list[Path], path):
     """Draw the losses of runs into a picture at path. Those on different data are drawn in bits
     per byte, as nats per token cannot be compared across tokenizers."""
+    has_loss = [any(read_curve(read_log(run), 'train_loss', '').values) for run in runs]
+    require(any(has_loss), f'{runs[0]}/log.csv has no loss yet')
     found = [read_data(run) for run in runs]
     first = found[0]
     is_same = all(data.checksums == first.checksums for data in found) and first.checksums
@@ -106,7 +109,10 @@ def draw(runs: list[Path], curves: list[Curve], floor: float | None, unit: str, 
     strip.set_xlabel('step')
     ends = []                                               # (value, name, style) of each line
     for curve in curves:
-        axes.plot(curve.steps, curve.values, **curve.style)
+        style = curve.style
+        if len(curve.values) == 1:                          # a line needs two
+            style = {'marker': 'o', 'ms': 3.5, **style}
+        axes.plot(curve.steps, curve.values, **style)
         if curve.values:
             ends.append((curve.values[-1], curve.name, curve.style))
     if floor:

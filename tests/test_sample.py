@@ -426,6 +426,18 @@ def test_each_line_of_a_picture_ends_with_its_last_value(run, trained, pictures)
     assert len(pictures[1]['lines']) == 2
 
 
+def test_a_picture_needs_a_loss_after_step_0(run, trained, pictures):
+    rows = Path('out/log.csv').read_text().splitlines()
+    Path('out/log.csv').write_text('\n'.join(rows[:2]))
+    plot_losses([Path('out')], 'none.png')
+    assert not Path('none.png').exists()
+    with pytest.raises(Error, match='no loss yet'):
+        run('sample.py', '--plot=out')
+    Path('out/log.csv').write_text('\n'.join(rows[:3]))
+    run('sample.py', '--plot=out')
+    assert [len(line) for line in pictures[0]['lines']] == [1, 0]
+
+
 def test_losses_of_several_runs_are_drawn_together(run, dataset, trained, pictures):
     run('train.py', f'--dataset={dataset}', *TINY, '--out_dir=other')
     pictures.clear()
