@@ -210,8 +210,9 @@ class GPT(nn.Module):
             # with the number of layers (Radford et al. 2019).
             if name.endswith('c_proj.weight'):
                 nn.init.normal_(p, std=0.02 / math.sqrt(2 * self.config.n_layer))
-        # With a head_gain of 20 the first logits are the same, but they change 20 times faster:
-        # an AdamW step changes a weight by the learning rate, whatever the weight's size.
+        # With a head_gain of 20 the first logits are about the same, but change 20 times faster:
+        # an AdamW step changes a weight by the learning rate, whatever the weight's size. (A tied
+        # embedding begins smaller as well, which the norms of the blocks make up for.)
         self.norm_f.weight *= self.config.head_gain
         self.lm_head.weight /= self.config.head_gain
 
