@@ -86,7 +86,7 @@ def rotary(positions: Tensor, head_dim: int, theta: float) -> tuple[Tensor, Tens
 
 def rotate(x: Tensor, rope: tuple[Tensor, Tensor]) -> Tensor:
     """Rotate the channel pairs (x_i, x_(i + D/2)) of x (B, T, heads, D) by their position's
-    angles."""
+    angles. Then the product of a query and a key depends on how far apart they are, not where."""
     cos, sin = rope                                                     # (T, 1, D/2)
     a, b = x.chunk(2, dim=-1)                                           # (B, T, heads, D/2)
     return torch.cat((a * cos - b * sin, b * cos + a * sin), dim=-1).type_as(x)
@@ -96,8 +96,7 @@ class Attention(nn.Module):
     """Causal self-attention (Vaswani et al. 2017): each token gathers from itself and those before.
 
     In qwen3, groups of queries share keys and values (Ainslie et al. 2023), and queries and keys
-    are normed, then rotated by their positions. In training, mask and cache are None: they are for
-    generation, see KVCache."""
+    are normed, then rotated by their positions. Generation keeps keys and values in a KVCache."""
 
     def __init__(self, config: GPTConfig):
         super().__init__()
@@ -113,10 +112,8 @@ class Attention(nn.Module):
             self.q_norm = RMSNorm(config.head_dim, config.norm_eps)
             self.k_norm = RMSNorm(config.head_dim, config.norm_eps)
 
-    def forward(self, x: Tensor, rope=None, mask: Tensor | None = None,
-                cache: 'KVCache | None' = None) -> Tensor:
-        """x (B, T, C) -> (B, T, C). mask (T, S): True where a query sees a key; None: causal."""
-        B, T, _ = x.shape
+    def forward(self, x: Tensor, rope=None, cache: 'KVCache | None' = None) -> Tensor:
+        B, T, _ = x.shape                                               # (B, T, C)
         H, K, D = self.n_head, self.n_kv_head, self.head_dim
         q, k, v = self.c_attn(x).split((H * D, K * D, K * D), dim=2)
         q = self.q_norm(q.view(B, T, H, D))                             # queries: what it looks for
@@ -127,16 +124,22 @@ class Attention(nn.Module):
         q, k, v = (t.transpose(1, 2) for t in (q, k, v))                # (B, H or K, T, D)
         if cache is not None:
             k, v = cache.append(k, v)                                   # (B, K, S, D)
-        y = self.attend(q, k, v, mask)                                  # (B, H, T, D)
+        y = self.attend(q, k, v)                                        # (B, H, T, D)
         return self.c_proj(y.transpose(1, 2).reshape(B, T, H * D))      # (B, T, C)
 
-    def attend(self, q: Tensor, k: Tensor, v: Tensor, mask: Tensor | None) -> Tensor:
-        """Each query's mean of the values, (B, H, T, D), weighted by how well their keys fit it.
+    def attend(self, q: Tensor, k: Tensor, v: Tensor) -> Tensor:
+        """Each query's mean of the values, (B, H, T, D), weighted by how well the keys fit it.
 
-        One fused kernel computes the following without ever storing the weights:
-            scores = (q @ k.mT / math.sqrt(D)).masked_fill(~mask, -math.inf)     # (B, H, T, S)
+        k and v (B, K, S, D) are those of S tokens, q (B, H, T, D) those of the last T of them; in
+        training T = S. One fused kernel computes the following without storing the weights:
+            scores = q @ k.mT / math.sqrt(D)                                     # (B, H, T, S)
+            scores = scores.masked_fill(~mask, -math.inf)
             weights = dropout(scores.softmax(dim=-1))                            # (B, H, T, S)
             return weights @ v                                                   # (B, H, T, D)"""
+        T, S = q.shape[2], k.shape[2]
+        mask = None                     # for T = S the kernel has the causal mask built in
+        if T < S:                       # each query sees the keys up to its own
+            mask = torch.ones(T, S, dtype=torch.bool, device=q.device).tril(S - T)
         return F.scaled_dot_product_attention(
             q, k, v, attn_mask=mask, is_causal=mask is None,
             dropout_p=self.dropout if self.training else 0.0,
@@ -174,8 +177,8 @@ class Block(nn.Module):
         self.mlp = MLP(config)
         self.drop = nn.Dropout(config.dropout)
 
-    def forward(self, x: Tensor, rope=None, mask=None, cache=None) -> Tensor:
-        x = x + self.drop(self.attn(self.norm_1(x), rope, mask, cache))
+    def forward(self, x: Tensor, rope=None, cache=None) -> Tensor:
+        x = x + self.drop(self.attn(self.norm_1(x), rope, cache))
         x = x + self.drop(self.mlp(self.norm_2(x)))
         return x
 
@@ -222,13 +225,9 @@ class GPT(nn.Module):
     def hidden(self, idx: Tensor, caches: 'list[KVCache] | None' = None) -> Tensor:
         """Last hidden states (B, T, C) of ids (B, T). With caches, one for each layer, the ids
         continue the text that the caches have read, and are added to them."""
-        T = idx.shape[1]
-        if caches:
-            positions, key_positions = caches[0].place(T)   # (T,), (S,)
-        else:
-            positions = key_positions = torch.arange(T, device=idx.device)
-        mask = self.attention_mask(positions, key_positions)            # (T, S)
-        x = self.wte(idx)                                   # (B, T, C)
+        begin = caches[0].length if caches else 0
+        positions = begin + torch.arange(idx.shape[1], device=idx.device)       # (T,)
+        x = self.wte(idx)                                               # (B, T, C)
         rope = None
         if self.config.arch == 'gpt2':
             x = x + self.wpe(positions)
@@ -236,16 +235,8 @@ class GPT(nn.Module):
             rope = rotary(positions, self.config.head_dim, self.config.rope_theta)
         x = self.drop(x)
         for i, block in enumerate(self.h):
-            x = block(x, rope, mask, caches[i] if caches else None)
+            x = block(x, rope, caches[i] if caches else None)           # (B, T, C)
         return self.norm_f(x)
-
-    def attention_mask(self, positions: Tensor, key_positions: Tensor) -> Tensor | None:
-        """(T, S): whether the query at each of positions (T,) sees the key at each of
-        key_positions (S,). None for a text without a past, S = T: the fused kernel has this
-        causal mask built in."""
-        if len(key_positions) == len(positions):
-            return None
-        return key_positions <= positions[:, None]
 
     def forward(self, idx: Tensor, targets: Tensor | None = None) -> Tensor:
         """Logits (B, T, V) of ids (B, T). With targets (B, T): the mean of their cross-entropy,
@@ -279,38 +270,34 @@ class GPT(nn.Module):
         token), top_k (0 = off) and top_p (1 = off). A row that has produced eot repeats it.
         Row i depends on its prompt and seed + i only. Ids from vocab_size on are never chosen:
         they belong to no token."""
-        B = len(idx)
+        B, block_size = len(idx), self.config.block_size
         draws = uniform_draws(B, max_new_tokens, seed).to(idx.device)
-        seen = torch.zeros(B, self.config.vocab_size, dtype=torch.bool, device=idx.device)
-        seen.scatter_(1, idx, True)
         ended = torch.zeros(B, dtype=torch.bool, device=idx.device)
-        window = idx                    # the tokens that the model sees, (B, up to block_size)
-        unread = idx                    # those of them that are not in the caches yet
-        caches = self.new_caches()
+        context = idx                       # the tokens that the model sees, (B, up to block_size)
+        caches = self.new_caches()          # what it remembers of those that it has read
         for step in range(max_new_tokens):
-            if window.shape[1] > self.config.block_size:
-                # The context is full: keep its last half, and read that again with empty caches.
-                half = max(1, self.config.block_size // 2)
-                window = unread = window[:, -half:]
+            if context.shape[1] > block_size:
+                # The context is full: keep its last half, and read that with empty caches.
+                context = context[:, -max(1, block_size // 2):]
                 caches = self.new_caches()
+            unread = context[:, caches[0].length:]
             logits = self.next_logits(unread, caches)                   # (B, V)
             if vocab_size is not None:
                 logits[:, vocab_size:] = -math.inf
             if repetition_penalty != 1:
-                logits = penalize(logits, seen, repetition_penalty)
+                logits = penalize(logits, idx, repetition_penalty)
             next_id = choose(logits, draws[:, step, None], temperature, top_k, top_p)         # (B,)
             if eot is not None:
                 next_id = next_id.masked_fill(ended, eot)
                 ended |= next_id == eot
-            unread = next_id[:, None]
-            seen.scatter_(1, unread, True)
-            window = torch.cat((window, unread), dim=1)
+            idx = torch.cat((idx, next_id[:, None]), dim=1)
+            context = torch.cat((context, next_id[:, None]), dim=1)
             yield next_id
             if eot is not None and ended.all():
                 return
 
     def new_caches(self) -> 'list[KVCache]':
-        return [KVCache(self.config.block_size, self.wte.weight.device) for _ in self.h]
+        return [KVCache(self.config.block_size) for _ in self.h]
 
     def next_logits(self, idx: Tensor, caches: 'list[KVCache]') -> Tensor:
         """Logits (B, V), fp32, of the token after ids (B, T), which are added to the caches."""
@@ -341,25 +328,19 @@ class GPT(nn.Module):
 # ---- what generate consists of
 class KVCache:
     """Keys and values of the tokens that a layer has read, so that each is computed once."""
-    def __init__(self, block_size: int, device, dtype: torch.dtype | None = None):
-        self.block_size = block_size
-        self.device = device
-        self.dtype = dtype                                  # None: that of the keys
+
+    def __init__(self, block_size: int):
+        self.block_size = block_size                        # the most tokens that it holds
         self.length = 0                                     # tokens read so far
         self.k = self.v = None                              # (B, K, block_size, D) each
-
-    def place(self, T: int) -> tuple[Tensor, Tensor]:
-        """Positions of the next T tokens (T,), and of all up to the last of them (S,)."""
-        keys = torch.arange(self.length + T, device=self.device)
-        return keys[self.length:], keys
 
     def append(self, k: Tensor, v: Tensor) -> tuple[Tensor, Tensor]:
         """Add the next T tokens' keys and values, (B, K, T, D) each; return those of all tokens
         read so far, (B, K, S, D) each."""
         B, K, T, D = k.shape
-        if self.k is None:      # zeros, as a mask would not hide inf or nan in unused memory
-            self.k = k.new_zeros(B, K, self.block_size, D, dtype=self.dtype)
-            self.v = v.new_zeros(B, K, self.block_size, D, dtype=self.dtype)
+        if self.k is None:
+            self.k = k.new_zeros(B, K, self.block_size, D)
+            self.v = v.new_zeros(B, K, self.block_size, D)
         start, self.length = self.length, self.length + T
         self.k[:, :, start:self.length] = k
         self.v[:, :, start:self.length] = v
@@ -373,10 +354,11 @@ def uniform_draws(B: int, n: int, seed: int) -> Tensor:
     return draws.clamp(max=1 - 1e-6)        # so that sample's rounded product stays below the sum
 
 
-def penalize(logits: Tensor, seen: Tensor, penalty: float) -> Tensor:
-    """Make the tokens in seen (B, V) less likely (Keskar et al. 2019)."""
-    lower = torch.where(logits > 0, logits / penalty, logits * penalty)
-    return torch.where(seen, lower, logits)
+def penalize(logits: Tensor, idx: Tensor, penalty: float) -> Tensor:
+    """Logits (B, V), lower for the tokens that occur in idx (B, T) (Keskar et al. 2019)."""
+    old = logits.gather(1, idx)                                         # (B, T)
+    lower = torch.where(old > 0, old / penalty, old * penalty)
+    return logits.scatter(1, idx, lower)
 
 
 def choose(logits: Tensor, draw: Tensor, temperature: float, top_k: int, top_p: float) -> Tensor:

@@ -14,12 +14,12 @@ MOST_PIXELS = 12000             # on its longer side: more would not fit into me
 class WatchedAttention(Attention):
     """Attention that keeps its weights, (H, T, T) of the first sequence, as `weights`."""
 
-    def attend(self, q, k, v, mask):
+    def attend(self, q, k, v):
         # Fused attention does not return its weights, but weights @ identity are the weights.
         B, K, S, D = v.shape
         identity = torch.eye(S, dtype=v.dtype, device=v.device).expand(B, K, S, S)
-        self.weights = super().attend(q, k, identity, mask)[0]
-        return super().attend(q, k, v, mask)
+        self.weights = super().attend(q, k, identity)[0]
+        return super().attend(q, k, v)
 
 
 def attention_weights(model, idx) -> list:

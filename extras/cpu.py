@@ -21,22 +21,25 @@ def speed_up_training(model: nn.Module):
     """Swap the faster routines into a model on a CPU."""
     keep_memory()
     for block in model.h:
-        if computes_the_same(block.attn):
+        if is_plain_attention(block.attn, model.config.block_size):
             block.attn.__class__ = CPUAttention
 
 
-def computes_the_same(layer: Attention) -> bool:
-    """Whether CPUAttention can replace a layer: not if Attention.attend was changed."""
+@torch.no_grad()
+def is_plain_attention(layer: Attention, block_size: int) -> bool:
+    """Whether a layer has causal attention as it comes: not if Attention.attend was changed, so
+    that a routine in this folder would compute something else."""
     if type(layer) is not Attention:
         return False
-    random = torch.Generator().manual_seed(0)
-    q, k, v = (torch.randn(1, heads, 5, layer.head_dim, generator=random)
+    random, weight = torch.Generator().manual_seed(0), layer.c_attn.weight
+    q, k, v = (torch.randn(1, heads, block_size, layer.head_dim, generator=random).to(weight)
                for heads in (layer.n_head, layer.n_kv_head, layer.n_kv_head))
     was_training = layer.training
     layer.eval()                                            # without dropout
-    expected = layer.attend(q, k, v, None)
-    found = CPUAttention.plain_products(layer, q, k, v)
+    found = layer.attend(q, k, v)
     layer.train(was_training)
+    expected = F.scaled_dot_product_attention(
+        q, k, v, is_causal=True, enable_gqa=layer.n_head != layer.n_kv_head)
     return torch.allclose(found, expected, atol=1e-4)
 
 
@@ -54,21 +57,21 @@ class CPUAttention(Attention):
     """The same attention in bf16: by plain products in training, elsewhere by the fused kernel
     in fp32, which is faster there than in bf16."""
 
-    def attend(self, q: Tensor, k: Tensor, v: Tensor, mask: Tensor | None) -> Tensor:
+    def attend(self, q: Tensor, k: Tensor, v: Tensor) -> Tensor:
         if torch.bfloat16 not in (q.dtype, v.dtype):
-            return self.fused(q, k, v, mask)
-        if torch.is_grad_enabled() and mask is None and q.shape[2] == k.shape[2] <= LONGEST:
+            return self.fused(q, k, v)
+        if torch.is_grad_enabled() and q.shape[2] == k.shape[2] <= LONGEST:
             return self.plain_products(q.bfloat16(), k.bfloat16(), v.bfloat16())
         q, k, v = q.float(), k.float(), v.float()
         if not torch.is_autocast_enabled('cpu'):
-            return self.fused(q, k, v, mask).bfloat16()
+            return self.fused(q, k, v).bfloat16()
         with torch.autocast('cpu', enabled=False):
-            return self.fused(q, k, v, mask).bfloat16()
+            return self.fused(q, k, v).bfloat16()
 
-    def fused(self, q: Tensor, k: Tensor, v: Tensor, mask: Tensor | None) -> Tensor:
-        if mask is None and q.shape[2] < k.shape[2]:        # one token, which sees all keys
+    def fused(self, q: Tensor, k: Tensor, v: Tensor) -> Tensor:
+        if q.shape[2] == 1:             # it sees all keys: no mask is needed
             return F.scaled_dot_product_attention(q, k, v, enable_gqa=self.n_head != self.n_kv_head)
-        return super().attend(q, k, v, mask)
+        return super().attend(q, k, v)
 
     def plain_products(self, q: Tensor, k: Tensor, v: Tensor) -> Tensor:
         """Causal attention from q (B, H, T, D) and k, v (B, K, T, D), as (B, H, T, D)."""
@@ -81,6 +84,13 @@ class CPUAttention(Attention):
         return y.view(B, H, T, D)
 
 
+class FloatCache(KVCache):
+    """Keys and values in fp32, in which CPUs attend faster, of a model in bf16."""
+
+    def append(self, k: Tensor, v: Tensor) -> tuple[Tensor, Tensor]:
+        return super().append(k.float(), v.float())
+
+
 class SamplingAttention(CPUAttention):
     """CPUAttention of qwen3 that norms and rotates queries and keys together: for single tokens
     the number of operations counts, not their size."""
@@ -89,14 +99,14 @@ class SamplingAttention(CPUAttention):
         weights = [self.q_norm.weight] * self.n_head + [self.k_norm.weight] * self.n_kv_head
         self.qk_weight = torch.stack(weights).detach().float()          # (H + K, D)
 
-    def forward(self, x: Tensor, rope, mask: Tensor | None, cache) -> Tensor:
+    def forward(self, x: Tensor, rope, cache) -> Tensor:
         B, T, _ = x.shape
         H, K, D = self.n_head, self.n_kv_head, self.head_dim
         qk, v = self.c_attn(x).split(((H + K) * D, K * D), dim=2)
         qk = F.rms_norm(qk.view(B, T, H + K, D).float(), (D,), eps=self.q_norm.eps)
         q, k = rotate(qk * self.qk_weight, rope).transpose(1, 2).split((H, K), dim=1)
         k, v = cache.append(k, v.view(B, T, K, D).transpose(1, 2))      # (B, K, S, D)
-        y = self.attend(q.type_as(x), k, v, mask)                       # (B, H, T, D)
+        y = self.attend(q.type_as(x), k, v)                             # (B, H, T, D)
         return self.c_proj(y.transpose(1, 2).reshape(B, T, H * D))
 
 
@@ -111,10 +121,10 @@ def can_sample_with(layer: Attention) -> bool:
     x = torch.randn(1, 5, layer.c_attn.in_features, generator=torch.Generator().manual_seed(0))
     fast = deepcopy(layer).float()
     rope = rotary(tokens, layer.head_dim, 10000.0)
-    expected = fast(x, rope, None, KVCache(5, x.device))
+    expected = fast(x, rope, KVCache(5))
     fast.__class__ = SamplingAttention
     fast.pack()
-    return torch.allclose(fast(x, rope, None, KVCache(5, x.device)), expected, atol=1e-4)
+    return torch.allclose(fast(x, rope, KVCache(5)), expected, atol=1e-4)
 
 
 class PackedLinear(nn.Linear):

@@ -8,12 +8,13 @@ import weakref
 from copy import deepcopy
 
 import torch
+import torch.nn.functional as F
 from torch import Tensor, nn
 from torch.nn.utils.parametrize import is_parametrized
 
 import extras.cpu as cpu
 import extras.cuda as cuda
-from model import GPT, KVCache
+from model import GPT, Attention, KVCache
 
 
 class Sampler:
@@ -55,48 +56,42 @@ def make_copy(model: GPT, compile: bool) -> GPT:
     copy.graphs = weakref.WeakKeyDictionary()
     for layer in (copy, *copy.h):
         layer.drop = nn.Identity()      # in sampling nothing is dropped
-    weight = model.wte.weight
+    weight, block_size = model.wte.weight, model.config.block_size
+    is_plain = {block: cpu.is_plain_attention(block.attn, block_size) for block in copy.h}
     if weight.device.type == 'cpu':
-        copy.cache_dtype = torch.float32 if weight.dtype == torch.bfloat16 else None
+        if weight.dtype == torch.bfloat16:
+            copy.cache_class = cpu.FloatCache
         for block in copy.h:
-            if cpu.computes_the_same(block.attn):
+            if is_plain[block]:
                 can_join = not compile and cpu.can_sample_with(block.attn)
                 block.attn.__class__ = cpu.SamplingAttention if can_join else cpu.CPUAttention
-        copy.needs_mask = not all(isinstance(block.attn, cpu.CPUAttention) for block in copy.h)
         if compile or cpu.can_pack(weight):
             for layer in copy.modules():
                 if type(layer) is nn.Linear:
                     layer.__class__ = cpu.RowSumLinear if compile else cpu.PackedLinear
-    if compile:
-        copy.step = compiled_step(copy)
-    elif weight.device.type == 'cuda':
-        copy.step = plain_step(copy)
+    if (compile or weight.device.type == 'cuda') and all(is_plain.values()):
+        for block in copy.h:
+            block.attn.__class__ = type('Static', (StaticAttention, type(block.attn)), {})
+        copy.step = compiled_step(copy) if compile else plain_step(copy)
     return copy
 
 
 class FastGPT(GPT):
     """A GPT whose step of one token can be compiled."""
-    cache_dtype = None                  # None: that of the keys
-    needs_mask = True                   # also for a single token
+    cache_class = KVCache
     step = None                         # of a single token, with a StaticCache
     graphs = None                       # on GPUs: the CapturedStep of each text, by its first cache
 
-    def attention_mask(self, positions: Tensor, key_positions: Tensor) -> Tensor | None:
-        """No mask for a single token that sees all keys, which CPUAttention computes faster."""
-        mask = super().attention_mask(positions, key_positions)
-        if self.needs_mask or self.step is not None or len(positions) > 1 or mask is None:
-            return mask
-        return None if mask.dtype == torch.bool and mask.all() else mask
-
     def new_caches(self) -> list[KVCache]:
-        block_size, device = self.config.block_size, self.wte.weight.device
-        return [KVCache(block_size, device, self.cache_dtype) for _ in self.h]
+        return [self.cache_class(self.config.block_size) for _ in self.h]
 
     def next_logits(self, idx: Tensor, caches: list[KVCache]) -> Tensor:
         if self.step is None and not idx.is_cuda:           # no cuDNN that must be avoided
             return self.lm_head(self.hidden(idx, caches)[:, -1]).float()
         if self.step is None or idx.shape[1] > 1 or caches[0].length == 0:
             return super().next_logits(idx, caches)
+        # A copy, as each text has other strides, for which the step would be compiled anew.
+        idx = idx.clone(memory_format=torch.contiguous_format)
         first = caches[0]
         position = first.length
         for cache in caches:
@@ -110,18 +105,32 @@ class FastGPT(GPT):
 
 
 class StaticCache:
-    """Within a compiled step: a KVCache whose shapes do not depend on the position of the token."""
+    """Within a compiled step: a KVCache whose shapes do not depend on the number of tokens that
+    were read: length is a tensor (1,). Unused memory is zeros, as a mask hides no inf or nan."""
 
-    def __init__(self, k: Tensor, v: Tensor, position: Tensor):
-        self.k, self.v, self.position = k, v, position
-
-    def place(self, T: int) -> tuple[Tensor, Tensor]:
-        return self.position, torch.arange(self.k.shape[2], device=self.k.device)
+    def __init__(self, k: Tensor, v: Tensor, length: Tensor):
+        self.k, self.v, self.length = k, v, length
 
     def append(self, k: Tensor, v: Tensor) -> tuple[Tensor, Tensor]:
-        self.k.index_copy_(2, self.position, k.to(self.k.dtype))
-        self.v.index_copy_(2, self.position, v.to(self.v.dtype))
+        self.k.index_copy_(2, self.length, k.to(self.k.dtype))
+        self.v.index_copy_(2, self.length, v.to(self.v.dtype))
         return self.k, self.v
+
+
+class StaticAttention(Attention):
+    """Attention that may have a StaticCache, whose unused keys a token must not see."""
+
+    def forward(self, x: Tensor, rope=None, cache=None) -> Tensor:
+        self.length = cache.length if isinstance(cache, StaticCache) else None
+        return super().forward(x, rope, cache)
+
+    def attend(self, q: Tensor, k: Tensor, v: Tensor) -> Tensor:
+        if self.length is None:
+            return super().attend(q, k, v)
+        mask = (torch.arange(k.shape[2], device=k.device) <= self.length)[None]         # (1, S)
+        y = F.scaled_dot_product_attention(q.to(k.dtype), k, v, mask,
+                                           enable_gqa=self.n_head != self.n_kv_head)
+        return y.type_as(q)
 
 
 def plain_step(copy: GPT):

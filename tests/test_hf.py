@@ -189,7 +189,7 @@ def gelu(mlp, x):                   # not in its tanh form: the logits differ by
     return mlp.c_proj(F.gelu(gate) * value)
 
 
-def near_keys(attention, q, k, v, mask):
+def near_keys(attention, q, k, v):
     positions = torch.arange(q.shape[2])
     distance = positions[:, None] - positions
     return F.scaled_dot_product_attention(q, k, v, (distance >= 0) & (distance < 128),

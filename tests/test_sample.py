@@ -17,6 +17,7 @@ from pathlib import Path
 import numpy
 import pytest
 import torch
+import torch.nn.functional as F
 from conftest import ROOT, TEXT, TINY, read_log
 from matplotlib.figure import Figure
 from torch.nn.utils import parametrize, prune
@@ -591,13 +592,25 @@ def test_a_checkpoint_that_lacks_something_is_an_error(run, trained):
             run('sample.py', '--out_dir=half.pt')
 
 
-def test_a_changed_attention_is_what_is_sampled_from(run, trained, monkeypatch):
-    """The faster copy joins what Attention.forward does for queries and keys, unless that was changed."""
-    def forward(layer, x, rope=None, mask=None, cache=None):
-        return 0.5 * plain(layer, x.flip(-1), rope, mask, cache)
+def scaled_and_turned(layer, x, rope=None, cache=None):
+    return 0.5 * plain_forward(layer, x.flip(-1), rope, cache)
 
-    plain = Attention.forward
-    before = load('out', dtype='float32').rows('the', temperature=0)
-    monkeypatch.setattr(Attention, 'forward', forward)
-    fast, slow = (load('out', dtype='float32', fast=fast).rows('the', temperature=0) for fast in (True, False))
+
+def near_keys(layer, q, k, v):
+    """A sliding window of 9 tokens."""
+    T, S = q.shape[2], k.shape[2]
+    mask = torch.ones(T, S, dtype=torch.bool).tril(S - T).triu(S - T - 8)
+    return F.scaled_dot_product_attention(q, k, v, mask, enable_gqa=layer.n_head != layer.n_kv_head)
+
+
+plain_forward = Attention.forward
+
+
+@pytest.mark.parametrize('method, change', [('forward', scaled_and_turned), ('attend', near_keys)])
+def test_a_changed_attention_is_what_is_sampled_from(run, trained, monkeypatch, method, change):
+    """The faster routines of extras/ step aside where they would compute something else."""
+    prompt = 'the cat and the '
+    before = load('out', dtype='float32').rows(prompt, temperature=0)
+    monkeypatch.setattr(Attention, method, change)
+    fast, slow = (load('out', dtype='float32', fast=fast).rows(prompt, temperature=0) for fast in (True, False))
     assert fast == slow != before
