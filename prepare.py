@@ -50,6 +50,7 @@ from config._fit import next_command
 from config._terminal import show_progress, warn
 from data.files import (
     FORMAT,
+    bits_per_byte,
     checksum_of_meta,
     datasets_there,
     fingerprint,
@@ -290,6 +291,14 @@ class Validation(NamedTuple):
     bytes: int                    # length of the text in UTF-8
     entropy: float | None         # -ln of the text's probability, if known
 
+    def floor(self) -> float | None:
+        """Nats per token: no model can have a lower loss, on average. None if it is not known."""
+        return self.entropy / len(self.ids) if self.entropy else None
+
+    def bits_per_byte(self, loss: float) -> float:
+        """A loss, in nats per token, in a unit that does not depend on the tokenizer."""
+        return bits_per_byte(loss * len(self.ids), self.bytes)
+
 
 def validation_text(meta: dict, val, tokenizer: Tokenizer, eval_tokens: int) -> Validation:
     """The first eval_tokens ids of the val split; 0 = all, and then the entropy may be known."""
@@ -306,14 +315,15 @@ def evaluation_windows(ids, eot: int, block_size: int) -> tuple[np.ndarray, np.n
     eot written as a dot, ab. c. defgh. becomes the targets ab. | c. | defg | h. and each input
     is the token before: .ab .c .def gh. The rest of a window is padded with inputs eot and targets
     -1, which do not count. A document sees the documents before it in its window."""
-    cuts, start = [0], 0
-    for end in (*np.flatnonzero(ids == eot) + 1, len(ids)):             # of each document
-        while end - cuts[-1] > block_size:                  # it does not fit into the open window
-            if start > cuts[-1]:
-                cuts.append(start)
+    cuts = [0]                              # where windows begin
+    document_start = 0
+    for document_end in (*np.flatnonzero(ids == eot) + 1, len(ids)):
+        while document_end - cuts[-1] > block_size:         # it does not fit into the open window
+            if document_start > cuts[-1]:
+                cuts.append(document_start)
             else:                                           # nor into one of its own
                 cuts.append(cuts[-1] + block_size)
-        start = end
+        document_start = document_end
     cuts.append(len(ids))
     x = np.full((len(cuts) - 1, block_size), eot)
     y = np.full_like(x, -1)

@@ -48,10 +48,13 @@ def check_size(checkpoint: dict, size: int):
             'its tensors are larger than the file')
 
 
-def load_optimizers(optimizers: list, states: list):
-    """Load saved states, but not learning rates. Raises Error if they do not fit."""
+def load_training_state(checkpoint: dict, optimizers: list, scaler):
+    """Load the saved states of optimizers, but not their learning rates, and of the scaler. Raises
+    Error if they do not fit."""
+    if checkpoint['scaler']:
+        scaler.load_state_dict(checkpoint['scaler'])
     try:
-        for optimizer, saved in zip(optimizers, states, strict=True):
+        for optimizer, saved in zip(optimizers, checkpoint['optimizer'], strict=True):
             knobs = optimizer.state_dict()['param_groups']
             optimizer.load_state_dict({'state': saved['state'], 'param_groups': knobs})
             parameters = [p for group in optimizer.param_groups for p in group['params']]

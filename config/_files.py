@@ -9,6 +9,7 @@ from pathlib import Path
 
 from config import Error, require
 
+HELD = []                       # the locks of this process
 SEAL = b'slm:'                  # a sealed file ends with this and the CRC-32 of what is before it
 
 
@@ -56,10 +57,8 @@ def checksum(file, size: int = sys.maxsize) -> str:
 
 
 def acquire_lock(path):
-    """Lock the file `path` for this process and return a context manager that releases it.
-
-    The system releases it when the process ends, however it ends. Error if another process
-    holds it."""
+    """Lock the file `path` until this process ends, however it ends, or until the context manager
+    that is returned releases it. Raises Error if another process holds it."""
     from filelock import FileLock, Timeout
     try:
         path.parent.mkdir(parents=True, exist_ok=True)
@@ -67,8 +66,8 @@ def acquire_lock(path):
     except OSError as e:
         raise Error(f'cannot write to {path.parent}: {e.strerror}; use a different one') from e
     try:
-        # is_singleton: this process may take it again
-        return FileLock(path, is_singleton=True).acquire(timeout=0)
+        HELD.append(FileLock(path, is_singleton=True))      # this process may take it again
+        return HELD[-1].acquire(timeout=0)
     except Timeout as e:
         raise Error(f'{path.parent} is in use by another run; wait, or use a different one') from e
     except OSError:

@@ -115,8 +115,11 @@ def faster_muon(dtype: torch.dtype):
     return torch.optim.Muon
 
 
-def can_compile(device: torch.device) -> bool:
-    """Whether torch.compile works: it needs a C++ compiler, for GPUs Triton. Warns if not."""
+def can_compile(compile: str | bool, device: torch.device) -> bool:
+    """Whether to compile, by the knob, and as far as it works: torch.compile needs a C++ compiler,
+    and for GPUs Triton. Warns if they are missing."""
+    if compile is False or (compile == 'auto' and device.type != 'cuda'):
+        return False
     try:
         torch.compile(lambda x: x + 1)(torch.ones(1, device=device))
         return True

@@ -2,25 +2,22 @@
 from pathlib import Path
 
 from config import Config, extra, require
-from config._log import FILES
+from config._files import acquire_lock
+from config._log import FILES, OF_A_START
 from data.tokenizer import Tokenizer
 
-OF_A_START = ('init_from', 'out_dir', 'overwrite', 'eval_only', 'max_minutes')  # not of the run
 
-
-def adopt_knobs(config: Config, saved: dict, model_knobs: list) -> dict[str, str]:
-    """Take the knobs of the run that is resumed, except those given now; return what changes.
+def adopt_knobs(config: Config, saved: dict, model_knobs: list):
+    """Take the knobs of the run that is resumed, except those given now.
 
     Raises Error for a change that the weights, batches or optimizer states cannot follow."""
     saved = {name: value for name, value in saved.items() if name not in OF_A_START}
     config.adopt(saved)
-    changes = {name: f'{saved[name]} -> {config[name]}' for name in config
-               if name in saved and config[name] != saved[name]}
     fixed = {*model_knobs, 'seed', 'optimizer'} - {'dropout'}
-    wrong = [f'{name}: {change}' for name, change in changes.items() if name in fixed]
+    wrong = [f'{name}: {saved[name]} -> {config[name]}' for name in config
+             if name in fixed & saved.keys() and config[name] != saved[name]]
     require(not wrong, f'{", ".join(wrong)}: this cannot change on resume; leave out what sets it, '
                        'or use a different out_dir')
-    return changes
 
 
 def adopt_shape(config: Config, weights: dict, model_knobs: list):
@@ -36,7 +33,8 @@ def adopt_shape(config: Config, weights: dict, model_knobs: list):
 
 def check_data(config: Config, meta: dict, tokenizer: Tokenizer, checkpoint: dict | None,
                is_resumed: bool):
-    """Raise Error unless the dataset is consistent, long enough, and that of the checkpoint."""
+    """Raise Error unless the dataset is consistent, long enough, and that of the checkpoint, which
+    has steps left."""
     folder = f'data/{config["dataset"]}'
     require((tokenizer.vocab_size, tokenizer.eot) == (meta['vocab_size'], meta['eot']),
             f'{folder}/meta.json does not fit its tokenizer; prepare it again')
@@ -49,6 +47,9 @@ def check_data(config: Config, meta: dict, tokenizer: Tokenizer, checkpoint: dic
     require(not is_resumed or checkpoint['data'] == checksums,
             f'{folder} is not what {config["out_dir"]}/ckpt.pt was trained on; use a different '
             'out_dir')
+    require(not is_resumed or 0 <= checkpoint['step'] <= config['max_iters'],
+            f'{config["out_dir"]}/ckpt.pt is at step {checkpoint.get("step")}: '
+            f'raise max_iters={config["max_iters"]}')
     require(Tokenizer(checkpoint['tokenizer']) == tokenizer,
             f'{folder} has a different tokenizer from the checkpoint; prepare it with that one')
     rows = checkpoint['model_config']['vocab_size']
@@ -57,10 +58,12 @@ def check_data(config: Config, meta: dict, tokenizer: Tokenizer, checkpoint: dic
 
 
 def open_folder(config: Config, is_resumed: bool):
-    """Make out_dir ready, and return the run at Weights & Biases, if one is asked for.
+    """Make out_dir ready and lock it until this process ends, and return the run at Weights &
+    Biases, if one is asked for.
 
     Raises Error if the folder holds another run, and before it deletes anything."""
     out = Path(config['out_dir'])
+    acquire_lock(out / '.lock')                 # a resumed run has it already
     require(is_resumed or config['overwrite'] or not (out / 'ckpt.pt').exists(),
             f'{out} holds a run already: continue it with --init_from=resume, replace it with '
             '--overwrite=True, or choose a different --out_dir')

@@ -8,7 +8,6 @@ import numpy as np
 import torch
 
 from config import require
-from data.files import bits_per_byte
 from data.tokenizer import Tokenizer
 from model import evaluate
 from prepare import Validation, evaluation_windows, open_dataset, validation_text
@@ -48,9 +47,9 @@ def print_evaluation(lm, dataset: str, eval_tokens: int):
     loss = evaluate(lm.model, x, y, 8, contextlib.nullcontext())
     print(f'loss        {loss:.4f} nats per token, of {len(text.ids):,} tokens')
     print(f'perplexity  {math.exp(loss):.3f}')
-    print(f'bits/byte   {bits_per_byte(loss * len(text.ids), text.bytes):.4f}')
-    if text.entropy:
-        floor = text.entropy / len(text.ids)
+    print(f'bits/byte   {text.bits_per_byte(loss):.4f}')
+    floor = text.floor()
+    if floor:
         print(f'floor       {floor:.4f} nats per token, the entropy of the text: '
               f'{loss / floor - 1:+.1%}')
     samples = lm.rows(num_samples=OVERLAP_SAMPLES)

@@ -156,7 +156,7 @@ def test_the_default_run_learns_to_tell_them(run):
     from sample import LanguageModel
     run('prepare.py')
     done = run('train.py')
-    assert done['progress']['best_val_loss'] < 1.05 * done['floor']
+    assert done['progress']['best_val_loss'] < 1.05 * done['validation'].floor()
     lm = LanguageModel(done['model'].eval(), done['tokenizer'])
     texts = [lm.tokenizer.decode(ids) for ids in lm.rows(num_samples=1000, temperature=1.0, seed=5)]
     told = sum(len(parse(GRAMMAR, text)) == 1 for text in texts)
