@@ -320,7 +320,7 @@ class GPT(nn.Module):
         is_fused = rest[0].device.type in ('cpu', 'cuda')
         optimizers = [torch.optim.AdamW(groups, learning_rate, betas, fused=is_fused)]
         if matrices:
-            optimizers.append(muon_class(matrices, learning_rate, weight_decay,
+            optimizers.append(muon_class(matrices, learning_rate, weight_decay, momentum=betas[0],
                                          adjust_lr_fn='match_rms_adamw'))
         return optimizers
 

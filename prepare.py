@@ -393,8 +393,9 @@ def main():
         if (folder / 'meta.json').exists() and not overwrite:
             meta = open_dataset(folder.name)[0]
             require(meta.get('fingerprint') == about['fingerprint'],
-                    f'{folder} holds something else ({meta["command"]}); use a different --name, '
-                    'or --overwrite=True')
+                    f'{folder} was made from other knobs, or the files have changed since '
+                    f'({meta["command"]}); use a different --name, or --overwrite=True, after '
+                    'which runs on the old one cannot be resumed')
             print(f'{folder} is there already, made from the same text and knobs: nothing to do')
         else:
             splits, about['licence'] = read_source(source, files)

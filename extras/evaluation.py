@@ -58,7 +58,7 @@ def print_evaluation(lm, dataset: str, eval_tokens: int):
         run = longest_overlap(rows, train)
         shared = lm.tokenizer.decode(run)
         print(f'overlap     {len(run)} tokens, {len(shared.split())} words of a training text, '
-              f'at most, in {len(rows)} {name}: {shared[:60]!r}')
+              f'at most, in {len(rows)} {name if len(rows) > 1 else name[:-1]}: {shared[:60]!r}')
 
 
 def longest_overlap(rows: list, train) -> list[int]:
