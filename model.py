@@ -96,7 +96,7 @@ class Attention(nn.Module):
     """Causal self-attention (Vaswani et al. 2017): each token gathers from itself and those before.
 
     In qwen3, groups of queries share keys and values (Ainslie et al. 2023), and queries and keys
-    are normed, then rotated by their positions. Generation keeps keys and values in a KVCache."""
+    are normed, then rotated by their positions."""
 
     def __init__(self, config: GPTConfig):
         super().__init__()
@@ -112,36 +112,29 @@ class Attention(nn.Module):
             self.q_norm = RMSNorm(config.head_dim, config.norm_eps)
             self.k_norm = RMSNorm(config.head_dim, config.norm_eps)
 
-    def forward(self, x: Tensor, rope=None, cache: 'KVCache | None' = None) -> Tensor:
+    def forward(self, x: Tensor, rope=None) -> Tensor:
         B, T, _ = x.shape                                               # (B, T, C)
         H, K, D = self.n_head, self.n_kv_head, self.head_dim
-        q, k, v = self.c_attn(x).split((H * D, K * D, K * D), dim=2)
+        q, k, v = self.c_attn(x).split((H * D, K * D, K * D), dim=2)    # (B, T, heads D) each
         q = self.q_norm(q.view(B, T, H, D))                             # queries: what it looks for
         k = self.k_norm(k.view(B, T, K, D))                             # keys: what it offers
         v = v.view(B, T, K, D)                                          # values: what it passes on
         if rope is not None:
             q, k = rotate(q, rope), rotate(k, rope)
         q, k, v = (t.transpose(1, 2) for t in (q, k, v))                # (B, H or K, T, D)
-        if cache is not None:
-            k, v = cache.append(k, v)                                   # (B, K, S, D)
         y = self.attend(q, k, v)                                        # (B, H, T, D)
         return self.c_proj(y.transpose(1, 2).reshape(B, T, H * D))      # (B, T, C)
 
     def attend(self, q: Tensor, k: Tensor, v: Tensor) -> Tensor:
-        """Each query's mean of the values, (B, H, T, D), weighted by how well the keys fit it.
+        """Each query's mean of the values, (B, H, T, D), weighted by how well their keys fit it.
 
-        k and v (B, K, S, D) are those of S tokens, q (B, H, T, D) those of the last T of them; in
-        training T = S. One fused kernel computes the following without storing the weights:
-            scores = q @ k.mT / math.sqrt(D)                                     # (B, H, T, S)
-            scores = scores.masked_fill(~mask, -math.inf)
-            weights = dropout(scores.softmax(dim=-1))                            # (B, H, T, S)
+        One fused kernel computes the following without ever storing the weights:
+            scores = q @ k.mT / math.sqrt(D)                                     # (B, H, T, T)
+            scores = scores.masked_fill(is_later, -math.inf)    # no token sees those after it
+            weights = dropout(scores.softmax(dim=-1))                            # (B, H, T, T)
             return weights @ v                                                   # (B, H, T, D)"""
-        T, S = q.shape[2], k.shape[2]
-        mask = None                     # for T = S the kernel has the causal mask built in
-        if T < S:                       # each query sees the keys up to its own
-            mask = torch.ones(T, S, dtype=torch.bool, device=q.device).tril(S - T)
         return F.scaled_dot_product_attention(
-            q, k, v, attn_mask=mask, is_causal=mask is None,
+            q, k, v, is_causal=True,
             dropout_p=self.dropout if self.training else 0.0,
             enable_gqa=self.n_head != self.n_kv_head)
 
@@ -177,8 +170,8 @@ class Block(nn.Module):
         self.mlp = MLP(config)
         self.drop = nn.Dropout(config.dropout)
 
-    def forward(self, x: Tensor, rope=None, cache=None) -> Tensor:
-        x = x + self.drop(self.attn(self.norm_1(x), rope, cache))
+    def forward(self, x: Tensor, rope=None) -> Tensor:
+        x = x + self.drop(self.attn(self.norm_1(x), rope))
         x = x + self.drop(self.mlp(self.norm_2(x)))
         return x
 
@@ -213,8 +206,9 @@ class GPT(nn.Module):
             # with the number of layers (Radford et al. 2019).
             if name.endswith('c_proj.weight'):
                 nn.init.normal_(p, std=0.02 / math.sqrt(2 * self.config.n_layer))
-        # With a head_gain of 20 the first logits are about the same, but change 20 times faster:
-        # an AdamW step changes a weight by the learning rate, whatever the weight's size. (A tied
+        # A head_gain of 20 makes the last norm 20 times larger and the output matrix 20 times
+        # smaller. The first logits stay about the same, but an AdamW step moves them 20 times as
+        # far: it changes a weight by the learning rate, whatever the weight's size. (A tied
         # embedding begins smaller as well, which the norms of the blocks make up for.)
         self.norm_f.weight *= self.config.head_gain
         self.lm_head.weight /= self.config.head_gain
@@ -222,10 +216,9 @@ class GPT(nn.Module):
     def num_params(self) -> int:
         return sum(p.numel() for p in self.parameters())            # a tied matrix counts once
 
-    def hidden(self, idx: Tensor, caches: 'list[KVCache] | None' = None) -> Tensor:
-        """Last hidden states (B, T, C) of ids (B, T). With caches, one for each layer, the ids
-        continue the text that the caches have read, and are added to them."""
-        begin = caches[0].length if caches else 0
+    def hidden(self, idx: Tensor, begin=0) -> Tensor:
+        """Last hidden states (B, T, C) of ids (B, T). The first id has the position `begin`, which
+        is not 0 where extras/sampling.py remembers the ids before it."""
         positions = begin + torch.arange(idx.shape[1], device=idx.device)       # (T,)
         x = self.wte(idx)                                               # (B, T, C)
         rope = None
@@ -234,8 +227,8 @@ class GPT(nn.Module):
         else:
             rope = rotary(positions, self.config.head_dim, self.config.rope_theta)
         x = self.drop(x)
-        for i, block in enumerate(self.h):
-            x = block(x, rope, caches[i] if caches else None)           # (B, T, C)
+        for block in self.h:
+            x = block(x, rope)                                          # (B, T, C)
         return self.norm_f(x)
 
     def forward(self, idx: Tensor, targets: Tensor | None = None) -> Tensor:
@@ -259,12 +252,8 @@ class GPT(nn.Module):
                  seed: int = 0, vocab_size: int | None = None):
         """Yield the ids (B,) that follow the prompts idx (B, T), until all rows have ended.
 
-        Without its options, and without the caches that make it fast, it would be:
-            for _ in range(max_new_tokens):
-                logits = self(idx)[:, -1]                               # (B, V)
-                next_id = torch.multinomial((logits / temperature).softmax(-1), 1)  # (B, 1)
-                idx = torch.cat((idx, next_id), dim=1)
-                yield next_id[:, 0]
+        Each step reads the whole context again; the copy of a model that extras/sampling.py makes
+        remembers keys and values instead, and generates the same.
 
         The repetition_penalty is applied first, then temperature (0 = always the likeliest
         token), top_k (0 = off) and top_p (1 = off). A row that has produced eot repeats it.
@@ -274,14 +263,10 @@ class GPT(nn.Module):
         draws = uniform_draws(B, max_new_tokens, seed).to(idx.device)
         ended = torch.zeros(B, dtype=torch.bool, device=idx.device)
         context = idx                       # the tokens that the model sees, (B, up to block_size)
-        caches = self.new_caches()          # what it remembers of those that it has read
         for step in range(max_new_tokens):
-            if context.shape[1] > block_size:
-                # The context is full: keep its last half, and read that with empty caches.
+            if context.shape[1] > block_size:               # it is full: keep its last half
                 context = context[:, -max(1, block_size // 2):]
-                caches = self.new_caches()
-            unread = context[:, caches[0].length:]
-            logits = self.next_logits(unread, caches)                   # (B, V)
+            logits = self.next_logits(context)                          # (B, V)
             if vocab_size is not None:
                 logits[:, vocab_size:] = -math.inf
             if repetition_penalty != 1:
@@ -296,13 +281,10 @@ class GPT(nn.Module):
             if eot is not None and ended.all():
                 return
 
-    def new_caches(self) -> 'list[KVCache]':
-        return [KVCache(self.config.block_size) for _ in self.h]
-
-    def next_logits(self, idx: Tensor, caches: 'list[KVCache]') -> Tensor:
-        """Logits (B, V), fp32, of the token after ids (B, T), which are added to the caches."""
+    def next_logits(self, idx: Tensor) -> Tensor:
+        """Logits (B, V), fp32, of the token that follows ids (B, T)."""
         with sdpa_kernel(WITHOUT_CUDNN):
-            return self.lm_head(self.hidden(idx, caches)[:, -1]).float()
+            return self.lm_head(self.hidden(idx)[:, -1]).float()
 
     # ---- optimizers
     def make_optimizers(self, optimizer: str, learning_rate: float, weight_decay: float,
@@ -320,33 +302,12 @@ class GPT(nn.Module):
         is_fused = rest[0].device.type in ('cpu', 'cuda')
         optimizers = [torch.optim.AdamW(groups, learning_rate, betas, fused=is_fused)]
         if matrices:
-            optimizers.append(muon_class(matrices, learning_rate, weight_decay, momentum=betas[0],
+            optimizers.append(muon_class(matrices, learning_rate, weight_decay,
                                          adjust_lr_fn='match_rms_adamw'))
         return optimizers
 
 
 # ---- what generate consists of
-class KVCache:
-    """Keys and values of the tokens that a layer has read, so that each is computed once."""
-
-    def __init__(self, block_size: int):
-        self.block_size = block_size                        # the most tokens that it holds
-        self.length = 0                                     # tokens read so far
-        self.k = self.v = None                              # (B, K, block_size, D) each
-
-    def append(self, k: Tensor, v: Tensor) -> tuple[Tensor, Tensor]:
-        """Add the next T tokens' keys and values, (B, K, T, D) each; return those of all tokens
-        read so far, (B, K, S, D) each."""
-        B, K, T, D = k.shape
-        if self.k is None:
-            self.k = k.new_zeros(B, K, self.block_size, D)
-            self.v = v.new_zeros(B, K, self.block_size, D)
-        start, self.length = self.length, self.length + T
-        self.k[:, :, start:self.length] = k
-        self.v[:, :, start:self.length] = v
-        return self.k[:, :, :self.length], self.v[:, :, :self.length]
-
-
 def uniform_draws(B: int, n: int, seed: int) -> Tensor:
     """Random numbers (B, n) in [0, 1); row i depends on seed + i only, on every device."""
     generators = [torch.Generator().manual_seed(int(seed) + i) for i in range(B)]

@@ -315,17 +315,16 @@ def evaluation_windows(ids, eot: int, block_size: int) -> tuple[np.ndarray, np.n
     eot written as a dot, ab. c. defgh. becomes the targets ab. | c. | defg | h. and each input
     is the token before: .ab .c .def gh. The rest of a window is padded with inputs eot and targets
     -1, which do not count. A document sees the documents before it in its window."""
-    cuts = [0]                              # where windows begin
-    document_start = 0
-    for document_end in (*np.flatnonzero(ids == eot) + 1, len(ids)):
-        while document_end - cuts[-1] > block_size:         # it does not fit into the open window
-            if document_start > cuts[-1]:
-                cuts.append(document_start)
-            else:                                           # nor into one of its own
-                cuts.append(cuts[-1] + block_size)
-        document_start = document_end
-    cuts.append(len(ids))
-    x = np.full((len(cuts) - 1, block_size), eot)
+    lengths = [0]                           # tokens in each window
+    ends = [*np.flatnonzero(ids == eot) + 1, len(ids)]
+    for document in np.diff([0, *ends]):                    # its length
+        for begin in range(0, document, block_size):
+            piece = min(block_size, document - begin)       # all of it, if it fits into a window
+            if lengths[-1] + piece > block_size:
+                lengths.append(0)
+            lengths[-1] += piece
+    cuts = np.cumsum([0, *lengths])                         # where windows begin and end
+    x = np.full((len(lengths), block_size), eot)
     y = np.full_like(x, -1)
     before = np.append(eot, ids)
     for row, (start, end) in enumerate(zip(cuts, cuts[1:])):

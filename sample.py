@@ -155,7 +155,7 @@ def hand_over():
     for name, ending in (('attention', '.png'), ('surprise', '.html')):
         require(not config[name] or config[name].endswith(ending),
                 f'{name}={config[name]}: name a file that ends in {ending}')
-    lm = load(out_dir, device, 'float32', fast=False)
+    lm = load(out_dir, device, 'float32')
     prompt = read_prompt(start)
     if export.endswith('.gguf'):
         extra('gguf', needed_by='export').export_gguf(lm, export)

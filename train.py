@@ -132,8 +132,8 @@ def check_knobs(world_size: int):
 def read_start(out: Path, is_writer: bool) -> tuple[dict | None, bool]:
     """The checkpoint to start from, if any, and whether it is the run's own, which then goes on.
 
-    Knobs that are not given now take the values of the checkpoint. Raises Error for one that is
-    given and contradicts it."""
+    In config, knobs that are not given now take the values of the checkpoint. Raises Error for one
+    that is given and contradicts it."""
     has_run = os.path.exists(out / 'ckpt.pt')
     is_resumed = init_from == 'resume' or (init_from == 'auto' and has_run)
     checkpoint = None
@@ -146,7 +146,6 @@ def read_start(out: Path, is_writer: bool) -> tuple[dict | None, bool]:
     elif init_from not in ('scratch', 'auto'):
         checkpoint = load_weights(init_from, from_hub=True)
         adopt_shape(config, checkpoint['model_config'], MODEL_KNOBS)
-    globals().update(config)                    # from here on the knobs above have these values
     return checkpoint, is_resumed
 
 
@@ -172,7 +171,7 @@ def micro_batches(step: int, data, rank: int, share: int, micro: int, device: to
         x, y = (torch.from_numpy(ids) for ids in batch)
         if device.type == 'cuda':               # pinned memory is copied while the host goes on
             x, y = x.pin_memory(), y.pin_memory()
-        if dropout:                             # its masks depend on (seed, first sequence) only
+        if dropout:                             # a seed for its masks, of both numbers
             torch.manual_seed(hash((seed, first)))
         yield x.to(device, non_blocking=True), y.to(device, non_blocking=True)
 
@@ -227,11 +226,13 @@ def sample_text(model: GPT, tokenizer: Tokenizer, autocast) -> str:
 
 
 # ---- the run
+# The setup in order: checkpoint, device, data, model, optimizers, log. What trains is the loop.
 if __name__ == '__main__':
     rank, world_size = int(os.environ.get('RANK', 0)), int(os.environ.get('WORLD_SIZE', 1))
     is_writer = rank == 0 and not eval_only     # whether this process writes to out_dir
     out = Path(out_dir)
     checkpoint, is_resumed = read_start(out, is_writer)
+    globals().update(config)                    # from here on the knobs above have these values
     check_knobs(world_size)
 
     # device and precision
@@ -250,8 +251,8 @@ if __name__ == '__main__':
     # model
     model = make_model(checkpoint, tokenizer, torch_device).train()
     muon_class = torch.optim.Muon
-    if fast:                                    # the same Attention.attend, GPT.loss and Muon,
-        use_faster_routines(model)              # in less time or memory
+    if fast:        # Attention.attend, GPT.loss and Muon, as they come, in less time or memory
+        use_faster_routines(model)
         muon_class = faster_muon(torch_dtype)
     share = batch_size // world_size            # sequences of this process in a step
     micro = micro_batch_size or pick_micro_batch(model, autocast, share)    # that it holds at once
@@ -279,8 +280,8 @@ if __name__ == '__main__':
     checkpoint = None                           # to free its memory
     stop = PoliteStop(max_minutes)              # Ctrl-C and the like end a run after a step
 
-    # ---- functions of the run: all that they use is above
-    def validation_row() -> dict:
+    # ---- functions of the run
+    def validation_row(step: int) -> dict:
         """The columns of log.csv for the validation text."""
         log.note('evaluating')
         loss = evaluate(model, val_x, val_y, micro, autocast, rank, world_size)
@@ -310,11 +311,10 @@ if __name__ == '__main__':
     began = time.perf_counter()
     step = start
     if eval_only or (eval_interval > 0 and not is_resumed):
-        row = {'step': start, 'tokens': start * batch_size * block_size, **validation_row()}
-        log.show(row)
+        row = {'step': start, 'tokens': start * batch_size * block_size, **validation_row(start)}
+        log.add(row)
         if not eval_only:
             progress['val_loss'] = row['val_loss']
-            log.write(row)
             save_to_resume()
 
     # ---- the loop: an update, then what is due after it
@@ -349,11 +349,9 @@ if __name__ == '__main__':
         row = training_row(step, losses, norms, time.perf_counter() - clock, world_size,
                            scaler.is_enabled())
         if is_eval_due:
-            row |= validation_row()
+            row |= validation_row(step)
             save_best(row['val_loss'])
-        log.show(row)
-        if is_row_due:
-            log.write(row)
+        log.add(row, to_file=is_row_due)        # a stop leaves no trace in log.csv
         if is_eval_due:
             for line in sample_text(model, tokenizer, autocast).splitlines():
                 log.say(line, indent=' ' * 8)
@@ -364,11 +362,11 @@ if __name__ == '__main__':
         losses, norms, clock = [], [], time.perf_counter()
 
     # ---- the end
-    if stop.is_out_of_time and not is_eval_due:     # log.csv stays that of an unstopped run
-        row = {'step': step, **validation_row()}
+    if stop.is_out_of_time and not is_eval_due:     # the last weights may be the best
+        row = {'step': step, **validation_row(step)}
         save_best(row['val_loss'])
         save_to_resume()
-        log.show(row)
+        log.add(row, to_file=False)
     if is_writer and extra('plots'):
         extra('plots').plot_losses([out], out / 'loss.png', validation.floor())
     bits = validation.bits_per_byte(progress['best_val_loss'])

@@ -55,10 +55,14 @@ class Log:
         """Show behind the bar what is done at the moment."""
         self.bar.set_postfix_str(text)
 
+    def add(self, row: dict, to_file: bool = True):
+        """Show a row, and append it to log.csv."""
+        self.show(row)
+        if to_file and self.is_written:
+            self.write(row)
+
     def write(self, row: dict):
         """Append a row to log.csv, where columns without a value stay empty."""
-        if not self.is_written:
-            return
         try:
             with open(self.path, 'a', newline='', encoding='utf-8') as f:
                 csv.writer(f).writerow([row.get(column, '') for column in COLUMNS])

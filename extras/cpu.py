@@ -11,7 +11,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from model import Attention, KVCache, rotary, rotate
+from model import Attention, rotary, rotate
 
 M_TRIM_THRESHOLD, M_MMAP_THRESHOLD = -1, -3     # of glibc's mallopt
 LONGEST = 512                                   # tokens up to which plain products are faster
@@ -59,19 +59,14 @@ class CPUAttention(Attention):
 
     def attend(self, q: Tensor, k: Tensor, v: Tensor) -> Tensor:
         if torch.bfloat16 not in (q.dtype, v.dtype):
-            return self.fused(q, k, v)
+            return super().attend(q, k, v)
         if torch.is_grad_enabled() and q.shape[2] == k.shape[2] <= LONGEST:
             return self.plain_products(q.bfloat16(), k.bfloat16(), v.bfloat16())
         q, k, v = q.float(), k.float(), v.float()
         if not torch.is_autocast_enabled('cpu'):
-            return self.fused(q, k, v).bfloat16()
+            return super().attend(q, k, v).bfloat16()
         with torch.autocast('cpu', enabled=False):
-            return self.fused(q, k, v).bfloat16()
-
-    def fused(self, q: Tensor, k: Tensor, v: Tensor) -> Tensor:
-        if q.shape[2] == 1:             # it sees all keys: no mask is needed
-            return F.scaled_dot_product_attention(q, k, v, enable_gqa=self.n_head != self.n_kv_head)
-        return super().attend(q, k, v)
+            return super().attend(q, k, v).bfloat16()
 
     def plain_products(self, q: Tensor, k: Tensor, v: Tensor) -> Tensor:
         """Causal attention from q (B, H, T, D) and k, v (B, K, T, D), as (B, H, T, D)."""
@@ -84,13 +79,6 @@ class CPUAttention(Attention):
         return y.view(B, H, T, D)
 
 
-class FloatCache(KVCache):
-    """Keys and values in fp32, in which CPUs attend faster, of a model in bf16."""
-
-    def append(self, k: Tensor, v: Tensor) -> tuple[Tensor, Tensor]:
-        return super().append(k.float(), v.float())
-
-
 class SamplingAttention(CPUAttention):
     """CPUAttention of qwen3 that norms and rotates queries and keys together: for single tokens
     the number of operations counts, not their size."""
@@ -99,14 +87,14 @@ class SamplingAttention(CPUAttention):
         weights = [self.q_norm.weight] * self.n_head + [self.k_norm.weight] * self.n_kv_head
         self.qk_weight = torch.stack(weights).detach().float()          # (H + K, D)
 
-    def forward(self, x: Tensor, rope, cache) -> Tensor:
+    def forward(self, x: Tensor, rope=None) -> Tensor:
         B, T, _ = x.shape
         H, K, D = self.n_head, self.n_kv_head, self.head_dim
         qk, v = self.c_attn(x).split(((H + K) * D, K * D), dim=2)
         qk = F.rms_norm(qk.view(B, T, H + K, D).float(), (D,), eps=self.q_norm.eps)
         q, k = rotate(qk * self.qk_weight, rope).transpose(1, 2).split((H, K), dim=1)
-        k, v = cache.append(k, v.view(B, T, K, D).transpose(1, 2))      # (B, K, S, D)
-        y = self.attend(q.type_as(x), k, v)                             # (B, H, T, D)
+        v = v.view(B, T, K, D).transpose(1, 2)                          # (B, K, T, D)
+        y = self.attend(q.type_as(x), k.type_as(x), v)                  # (B, H, T, D)
         return self.c_proj(y.transpose(1, 2).reshape(B, T, H * D))
 
 
@@ -121,10 +109,10 @@ def can_sample_with(layer: Attention) -> bool:
     x = torch.randn(1, 5, layer.c_attn.in_features, generator=torch.Generator().manual_seed(0))
     fast = deepcopy(layer).float()
     rope = rotary(tokens, layer.head_dim, 10000.0)
-    expected = fast(x, rope, KVCache(5))
+    expected = fast(x, rope)
     fast.__class__ = SamplingAttention
     fast.pack()
-    return torch.allclose(fast(x, rope, KVCache(5)), expected, atol=1e-4)
+    return torch.allclose(fast(x, rope), expected, atol=1e-4)
 
 
 class PackedLinear(nn.Linear):

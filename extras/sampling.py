@@ -4,17 +4,17 @@ The copy has the same Parameters: the model stays as it is, and may be trained, 
 weights, all of which takes effect."""
 import operator
 import warnings
-import weakref
+from copy import copy as shallow_copy
 from copy import deepcopy
 
 import torch
-import torch.nn.functional as F
 from torch import Tensor, nn
 from torch.nn.utils.parametrize import is_parametrized
 
 import extras.cpu as cpu
 import extras.cuda as cuda
-from model import GPT, Attention, KVCache
+from extras.cache import CachedAttention, FloatCache, KVCache, StaticCache, attending_to
+from model import GPT, Attention
 
 
 class Sampler:
@@ -38,9 +38,8 @@ class Sampler:
         is_same = len(copied) == len(self.copied) and all(map(operator.is_, copied, self.copied))
         if not is_same or place != self.place:
             self.copy, self.copied, self.place = make_copy(model, self.compile), copied, place
-        for layer in self.copy.modules():
-            if isinstance(layer, cpu.PackedLinear | cpu.SamplingAttention):
-                layer.pack()            # the weights may have changed in place
+        else:
+            pack(self.copy)             # the weights may have changed in place
         return self.copy
 
 
@@ -50,94 +49,113 @@ def has_own_calls(layer: nn.Module) -> bool:
 
 
 def make_copy(model: GPT, compile: bool) -> GPT:
+    """A FastGPT with the Parameters of the model; the model itself if it would compute something
+    else, as the network was changed in a way that caches do not follow."""
+    weight, block_size = model.wte.weight, model.config.block_size
+    if not all(cpu.is_plain_attention(block.attn, block_size) for block in model.h):
+        return model
     shared = {id(p): p for p in model.parameters()}
     copy = deepcopy(model, shared).eval()
     copy.__class__ = type('FastGPT', (FastGPT, type(model)), {})
-    copy.graphs = weakref.WeakKeyDictionary()
     for layer in (copy, *copy.h):
         layer.drop = nn.Identity()      # in sampling nothing is dropped
-    weight, block_size = model.wte.weight, model.config.block_size
-    is_plain = {block: cpu.is_plain_attention(block.attn, block_size) for block in copy.h}
-    if weight.device.type == 'cpu':
-        if weight.dtype == torch.bfloat16:
-            copy.cache_class = cpu.FloatCache
-        for block in copy.h:
-            if is_plain[block]:
-                can_join = not compile and cpu.can_sample_with(block.attn)
-                block.attn.__class__ = cpu.SamplingAttention if can_join else cpu.CPUAttention
-        if compile or cpu.can_pack(weight):
-            for layer in copy.modules():
-                if type(layer) is nn.Linear:
-                    layer.__class__ = cpu.RowSumLinear if compile else cpu.PackedLinear
-    if (compile or weight.device.type == 'cuda') and all(is_plain.values()):
-        for block in copy.h:
-            block.attn.__class__ = type('Static', (StaticAttention, type(block.attn)), {})
-        copy.step = compiled_step(copy) if compile else plain_step(copy)
+    for block in copy.h:
+        kind = Attention
+        if weight.device.type == 'cpu':
+            can_join = not compile and cpu.can_sample_with(block.attn)
+            kind = cpu.SamplingAttention if can_join else cpu.CPUAttention
+        block.attn.__class__ = type('Cached', (CachedAttention, kind), {})
+    if weight.device.type == 'cpu' and weight.dtype == torch.bfloat16:
+        copy.cache_class = FloatCache
+    if weight.device.type == 'cpu' and (compile or cpu.can_pack(weight)):
+        for layer in copy.modules():
+            if type(layer) is nn.Linear:
+                layer.__class__ = cpu.RowSumLinear if compile else cpu.PackedLinear
+    pack(copy)
+    if not computes_the_same(copy, model):
+        return model
+    if compile:
+        copy.step = compiled_step(copy)
+    elif weight.device.type == 'cuda':
+        copy.step = plain_step(copy)
     return copy
 
 
+def pack(copy: GPT):
+    """Let the layers of a copy prepare what they compute from the weights, which may be new."""
+    for layer in copy.modules():
+        if isinstance(layer, cpu.PackedLinear | cpu.SamplingAttention):
+            layer.pack()
+
+
+@torch.inference_mode()
+def computes_the_same(copy: GPT, model: GPT) -> bool:
+    """Whether a copy that remembers its text gives the logits of the model, up to rounding."""
+    was_training = model.training
+    model.eval()
+    n = min(24, model.config.block_size)
+    random = torch.Generator().manual_seed(0)
+    ids = torch.randint(model.config.vocab_size, (1, n), generator=random)
+    ids = ids.to(model.wte.weight.device)
+    text = copy.new_text()
+    for end in range(max(1, n - 4), n + 1):             # the first ones at once, then one by one
+        found = text.next_logits(ids[:, :end])
+    expected = model.next_logits(ids)
+    model.train(was_training)
+    tolerance = 1e-3 if model.wte.weight.dtype == torch.float32 else 0.05
+    return bool((found - expected).abs().max() <= tolerance * expected.abs().max())
+
+
 class FastGPT(GPT):
-    """A GPT whose step of one token can be compiled."""
+    """A GPT that remembers the keys and values of a text, and whose steps of one token can be
+    compiled."""
     cache_class = KVCache
-    step = None                         # of a single token, with a StaticCache
-    graphs = None                       # on GPUs: the CapturedStep of each text, by its first cache
+    caches = None                       # a cache for each layer
+    graph = None                        # on a GPU: the CapturedStep that uses these caches
+    step = None                         # a function that computes a step with a StaticCache
 
-    def new_caches(self) -> list[KVCache]:
-        return [self.cache_class(self.config.block_size) for _ in self.h]
+    def new_text(self) -> GPT:
+        """A model that shares all with this one, but has caches of its own."""
+        text = shallow_copy(self)
+        text.caches = None
+        return text
 
-    def next_logits(self, idx: Tensor, caches: list[KVCache]) -> Tensor:
-        if self.step is None and not idx.is_cuda:           # no cuDNN that must be avoided
-            return self.lm_head(self.hidden(idx, caches)[:, -1]).float()
-        if self.step is None or idx.shape[1] > 1 or caches[0].length == 0:
-            return super().next_logits(idx, caches)
+    def generate(self, *args, **knobs):
+        return super(FastGPT, self.new_text()).generate(*args, **knobs)
+
+    def next_logits(self, idx: Tensor) -> Tensor:
+        """Logits (B, V) after ids (B, T), which begin with those that the caches have read, unless
+        a context begins: a prompt, or the last half of one."""
+        if self.caches is None or idx.shape[1] <= self.caches[0].length:
+            self.caches = [self.cache_class(self.config.block_size) for _ in self.h]
+            self.graph = None
+        read = self.caches[0].length
+        new = idx[:, read:]                                             # (B, T - read)
+        if read == 0:
+            with attending_to(self, self.caches):
+                return super().next_logits(new)
+        if self.step is None:
+            with attending_to(self, self.caches):
+                return self.lm_head(self.hidden(new, read)[:, -1]).float()
         # A copy, as each text has other strides, for which the step would be compiled anew.
-        idx = idx.clone(memory_format=torch.contiguous_format)
-        first = caches[0]
-        position = first.length
-        for cache in caches:
+        new = new.clone(memory_format=torch.contiguous_format)
+        for cache in self.caches:
             cache.length += 1
-        keys, values = [cache.k for cache in caches], [cache.v for cache in caches]
-        if not idx.is_cuda:
-            return self.step(idx, torch.tensor([position]), keys, values)
-        if first not in self.graphs:
-            self.graphs[first] = cuda.CapturedStep(self.step, idx, position, keys, values)
-        return self.graphs[first](idx)
+        keys, values = [cache.k for cache in self.caches], [cache.v for cache in self.caches]
+        if not new.is_cuda:
+            return self.step(new, torch.tensor([read]), keys, values)
+        if self.graph is None:
+            self.graph = cuda.CapturedStep(self.step, new, read, keys, values)
+        return self.graph(new)
 
 
-class StaticCache:
-    """Within a compiled step: a KVCache whose shapes do not depend on the number of tokens that
-    were read: length is a tensor (1,). Unused memory is zeros, as a mask hides no inf or nan."""
-
-    def __init__(self, k: Tensor, v: Tensor, length: Tensor):
-        self.k, self.v, self.length = k, v, length
-
-    def append(self, k: Tensor, v: Tensor) -> tuple[Tensor, Tensor]:
-        self.k.index_copy_(2, self.length, k.to(self.k.dtype))
-        self.v.index_copy_(2, self.length, v.to(self.v.dtype))
-        return self.k, self.v
-
-
-class StaticAttention(Attention):
-    """Attention that may have a StaticCache, whose unused keys a token must not see."""
-
-    def forward(self, x: Tensor, rope=None, cache=None) -> Tensor:
-        self.length = cache.length if isinstance(cache, StaticCache) else None
-        return super().forward(x, rope, cache)
-
-    def attend(self, q: Tensor, k: Tensor, v: Tensor) -> Tensor:
-        if self.length is None:
-            return super().attend(q, k, v)
-        mask = (torch.arange(k.shape[2], device=k.device) <= self.length)[None]         # (1, S)
-        y = F.scaled_dot_product_attention(q.to(k.dtype), k, v, mask,
-                                           enable_gqa=self.n_head != self.n_kv_head)
-        return y.type_as(q)
-
-
+# ---- a step of one token
 def plain_step(copy: GPT):
     """A function: ids (B, 1), position (1,), keys and values of each layer -> logits (B, V)."""
     def step(idx, position, keys, values):
         caches = [StaticCache(k, v, position) for k, v in zip(keys, values)]
-        return copy.lm_head(copy.hidden(idx, caches)[:, -1]).float()
+        with attending_to(copy, caches):
+            return copy.lm_head(copy.hidden(idx, position)[:, -1]).float()
 
     return step
 
@@ -148,13 +166,14 @@ def compiled_step(copy: GPT):
     compiled = torch.compile(step, fullgraph=True, dynamic=False)
 
     def step_or_warn(*inputs):
+        nonlocal compiled
         try:
             return compiled(*inputs)
         except Exception as e:          # no compiler, or too many shapes
             if not type(e).__module__.startswith(('torch._dynamo', 'torch._inductor')):
                 raise
             warnings.warn('not compiled: ' + str(e).partition('\n')[0], stacklevel=2)
-            copy.step = step
+            compiled = step
             return step(*inputs)
 
     return step_or_warn

@@ -7,6 +7,7 @@ from functools import partial
 import numpy as np
 import pytest
 import torch
+import torch.nn.functional as F
 from conftest import same_weights
 from hypothesis import given, settings
 from hypothesis import strategies as st
@@ -18,7 +19,7 @@ from config._files import save_sealed
 from extras import cpu
 from extras.muon import Muon, orthogonalize
 from extras.sampling import Sampler
-from model import GPT, GPTConfig, build_model, evaluate, load_checkpoint, save_checkpoint
+from model import GPT, Block, GPTConfig, build_model, evaluate, load_checkpoint, save_checkpoint
 from prepare import evaluation_windows
 
 SHAPES = {
@@ -134,42 +135,25 @@ def test_gradients_in_bf16_are_those_in_fp32_to_its_rounding(shape, fast, monkey
     with torch.autocast('cpu', torch.bfloat16):
         long(torch.zeros(1, 513, dtype=torch.long))
         with torch.no_grad():                                   # and so do long contexts and evaluation
-            whole = model.hidden(ids)
+            model.hidden(ids)
         assert len(taken) == 2 * fast
-        caches = model.new_caches()
-        spans = (0, 8), *((i, i + 1) for i in range(8, 14)), (14, 16)
-        parts = [model.hidden(ids[:, a:b], caches) for a, b in spans]
-    assert torch.allclose(torch.cat(parts, 1), whole, atol=0.1)         # caches are used, gradients or not
-    assert len(taken) == 4 * fast                               # where there is no key but a text's own
 
 
-@pytest.mark.parametrize('shape', SHAPES)
-def test_a_text_read_in_parts_of_any_length_with_caches_is_as_the_whole_read_at_once(shape):
-    model, idx = make(shape), torch.randint(50, (2, 16))
-    whole = model.hidden(idx)
-    for lengths in ([5, 4, 1, 6], [1, 15], [16], [1] * 16):
-        caches = model.new_caches()
-        parts = [model.hidden(part, caches) for part in idx.split(lengths, 1)]
-        assert (torch.cat(parts, 1) - whole).abs().max() < 1e-5 * whole.abs().max()
-        assert [cache.length for cache in caches] == [16, 16]
-
-
+@pytest.mark.parametrize('fast', [False, True])
 @pytest.mark.parametrize('shape', SHAPES)
 @pytest.mark.parametrize('prompt', [1, 16, 17, 40])
-def test_each_token_follows_from_a_window_that_restarts_on_its_half_when_full(shape, prompt, monkeypatch):
+def test_each_token_follows_from_a_window_that_restarts_on_its_half_when_full(shape, prompt, fast, monkeypatch):
     model, idx = make(shape), torch.randint(50, (2, prompt))
-    seen, read = [], GPT.next_logits
-
-    def watched(self, new, caches):
-        seen.append((new.shape[1], read(self, new, caches), caches[0].length))
-        return seen[-1][1]
-
-    monkeypatch.setattr(GPT, 'next_logits', watched)
-    text = torch.cat((idx, torch.stack(list(model.generate(idx, 40)), 1)), 1)
-    news, logits, lengths = zip(*seen)
+    used = Sampler().copy_of(model) if fast else model
+    read, logits = [], []
+    hidden, choose = GPT.hidden, model_file.choose
+    monkeypatch.setattr(GPT, 'hidden', lambda self, new, begin=0: read.append((begin, new.shape[1])) or hidden(self, new, begin))
+    monkeypatch.setattr(model_file, 'choose', lambda *a: logits.append(a[0]) or choose(*a))
+    text = torch.cat((idx, torch.stack(list(used.generate(idx, 40)), 1)), 1)
     windows = [[*range(prompt, 17)], *10 * [[*range(8, 17)]]]           # its lengths as it grows
-    expected = [(n, 1 if i else n) for window in windows for i, n in enumerate(window)]
-    assert list(zip(lengths, news)) == expected[:40]
+    lengths = [n for window in windows for n in window][:40]
+    cached = [(n - 1, 1) if i else (0, n) for window in windows for i, n in enumerate(window)][:40]
+    assert read == (cached if fast else [(0, n) for n in lengths])
     ends = range(prompt, prompt + 40)
     exact = torch.stack([model(text[:, end - length : end])[:, -1] for end, length in zip(ends, lengths)])
     assert exact.std() > 1 and (torch.stack(logits) - exact).abs().max() < 1e-5 * exact.abs().max()
@@ -182,12 +166,30 @@ def test_a_fast_copy_gives_the_same_logits(shape, dtype, tolerance):
     copy = sampler.copy_of(model)
     assert copy.wte.weight.data_ptr() == model.wte.weight.data_ptr() and sampler.copy_of(model) is copy
     assert isinstance(copy.lm_head, cpu.PackedLinear) == cpu.can_pack(model.wte.weight)
-    idx, caches = torch.randint(50, (3, 16)), copy.new_caches()
-    with torch.inference_mode():
-        parts = idx.split([8, *[1] * 8], 1)
-        found = torch.stack([copy.next_logits(part, caches) for part in parts], 1)
+    idx, texts = torch.randint(50, (3, 16)), [copy.new_text(), copy.new_text()]
+    with torch.inference_mode():                            # two texts at once do not mix
+        found = torch.stack([[text.next_logits(idx[:, :n]) for text in texts][0] for n in range(8, 17)], 1)
         exact = model.float()(idx)[:, 7:]
     assert torch.allclose(found, exact, rtol=tolerance, atol=tolerance * exact.abs().max())
+
+
+def shifted(block, x, rope=None):
+    """A block that mixes tokens outside its attention: a cache knows nothing of it."""
+    x = x + 0.5 * F.pad(x, (0, 0, 1, 0))[:, :-1]
+    return plain_block(block, x, rope)
+
+
+plain_block = Block.forward
+
+
+@pytest.mark.parametrize('dtype', [torch.float32, torch.bfloat16])
+@pytest.mark.parametrize('shape', SHAPES)
+def test_a_model_that_mixes_tokens_outside_attention_is_sampled_without_caches(shape, dtype, monkeypatch):
+    model = make(shape).to(dtype)
+    monkeypatch.setattr(Block, 'forward', shifted)
+    assert Sampler().copy_of(model) is model
+    monkeypatch.undo()
+    assert Sampler().copy_of(model) is not model
 
 
 @pytest.mark.slow

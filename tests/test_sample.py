@@ -592,14 +592,14 @@ def test_a_checkpoint_that_lacks_something_is_an_error(run, trained):
             run('sample.py', '--out_dir=half.pt')
 
 
-def scaled_and_turned(layer, x, rope=None, cache=None):
-    return 0.5 * plain_forward(layer, x.flip(-1), rope, cache)
+def scaled_and_turned(layer, x, rope=None):
+    return 0.5 * plain_forward(layer, x.flip(-1), rope)
 
 
 def near_keys(layer, q, k, v):
     """A sliding window of 9 tokens."""
-    T, S = q.shape[2], k.shape[2]
-    mask = torch.ones(T, S, dtype=torch.bool).tril(S - T).triu(S - T - 8)
+    T = q.shape[2]
+    mask = torch.ones(T, T, dtype=torch.bool).tril().triu(-8)
     return F.scaled_dot_product_attention(q, k, v, mask, enable_gqa=layer.n_head != layer.n_kv_head)
 
 

@@ -1,0 +1,75 @@
+"""Attention that remembers the keys and values of a text, for extras/sampling.py."""
+import contextlib
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+
+from model import GPT, Attention
+
+
+class KVCache:
+    """Keys and values of the tokens that a layer has read, so that each is computed once."""
+
+    def __init__(self, block_size: int):
+        self.block_size = block_size                        # the most tokens that it holds
+        self.length = 0                                     # tokens read so far
+        self.k = self.v = None                              # (B, K, block_size, D) each
+
+    def append(self, k: Tensor, v: Tensor) -> tuple[Tensor, Tensor]:
+        """Add the next T tokens' keys and values, (B, K, T, D) each; return those of all tokens
+        read so far, (B, K, S, D) each."""
+        B, K, T, D = k.shape
+        if self.k is None:
+            self.k = k.new_zeros(B, K, self.block_size, D)
+            self.v = v.new_zeros(B, K, self.block_size, D)
+        start, self.length = self.length, self.length + T
+        self.k[:, :, start:self.length] = k
+        self.v[:, :, start:self.length] = v
+        return self.k[:, :, :self.length], self.v[:, :, :self.length]
+
+
+class FloatCache(KVCache):
+    """Keys and values in fp32, in which CPUs attend faster, of a model in bf16."""
+
+    def append(self, k: Tensor, v: Tensor) -> tuple[Tensor, Tensor]:
+        return super().append(k.float(), v.float())
+
+
+class StaticCache:
+    """Within a compiled step: a KVCache whose shapes do not depend on the number of tokens that
+    were read: length is a tensor (1,). Unused memory is zeros, as a mask hides no inf or nan."""
+
+    def __init__(self, k: Tensor, v: Tensor, length: Tensor):
+        self.k, self.v, self.length = k, v, length
+
+    def append(self, k: Tensor, v: Tensor) -> tuple[Tensor, Tensor]:
+        self.k.index_copy_(2, self.length, k.to(self.k.dtype))
+        self.v.index_copy_(2, self.length, v.to(self.v.dtype))
+        return self.k, self.v
+
+
+class CachedAttention(Attention):
+    """Attention to the tokens of its cache and the new ones: the first tokens of a text, or one."""
+    cache = None                        # set by attending_to
+
+    def attend(self, q: Tensor, k: Tensor, v: Tensor) -> Tensor:
+        k, v = self.cache.append(k, v)                                  # (B, K, S, D)
+        mask = None                     # a single token sees all
+        if isinstance(self.cache, StaticCache):
+            mask = (torch.arange(k.shape[2], device=k.device) <= self.cache.length)[None]   # (1, S)
+        elif q.shape[2] > 1:
+            return super().attend(q, k, v)
+        y = F.scaled_dot_product_attention(q.to(k.dtype), k, v, mask,
+                                           enable_gqa=self.n_head != self.n_kv_head)
+        return y.type_as(q)
+
+
+@contextlib.contextmanager
+def attending_to(copy: GPT, caches: list):
+    """Let each layer use its cache."""
+    for block, cache in zip(copy.h, caches):
+        block.attn.cache = cache
+    yield
+    for block in copy.h:
+        block.attn.cache = None
