@@ -121,7 +121,7 @@ def test_make_destroys_no_trained_model(tmp_path):
     for name in ('out/best.pt', 'out/mine/best.pt', 'data/mine/train.bin', '.venv/installed', '.ruff_cache/x'):
         (folder / name).parent.mkdir(parents=True, exist_ok=True)
         (folder / name).touch()
-    before = {path for path in folder.rglob('*') if not re.search('venv|cache', str(path))}
+    before = {path for path in folder.rglob('*') if not re.search(r'\.venv|\.\w+_cache', str(path))}
     shell('make', 'clean', cwd=folder)
     assert set(folder.rglob('*')) == before
 
