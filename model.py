@@ -63,7 +63,8 @@ class GPTConfig:
 
 # ---- the network, from its parts to the whole
 class RMSNorm(nn.RMSNorm):
-    """Root mean square norm (Zhang and Sennrich 2019), computed in the precision of its weight."""
+    """Root mean square norm (Zhang and Sennrich 2019), computed in the precision of its weight:
+    in training that is fp32, as x may be in 16 bits, in which its squares could overflow."""
 
     def forward(self, x: Tensor) -> Tensor:
         return F.rms_norm(x.to(self.weight.dtype), self.normalized_shape, self.weight, self.eps)
@@ -264,7 +265,7 @@ class GPT(nn.Module):
         ended = torch.zeros(B, dtype=torch.bool, device=idx.device)
         context = idx                       # the tokens that the model sees, (B, up to block_size)
         for step in range(max_new_tokens):
-            if context.shape[1] > block_size:               # it is full: keep its last half
+            if context.shape[1] > block_size:   # full: keep half, so that caches are rarely renewed
                 context = context[:, -max(1, block_size // 2):]
             logits = self.next_logits(context)                          # (B, V)
             if vocab_size is not None:

@@ -2,7 +2,8 @@
 
 It writes data/NAME/train.bin, val.bin and meta.json in four steps. All documents (data/readers.py)
 are copied into one temporary file, divided into train and val, tokenized (data/tokenizer.py), and
-written. Only some MB of text are in memory at a time, and 100 bytes for each document.
+written: ids = [i for document in documents for i in (*encode(document), eot)]. The rest of the code
+is there so that only some MB of text are in memory at a time, and 100 bytes for each document.
 
 The second half has the functions with which train.py and sample.py read a dataset: open_dataset,
 get_batch, validation_text and evaluation_windows."""

@@ -251,8 +251,8 @@ if __name__ == '__main__':
     # model
     model = make_model(checkpoint, tokenizer, torch_device).train()
     muon_class = torch.optim.Muon
-    if fast:        # Attention.attend, GPT.loss and Muon, as they come, in less time or memory
-        use_faster_routines(model)
+    if fast:        # the same Attention.attend, GPT.loss and Muon in less time or memory; with
+        use_faster_routines(model)              # --fast=False, exactly the code of model.py runs
         muon_class = faster_muon(torch_dtype)
     share = batch_size // world_size            # sequences of this process in a step
     micro = micro_batch_size or pick_micro_batch(model, autocast, share)    # that it holds at once
@@ -330,9 +330,9 @@ if __name__ == '__main__':
             if world_size > 1:                  # only the last one averages over the processes
                 parallel.require_backward_grad_sync = i == share // micro
             with autocast:
-                part = parallel(x, y) * micro / share
-            scaler.scale(part).backward()
-            loss += part.detach()
+                micro_loss = parallel(x, y) * micro / share             # its part of the mean
+            scaler.scale(micro_loss).backward()
+            loss += micro_loss.detach()
         norm = update(model, optimizers, scaler, step)
         losses.append(loss)
         norms.append(norm)
