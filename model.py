@@ -207,10 +207,11 @@ class GPT(nn.Module):
             # with the number of layers (Radford et al. 2019).
             if name.endswith('c_proj.weight'):
                 nn.init.normal_(p, std=0.02 / math.sqrt(2 * self.config.n_layer))
-        # A head_gain of 20 makes the last norm 20 times larger and the output matrix 20 times
-        # smaller. The first logits stay about the same, but an AdamW step moves them 20 times as
-        # far: it changes a weight by the learning rate, whatever the weight's size. (A tied
-        # embedding begins smaller as well, which the norms of the blocks make up for.)
+        # A trick for short runs; 1 leaves all as it is. A head_gain of 20 makes the last norm 20
+        # times larger and the output matrix 20 times smaller. The first logits stay about the same,
+        # but an AdamW step moves them 20 times as far: it changes a weight by the learning rate,
+        # whatever the weight's size. (A tied embedding begins smaller as well, which the norms of
+        # the blocks make up for.)
         self.norm_f.weight *= self.config.head_gain
         self.lm_head.weight /= self.config.head_gain
 

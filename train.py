@@ -171,7 +171,7 @@ def micro_batches(step: int, data, rank: int, share: int, micro: int, device: to
         x, y = (torch.from_numpy(ids) for ids in batch)
         if device.type == 'cuda':               # pinned memory is copied while the host goes on
             x, y = x.pin_memory(), y.pin_memory()
-        if dropout:                             # a seed for its masks, of both numbers
+        if dropout:                             # so that a resumed run draws the same masks
             torch.manual_seed(hash((seed, first)))
         yield x.to(device, non_blocking=True), y.to(device, non_blocking=True)
 

@@ -159,6 +159,14 @@ def test_each_token_follows_from_a_window_that_restarts_on_its_half_when_full(sh
     assert exact.std() > 1 and (torch.stack(logits) - exact).abs().max() < 1e-5 * exact.abs().max()
 
 
+@pytest.mark.parametrize('shape', SHAPES)
+def test_of_a_context_of_one_token_each_follows_from_the_one_before(shape):
+    model = make(shape, block_size=1)
+    for used in (model, Sampler().copy_of(model)):
+        ids = torch.cat((torch.zeros(1, dtype=torch.long), *used.generate(torch.zeros(1, 3, dtype=torch.long), 20, temperature=0)))
+        assert torch.equal(ids[1:], model(ids[:-1, None])[:, 0].argmax(-1))
+
+
 @pytest.mark.parametrize('dtype, tolerance', [(torch.float32, 1e-5), (torch.bfloat16, 0.02)])
 @pytest.mark.parametrize('shape', SHAPES)
 def test_a_fast_copy_gives_the_same_logits(shape, dtype, tolerance):
