@@ -54,7 +54,7 @@ class GPTConfig:
         self.head_dim = self.head_dim or self.n_embd // self.n_head
         self.n_kv_head = self.n_kv_head or self.n_head
         if self.n_inner == 0:
-            multiple_of_32 = math.ceil(self.n_embd / 12) * 32
+            multiple_of_32 = math.ceil(self.n_embd / 12) * 32       # 8/3 n_embd, rounded up
             self.n_inner = 4 * self.n_embd if is_gpt2 else multiple_of_32
         if self.norm_eps == 0:
             self.norm_eps = 1e-5 if is_gpt2 else 1e-6
@@ -314,7 +314,7 @@ def uniform_draws(B: int, n: int, seed: int) -> Tensor:
     """Random numbers (B, n) in [0, 1); row i depends on seed + i only, on every device."""
     generators = [torch.Generator().manual_seed(int(seed) + i) for i in range(B)]
     draws = torch.stack([torch.rand(n, generator=generator) for generator in generators])
-    return draws.clamp(max=1 - 1e-6)        # so that sample's rounded product stays below the sum
+    return draws.clamp(max=1 - 1e-6)        # else draw * sum could round up to the sum in sample()
 
 
 def penalize(logits: Tensor, idx: Tensor, penalty: float) -> Tensor:

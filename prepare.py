@@ -256,13 +256,18 @@ def open_dataset(name: str, verify: bool = False) -> tuple[dict, np.ndarray, np.
 
 
 # ---- batches of the train split
+def windows_per_epoch(tokens: int, block_size: int) -> int:
+    """One less than there is room for, so that the first one can begin anywhere in that room."""
+    return max(1, (tokens - block_size) // block_size)
+
+
 @lru_cache(2)
 def window_starts(tokens: int, block_size: int, seed: int, epoch: int) -> np.ndarray:
     """The first token of each window of an epoch, in training order.
 
     Each epoch cuts the tokens into windows at a new random phase and shuffles the windows; each
     occurs once. A window has block_size inputs; its last target is the token after them."""
-    windows = max(1, (tokens - block_size) // block_size)   # leaves room for the phase
+    windows = windows_per_epoch(tokens, block_size)
     rng = np.random.default_rng((seed, epoch))
     phase = rng.integers(tokens - windows * block_size)
     return phase + block_size * rng.permutation(windows)
@@ -276,7 +281,7 @@ def get_batch(data, block_size: int, seed: int, sequences: range) -> tuple[np.nd
     processes take slices of a batch."""
     require(len(data) > block_size,
             f'the train split has {len(data)} tokens; lower block_size below that')
-    windows = len(window_starts(len(data), block_size, seed, epoch=0))
+    windows = windows_per_epoch(len(data), block_size)
     rows = []
     for i in sequences:
         start = window_starts(len(data), block_size, seed, epoch=i // windows)[i % windows]

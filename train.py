@@ -232,7 +232,7 @@ if __name__ == '__main__':
     is_writer = rank == 0 and not eval_only     # whether this process writes to out_dir
     out = Path(out_dir)
     checkpoint, is_resumed = read_start(out, is_writer)
-    globals().update(config)                    # from here on the knobs above have these values
+    globals().update(config)        # the last change of the knobs: a resumed run has its saved ones
     check_knobs(world_size)
 
     # device and precision
