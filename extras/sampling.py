@@ -102,7 +102,8 @@ def computes_the_same(copy: GPT, model: GPT) -> bool:
         found = text.next_logits(ids[:, :end])
     expected = model.next_logits(ids)
     model.train(was_training)
-    tolerance = 1e-3 if model.wte.weight.dtype == torch.float32 else 0.05
+    is_precise = expected.device.type == 'cpu' and model.wte.weight.dtype == torch.float32
+    tolerance = 1e-3 if is_precise else 0.05            # fp32 may be TF32 on a GPU
     return bool((found - expected).abs().max() <= tolerance * expected.abs().max())
 
 
