@@ -180,19 +180,12 @@ def make_tokenizer(kind: str, vocab_size: int, raw, corpus: Corpus, train) -> To
 
 
 def tokenize(tokenizer: Tokenizer, texts):
-    """Yield arrays of ids of the pieces (text, ends), with end-of-text after each document."""
-    def encode(chunk):
-        # The tokenizer ends every piece with end-of-text. Those within documents are removed.
-        texts, ends = zip(*chunk)
-        ids = tokenizer.encode_documents(list(texts))
-        eots = np.flatnonzero(ids == tokenizer.eot)
-        require(len(eots) == len(texts), 'this tokenizer encodes ordinary text as end-of-text')
-        return np.delete(ids, eots[~np.array(ends)])
-
+    """Yield arrays of ids of the pieces (text, ends), with end-of-text after each document. Several
+    threads encode a thousand pieces each; the arrays come in order."""
     texts, waiting = iter(texts), deque()
     with ThreadPoolExecutor(WORKERS) as pool:
         while chunk := list(islice(texts, 1000)):
-            waiting.append(pool.submit(encode, chunk))
+            waiting.append(pool.submit(tokenizer.encode_pieces, chunk))
             if len(waiting) > 2 * WORKERS:
                 yield waiting.popleft().result()
         for future in waiting:

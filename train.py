@@ -243,7 +243,7 @@ if __name__ == '__main__':
     # data
     meta, train_data, val_data = open_dataset(dataset, verify)
     tokenizer = Tokenizer(meta['tokenizer'])
-    check_data(config, meta, tokenizer, checkpoint, is_resumed)
+    check_data(config, meta, tokenizer, checkpoint, is_resumed)         # do they fit each other?
     validation = validation_text(meta, val_data, tokenizer, eval_tokens)
     windows = evaluation_windows(validation.ids, tokenizer.eot, block_size)
     val_x, val_y = (torch.from_numpy(ids) for ids in windows)           # (windows, T) each
@@ -268,7 +268,7 @@ if __name__ == '__main__':
     start = progress['step']
     if can_compile(compile, torch_device):
         model.compile(dynamic=False)
-    parallel = parallelize(model, start, out)   # the model itself, if there is only one process
+    parallel = parallelize(model, start, out)   # several processes average their gradients
 
     # the run's folder; only now, as a refused run leaves no folder behind
     tracker = open_folder(config, is_resumed) if is_writer else None

@@ -97,6 +97,14 @@ class Tokenizer:
         joined = EOT.join([*texts, ''])
         return self.bpe.encode_to_numpy(joined, allowed_special={EOT}, disallowed_special=())
 
+    def encode_pieces(self, pieces: list[tuple[str, bool]]) -> np.ndarray:
+        """The ids of pieces (text, ends), in one array, eot after each that ends a document."""
+        texts, ends = zip(*pieces)
+        ids = self.encode_documents(list(texts))
+        eots = np.flatnonzero(ids == self.eot)  # one after every piece
+        require(len(eots) == len(texts), 'this tokenizer encodes ordinary text as end-of-text')
+        return np.delete(ids, eots[~np.array(ends)])
+
     def encode(self, text: str) -> list[int]:
         """Ids of a text of any length. Raises Error for a character that the alphabet of char
         lacks."""
