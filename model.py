@@ -290,7 +290,7 @@ class GPT(nn.Module):
 
     # ---- optimizers
     def make_optimizers(self, optimizer: str, learning_rate: float, weight_decay: float,
-                        betas: tuple[float, float], muon_class=torch.optim.Muon) -> list:
+                        betas: tuple[float, float]) -> list:
         """Optimizers that hold each parameter once. Matrices and embeddings decay, norms and
         biases do not. `adamw` takes all parameters. `muon` (Jordan et al. 2024) takes the
         blocks' matrices, at a scale that fits AdamW's rate (Liu et al. 2025), and AdamW the
@@ -304,8 +304,8 @@ class GPT(nn.Module):
         is_fused = rest[0].device.type in ('cpu', 'cuda')
         optimizers = [torch.optim.AdamW(groups, learning_rate, betas, fused=is_fused)]
         if matrices:
-            optimizers.append(muon_class(matrices, learning_rate, weight_decay,
-                                         adjust_lr_fn='match_rms_adamw'))
+            optimizers.append(torch.optim.Muon(matrices, learning_rate, weight_decay,
+                                               adjust_lr_fn='match_rms_adamw'))
         return optimizers
 
 

@@ -69,7 +69,6 @@ from config._log import Log, announce, announce_resume
 from config._run import (
     PoliteStop,
     can_compile,
-    faster_muon,
     finish,
     max_speed,
     parallelize,
@@ -248,18 +247,15 @@ if __name__ == '__main__':
     windows = evaluation_windows(validation.ids, tokenizer.eot, block_size)
     val_x, val_y = (torch.from_numpy(ids) for ids in windows)           # (windows, T) each
 
-    # model
+    # model and optimizers
     model = make_model(checkpoint, tokenizer, torch_device).train()
-    muon_class = torch.optim.Muon
-    if fast:        # the same Attention.attend, GPT.loss and Muon in less time or memory; with
-        use_faster_routines(model)              # --fast=False, exactly the code of model.py runs
-        muon_class = faster_muon(torch_dtype)
+    optimizers = model.make_optimizers(optimizer, learning_rate, weight_decay, (beta1, beta2))
+    if fast:        # the same Attention.attend, GPT.loss and Muon, in less time or memory; with
+        use_faster_routines(model, optimizers, torch_dtype)     # --fast=False, as model.py has them
     share = batch_size // world_size            # sequences of this process in a step
     micro = micro_batch_size or pick_micro_batch(model, autocast, share)    # that it holds at once
 
-    # optimizers and progress
-    optimizers = model.make_optimizers(
-        optimizer, learning_rate, weight_decay, (beta1, beta2), muon_class)
+    # progress
     scaler = torch.amp.GradScaler(torch_device.type, enabled=torch_dtype == torch.float16)
     progress = {'step': 0, 'val_loss': math.inf, 'best_val_loss': math.inf}
     if is_resumed:

@@ -3,7 +3,6 @@ import os
 import signal
 import sys
 import time
-from functools import partial
 from pathlib import Path
 
 import torch
@@ -99,20 +98,16 @@ def parallelize(model: torch.nn.Module, start: int, out: Path) -> torch.nn.Modul
     return torch.nn.parallel.DistributedDataParallel(model)
 
 
-def use_faster_routines(model: torch.nn.Module):
+def use_faster_routines(model: torch.nn.Module, optimizers: list, dtype: torch.dtype):
     """Let a model use the loss of extras/loss.py and, on a CPU, the attention of extras/cpu.py,
-    where these files are there and compute what the model computes."""
+    where these files are there and compute what the model computes; let Muon compute in dtype."""
     if extra('loss'):
         extra('loss').save_memory(model)
     if model.wte.weight.device.type == 'cpu' and extra('cpu'):
         extra('cpu').speed_up_training(model)
-
-
-def faster_muon(dtype: torch.dtype):
-    """The class of Muon to use: that of extras/muon.py, which computes in dtype, or torch's."""
-    if extra('muon'):
-        return partial(extra('muon').Muon, dtype=dtype)
-    return torch.optim.Muon
+    for optimizer in optimizers:
+        if type(optimizer) is torch.optim.Muon and extra('muon'):
+            extra('muon').speed_up(optimizer, dtype)
 
 
 def can_compile(compile: str | bool, device: torch.device) -> bool:

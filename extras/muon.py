@@ -1,5 +1,5 @@
-"""Muon, faster: torch.optim.Muon computes in bf16 on any hardware, matrix by matrix, which can take
-longer than the rest of a step. Here all matrices of one shape are computed together, in the
+"""A faster Muon: torch.optim.Muon computes in bf16 on any hardware, matrix by matrix, which can
+take longer than the rest of a step. Here all matrices of one shape are computed together, in the
 precision of the run. The state is the same, so either continues a run of the other."""
 import math
 
@@ -7,16 +7,15 @@ import torch
 from torch import Tensor
 
 
-class Muon(torch.optim.Optimizer):
-    """Momentum whose updates are made orthogonal (Jordan et al. 2024), for matrices."""
+def speed_up(optimizer: torch.optim.Muon, dtype: torch.dtype):
+    """Let an optimizer compute its matrix products in dtype, those of one shape together."""
+    optimizer.__class__ = FastMuon
+    optimizer.dtype = dtype
 
-    def __init__(self, params, lr: float, weight_decay: float, adjust_lr_fn: str,
-                 dtype: torch.dtype):
-        """adjust_lr_fn: 'match_rms_adamw' (Liu et al. 2025), the only scale that is known here.
-        dtype: of the matrix products."""
-        assert adjust_lr_fn == 'match_rms_adamw'
-        super().__init__(params, {'lr': lr, 'weight_decay': weight_decay})
-        self.dtype = dtype
+
+class FastMuon(torch.optim.Muon):
+    """Momentum whose updates are made orthogonal (Jordan et al. 2024), at the scale
+    match_rms_adamw (Liu et al. 2025)."""
 
     @torch.no_grad()
     def step(self):
@@ -25,21 +24,22 @@ class Muon(torch.optim.Optimizer):
             for p in group['params']:
                 same_shape.setdefault(p.shape, []).append(p)
             for shape, matrices in same_shape.items():
-                gradients = torch.stack(self.momentum(matrices))            # (n, rows, columns)
+                gradients = self.nesterov(matrices, group['momentum'])
+                gradients = torch.stack(gradients)                          # (n, rows, columns)
                 updates = orthogonalize(gradients, self.dtype).float()
                 size = 0.2 * math.sqrt(max(shape))          # as large as AdamW's updates
                 torch._foreach_mul_(matrices, 1 - group['lr'] * group['weight_decay'])
                 torch._foreach_add_(matrices, list(updates), alpha=-group['lr'] * size)
 
-    def momentum(self, matrices: list[Tensor]) -> list[Tensor]:
+    def nesterov(self, matrices: list[Tensor], momentum: float) -> list[Tensor]:
         """The gradients, averaged over the last steps (Nesterov's momentum)."""
         for p in matrices:
             if 'momentum_buffer' not in self.state[p]:
                 self.state[p]['momentum_buffer'] = torch.zeros_like(p)
         gradients = [p.grad for p in matrices]
         averages = [self.state[p]['momentum_buffer'] for p in matrices]
-        torch._foreach_lerp_(averages, gradients, 0.05)
-        return torch._foreach_lerp(gradients, averages, 0.95)
+        torch._foreach_lerp_(averages, gradients, 1 - momentum)
+        return torch._foreach_lerp(gradients, averages, momentum)
 
 
 def orthogonalize(x: Tensor, dtype: torch.dtype) -> Tensor:
