@@ -141,6 +141,8 @@ class PoliteStop:
         if not self.status:
             self.status = 128 + number
             self.first_signal = time.monotonic()
+            if os.environ.get('RANK', '0') == '0':          # print() may be busy just now
+                os.write(2, b'\nstopping after this step; interrupt again to stop at once\n')
         elif time.monotonic() - self.first_signal > 2:
             os._exit(128 + number)
 

@@ -410,11 +410,12 @@ def test_processes_that_see_different_checkpoints_do_not_train(run, dataset):
     assert load_checkpoint('out/ckpt.pt')['step'] == 12
 
 
-def test_a_run_stopped_before_it_was_measured_is_sampled_from_its_last_weights(run, dataset, monkeypatch):
+def test_a_run_stopped_before_it_was_measured_is_sampled_from_its_last_weights(run, dataset, monkeypatch, capfd):
     args = ('train.py', f'--dataset={dataset}', *TINY, '--eval_interval=6')
     with monkeypatch.context() as patch, pytest.raises(SystemExit):
         interrupt_forward(patch, 3, lambda: signal.raise_signal(signal.SIGINT))
         run(*args)
+    assert 'stopping after this step' in capfd.readouterr().err
     assert [row['step'] for row in read_log() if row['val_loss']] == ['0']
     assert not Path('out/best.pt').exists()                     # the weights of step 0 are never the best
     stopped = load_checkpoint('out/ckpt.pt')
