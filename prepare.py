@@ -90,9 +90,9 @@ def write_documents(splits: dict, file, seed: int) -> Corpus:
     documents = {}                                          # their number in each split
     for split, reader in splits.items():
         before = len(end)
-        is_begun = False                                    # whether a document's end is missing
+        digest = None                                       # of the document that is open, if any
         for piece in show_progress(reader, f'reading {split}'):
-            if not is_begun:
+            if digest is None:
                 if piece.ends and not piece.text.strip():
                     continue
                 digest = blake2b(digest_size=8, key=str(seed).encode())
@@ -101,11 +101,11 @@ def write_documents(splits: dict, file, seed: int) -> Corpus:
             size += file.write(raw)
             if not raw.isascii():
                 lost += raw.count('\ufffd'.encode())
-            is_begun = not piece.ends
             if piece.ends:
                 end.append(size)
                 hashes.append(int.from_bytes(digest.digest(), 'little'))
                 nats.append(piece.nats)
+                digest = None
         documents[split] = len(end) - before
     file.flush()
     require(size, 'the source is empty')
