@@ -1,5 +1,6 @@
 """Attention that remembers the keys and values of a text, for extras/sampling.py."""
 import contextlib
+import warnings
 
 import torch
 import torch.nn.functional as F
@@ -73,3 +74,33 @@ def attending_to(copy: GPT, caches: list):
     yield
     for block in copy.h:
         block.attn.cache = None
+
+
+# ---- a step of one token
+def plain_step(copy: GPT):
+    """A function: ids (B, 1), position (1,), keys and values of each layer -> logits (B, V)."""
+    def step(idx, position, keys, values):
+        caches = [StaticCache(k, v, position) for k, v in zip(keys, values)]
+        with attending_to(copy, caches):
+            return copy.lm_head(copy.hidden(idx, position)[:, -1]).float()
+
+    return step
+
+
+def compiled_step(copy: GPT):
+    """plain_step, compiled."""
+    step = plain_step(copy)
+    compiled = torch.compile(step, fullgraph=True, dynamic=False)
+
+    def step_or_warn(*inputs):
+        nonlocal compiled
+        try:
+            return compiled(*inputs)
+        except Exception as e:          # no compiler, or too many shapes
+            if not type(e).__module__.startswith(('torch._dynamo', 'torch._inductor')):
+                raise
+            warnings.warn('not compiled: ' + str(e).partition('\n')[0], stacklevel=2)
+            compiled = step
+            return step(*inputs)
+
+    return step_or_warn

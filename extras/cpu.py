@@ -36,8 +36,12 @@ def is_plain_attention(layer: Attention, block_size: int) -> bool:
                for heads in (layer.n_head, layer.n_kv_head, layer.n_kv_head))
     was_training = layer.training
     layer.eval()                                            # without dropout
-    found = layer.attend(q, k, v)
-    layer.train(was_training)
+    try:
+        found = layer.attend(q, k, v)
+    except TypeError:                                       # it wants other arguments
+        return False
+    finally:
+        layer.train(was_training)
     expected = F.scaled_dot_product_attention(
         q, k, v, is_causal=True, enable_gqa=layer.n_head != layer.n_kv_head)
     return torch.allclose(found, expected, atol=1e-4)
@@ -91,8 +95,10 @@ class SamplingAttention(CPUAttention):
         B, T, _ = x.shape
         H, K, D = self.n_head, self.n_kv_head, self.head_dim
         qk, v = self.c_attn(x).split(((H + K) * D, K * D), dim=2)
-        qk = F.rms_norm(qk.view(B, T, H + K, D).float(), (D,), eps=self.q_norm.eps)
-        q, k = rotate(qk * self.qk_weight, rope).transpose(1, 2).split((H, K), dim=1)
+        qk = F.rms_norm(qk.view(B, T, H + K, D).float(), (D,), eps=self.q_norm.eps) * self.qk_weight
+        if rope is not None:
+            qk = rotate(qk, rope)
+        q, k = qk.transpose(1, 2).split((H, K), dim=1)
         v = v.view(B, T, K, D).transpose(1, 2)                          # (B, K, T, D)
         y = self.attend(q.type_as(x), k.type_as(x), v)                  # (B, H, T, D)
         return self.c_proj(y.transpose(1, 2).reshape(B, T, H * D))

@@ -3,7 +3,6 @@
 The copy has the same Parameters: the model stays as it is, and may be trained, moved or given other
 weights, all of which takes effect."""
 import operator
-import warnings
 from copy import copy as shallow_copy
 from copy import deepcopy
 
@@ -13,7 +12,14 @@ from torch.nn.utils.parametrize import is_parametrized
 
 import extras.cpu as cpu
 import extras.cuda as cuda
-from extras.cache import CachedAttention, FloatCache, KVCache, StaticCache, attending_to
+from extras.cache import (
+    CachedAttention,
+    FloatCache,
+    KVCache,
+    attending_to,
+    compiled_step,
+    plain_step,
+)
 from model import GPT, Attention
 
 
@@ -59,6 +65,23 @@ def make_copy(model: GPT, compile: bool) -> GPT:
     copy.__class__ = type('FastGPT', (FastGPT, type(model)), {})
     for layer in (copy, *copy.h):
         layer.drop = nn.Identity()      # in sampling nothing is dropped
+    try:
+        swap_layers(copy, compile)
+        is_same = computes_the_same(copy, model)
+    except Exception:                   # changed layers may want other arguments
+        is_same = False
+    if not is_same:
+        return model
+    if compile:
+        copy.step = compiled_step(copy)
+    elif weight.device.type == 'cuda':
+        copy.step = plain_step(copy)
+    return copy
+
+
+def swap_layers(copy: GPT, compile: bool):
+    """Give the layers of a copy the classes that are fastest on its device."""
+    weight = copy.wte.weight
     for block in copy.h:
         kind = Attention
         if weight.device.type == 'cpu':
@@ -72,13 +95,6 @@ def make_copy(model: GPT, compile: bool) -> GPT:
             if type(layer) is nn.Linear:
                 layer.__class__ = cpu.RowSumLinear if compile else cpu.PackedLinear
     pack(copy)
-    if not computes_the_same(copy, model):
-        return model
-    if compile:
-        copy.step = compiled_step(copy)
-    elif weight.device.type == 'cuda':
-        copy.step = plain_step(copy)
-    return copy
 
 
 def pack(copy: GPT):
@@ -148,33 +164,3 @@ class FastGPT(GPT):
         if self.graph is None:
             self.graph = cuda.CapturedStep(self.step, new, read, keys, values)
         return self.graph(new)
-
-
-# ---- a step of one token
-def plain_step(copy: GPT):
-    """A function: ids (B, 1), position (1,), keys and values of each layer -> logits (B, V)."""
-    def step(idx, position, keys, values):
-        caches = [StaticCache(k, v, position) for k, v in zip(keys, values)]
-        with attending_to(copy, caches):
-            return copy.lm_head(copy.hidden(idx, position)[:, -1]).float()
-
-    return step
-
-
-def compiled_step(copy: GPT):
-    """plain_step, compiled."""
-    step = plain_step(copy)
-    compiled = torch.compile(step, fullgraph=True, dynamic=False)
-
-    def step_or_warn(*inputs):
-        nonlocal compiled
-        try:
-            return compiled(*inputs)
-        except Exception as e:          # no compiler, or too many shapes
-            if not type(e).__module__.startswith(('torch._dynamo', 'torch._inductor')):
-                raise
-            warnings.warn('not compiled: ' + str(e).partition('\n')[0], stacklevel=2)
-            compiled = step
-            return step(*inputs)
-
-    return step_or_warn

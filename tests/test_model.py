@@ -18,7 +18,16 @@ from config._files import save_sealed
 from extras import cpu
 from extras.muon import orthogonalize, speed_up
 from extras.sampling import Sampler
-from model import GPT, Block, GPTConfig, build_model, evaluate, load_checkpoint, save_checkpoint
+from model import (
+    GPT,
+    Attention,
+    Block,
+    GPTConfig,
+    build_model,
+    evaluate,
+    load_checkpoint,
+    save_checkpoint,
+)
 from prepare import evaluation_windows
 
 SHAPES = {
@@ -186,17 +195,37 @@ def shifted(block, x, rope=None):
     return plain_block(block, x, rope)
 
 
-plain_block = Block.forward
+def with_more_arguments(layer, x, rope, more):
+    return plain_forward(layer, x, rope) * more
+
+
+plain_block, plain_forward = Block.forward, Attention.forward
 
 
 @pytest.mark.parametrize('dtype', [torch.float32, torch.bfloat16])
 @pytest.mark.parametrize('shape', SHAPES)
-def test_a_model_that_mixes_tokens_outside_attention_is_sampled_without_caches(shape, dtype, monkeypatch):
+def test_a_model_whose_tokens_mix_in_another_way_is_sampled_without_caches(shape, dtype, monkeypatch):
     model = make(shape).to(dtype)
-    monkeypatch.setattr(Block, 'forward', shifted)
-    assert Sampler().copy_of(model) is model
-    monkeypatch.undo()
     assert Sampler().copy_of(model) is not model
+    with monkeypatch.context() as patch:
+        patch.setattr(Block, 'forward', shifted)
+        assert Sampler().copy_of(model) is model
+    with monkeypatch.context() as patch:
+        patch.setattr(Attention, 'forward', with_more_arguments)
+        patch.setattr(Block, 'forward', lambda block, x, rope=None: x + block.attn(block.norm_1(x), rope, 2))
+        assert Sampler().copy_of(model) is model or 'gpt2' in shape     # whose own forward is used
+    with monkeypatch.context() as patch:
+        patch.setattr(Attention, 'attend', lambda layer, q, k, v, more: v)
+        assert Sampler().copy_of(model) is model
+
+
+@pytest.mark.parametrize('shape', ['qwen3', 'qwen3-grouped'])
+def test_a_fast_copy_of_a_model_without_positions(shape, monkeypatch):
+    monkeypatch.setattr(Block, 'forward', lambda block, x, rope=None: plain_block(block, x, None))
+    model, idx = make(shape), torch.randint(50, (2, 5))
+    copy = Sampler().copy_of(model)
+    assert copy is not model
+    assert torch.equal(torch.stack(list(copy.generate(idx, 30))), torch.stack(list(model.generate(idx, 30))))
 
 
 @pytest.mark.slow
