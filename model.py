@@ -1,24 +1,21 @@
-"""The GPT: the network and its loss, optimizers, generation, evaluation, and checkpoint file.
+"""The GPT: the network and its loss, generation, evaluation, and checkpoint file.
 
 It knows nothing of text, datasets or the command line, and prints nothing. Dimensions, in all
 files: B batch, T time (tokens in a window), C channels (n_embd), H heads, K heads of keys and
-values, D channels of a head, S tokens seen by a query, V vocabulary."""
+values, D channels of a head, V vocabulary."""
 import math
 from dataclasses import asdict, dataclass
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
-from torch.nn.attention import SDPBackend, sdpa_kernel
 
-from config import require
-from config._checkpoint import find_checkpoint, load_foreign, read_checkpoint
+from config import attention_without_cudnn, require
+from config._checkpoint import read_checkpoint
 from config._files import save_sealed
-from config._shape import check_fields, check_shape
+from config._shape import complete_shape
 
 FORMAT = 1                  # version of the checkpoint's format
-# For generation: cuDNN would prepare a kernel for each new length of a text, 50 ms each.
-WITHOUT_CUDNN = [SDPBackend.FLASH_ATTENTION, SDPBackend.EFFICIENT_ATTENTION, SDPBackend.MATH]
 
 
 @dataclass
@@ -49,16 +46,7 @@ class GPTConfig:
     norm_eps: float = 0.0       # added to variances in norms; 0 = 1e-5, or 1e-6 for qwen3
 
     def __post_init__(self):
-        check_fields(self)
-        is_gpt2 = self.arch == 'gpt2'
-        self.head_dim = self.head_dim or self.n_embd // self.n_head
-        self.n_kv_head = self.n_kv_head or self.n_head
-        if self.n_inner == 0:
-            multiple_of_32 = math.ceil(self.n_embd / 12) * 32       # 8/3 n_embd, rounded up
-            self.n_inner = 4 * self.n_embd if is_gpt2 else multiple_of_32
-        if self.norm_eps == 0:
-            self.norm_eps = 1e-5 if is_gpt2 else 1e-6
-        check_shape(self)
+        complete_shape(self)                # zeros get their values; Error for an impossible shape
 
 
 # ---- the network, from its parts to the whole
@@ -209,9 +197,8 @@ class GPT(nn.Module):
                 nn.init.normal_(p, std=0.02 / math.sqrt(2 * self.config.n_layer))
         # A trick for short runs; 1 leaves all as it is. A head_gain of 20 makes the last norm 20
         # times larger and the output matrix 20 times smaller. The first logits stay about the same,
-        # but an AdamW step moves them 20 times as far: it changes a weight by the learning rate,
-        # whatever the weight's size. (A tied embedding begins smaller as well, which the norms of
-        # the blocks make up for.)
+        # but an AdamW step, whose size is the learning rate, moves them 20 times as far. A tied
+        # embedding begins smaller as well, which the norms of the blocks mostly undo.
         self.norm_f.weight *= self.config.head_gain
         self.lm_head.weight /= self.config.head_gain
 
@@ -285,28 +272,8 @@ class GPT(nn.Module):
 
     def next_logits(self, idx: Tensor) -> Tensor:
         """Logits (B, V), fp32, of the token that follows ids (B, T)."""
-        with sdpa_kernel(WITHOUT_CUDNN):
+        with attention_without_cudnn():
             return self.lm_head(self.hidden(idx)[:, -1]).float()
-
-    # ---- optimizers
-    def make_optimizers(self, optimizer: str, learning_rate: float, weight_decay: float,
-                        betas: tuple[float, float]) -> list:
-        """Optimizers that hold each parameter once. Matrices and embeddings decay, norms and
-        biases do not. `adamw` takes all parameters. `muon` (Jordan et al. 2024) takes the
-        blocks' matrices, at a scale that fits AdamW's rate (Liu et al. 2025), and AdamW the
-        rest."""
-        require(optimizer in ('adamw', 'muon'), f'optimizer={optimizer!r} is not adamw or muon')
-        matrices = [p for p in self.h.parameters() if p.ndim == 2] if optimizer == 'muon' else []
-        of_muon = {id(p) for p in matrices}
-        rest = [p for p in self.parameters() if id(p) not in of_muon]
-        groups = [{'params': [p for p in rest if p.ndim >= 2], 'weight_decay': weight_decay},
-                  {'params': [p for p in rest if p.ndim < 2], 'weight_decay': 0.0}]
-        is_fused = rest[0].device.type in ('cpu', 'cuda')
-        optimizers = [torch.optim.AdamW(groups, learning_rate, betas, fused=is_fused)]
-        if matrices:
-            optimizers.append(torch.optim.Muon(matrices, learning_rate, weight_decay,
-                                               adjust_lr_fn='match_rms_adamw'))
-        return optimizers
 
 
 # ---- what generate consists of
@@ -403,10 +370,12 @@ def save_checkpoint(path, model: GPT, tokenizer: dict, config: dict, **progress)
     save_sealed(path, checkpoint)
 
 
-def load_checkpoint(path, *needed: str) -> dict:
-    """Read a checkpoint onto the CPU. Raises Error if it is missing, damaged, inconsistent, or
-    lacks a key in `needed`. No code in it can run."""
-    return read_checkpoint(path, FORMAT, needed, check_weights)
+def load_checkpoint(source, *needed: str, from_hub: bool = False) -> dict:
+    """The checkpoint in a file, in a run's folder (best.pt, or else ckpt.pt), of nanoGPT, or of a
+    Hugging Face model: a folder or, with from_hub, a name. It is on the CPU; no code in it can run.
+
+    Raises Error if it is missing, damaged, inconsistent, or lacks a key in `needed`."""
+    return read_checkpoint(source, FORMAT, needed, from_hub, check_weights)
 
 
 def check_weights(checkpoint: dict):
@@ -415,16 +384,6 @@ def check_weights(checkpoint: dict):
         model = GPT(GPTConfig(**checkpoint['model_config']))
         model.load_state_dict(checkpoint['model'], assign=True)
     checkpoint['model_config'] = asdict(model.config)
-
-
-def load_weights(source, *needed: str, from_hub: bool = False) -> dict:
-    """The checkpoint in a file, in a run's folder (best.pt, or else ckpt.pt), of nanoGPT, or of a
-    Hugging Face model: a folder or, with from_hub, a name. Raises Error if there is none."""
-    file = find_checkpoint(source)
-    checkpoint = load_foreign(source, file, from_hub)       # None if it is one of our own
-    if checkpoint is None:
-        checkpoint = load_checkpoint(file or source, *needed)
-    return checkpoint
 
 
 def build_model(checkpoint: dict, **changes) -> GPT:

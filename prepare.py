@@ -35,8 +35,6 @@ import sys
 import tempfile
 import time
 from array import array
-from collections import deque
-from concurrent.futures import ThreadPoolExecutor
 from functools import lru_cache
 from hashlib import blake2b
 from itertools import islice
@@ -68,7 +66,6 @@ from data.tokenizer import Tokenizer, cut, read_tokenizer, to_utf8, train_bpe
 
 VOCABULARY_TEXT = 1 << 26         # maximum bytes of text to train a bpe on
 SMALL_TEXT = 1_000_000            # bytes of text below which a bpe has 2048 tokens
-WORKERS = min(os.cpu_count() or 1, 16)
 
 
 # ---- 1. all documents into one temporary file
@@ -179,19 +176,6 @@ def make_tokenizer(kind: str, vocab_size: int, raw, corpus: Corpus, train) -> To
     return Tokenizer({'kind': 'gpt2'} if kind == 'gpt2' else read_tokenizer(kind))
 
 
-def tokenize(tokenizer: Tokenizer, texts):
-    """Yield arrays of ids of the pieces (text, ends), with end-of-text after each document. Several
-    threads encode a thousand pieces each; the arrays come in order."""
-    texts, waiting = iter(texts), deque()
-    with ThreadPoolExecutor(WORKERS) as pool:
-        while chunk := list(islice(texts, 1000)):
-            waiting.append(pool.submit(tokenizer.encode_pieces, chunk))
-            if len(waiting) > 2 * WORKERS:
-                yield waiting.popleft().result()
-        for future in waiting:
-            yield future.result()
-
-
 # ---- 4. files
 def write_dataset(folder: Path, tokenizer: Tokenizer, raw, corpus: Corpus, sides: dict,
                   about: dict) -> dict:
@@ -210,7 +194,7 @@ def write_dataset(folder: Path, tokenizer: Tokenizer, raw, corpus: Corpus, sides
             path = new / f'{split}.bin'
             with open(path, 'wb') as f:
                 texts = show_progress(texts_of(raw, corpus, indices), f'tokenizing {split}')
-                size = sum(f.write(ids.astype(dtype)) for ids in tokenize(tokenizer, texts))
+                size = sum(f.write(ids.astype(dtype)) for ids in tokenizer.encode_stream(texts))
             nats = corpus.nats[indices]
             meta[split] = {
                 'tokens': size // np.dtype(dtype).itemsize,

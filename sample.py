@@ -42,7 +42,7 @@ import torch
 from config import Error, extra, pick_device, pick_dtype, require
 from config._terminal import Screen
 from data.tokenizer import Tokenizer
-from model import GPT, build_model, load_weights
+from model import GPT, build_model, load_checkpoint
 
 
 class LanguageModel:
@@ -104,7 +104,7 @@ def load(path='out', device: str = 'auto', dtype: str = 'auto', fast: bool = Tru
 
     Raises Error if there is none, or if its embedding has too few rows for its tokenizer."""
     with torch.random.fork_rng(devices=[]):     # a new GPT is drawn at random, then overwritten
-        checkpoint = load_weights(path, 'config')
+        checkpoint = load_checkpoint(path, 'config')
         model = build_model(checkpoint, dropout=0.0)
     tokenizer = Tokenizer(checkpoint['tokenizer'])
     rows = model.config.vocab_size

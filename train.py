@@ -84,7 +84,6 @@ from model import (
     build_model,
     evaluate,
     load_checkpoint,
-    load_weights,
     save_checkpoint,
 )
 from prepare import evaluation_windows, get_batch, open_dataset, validation_text
@@ -143,7 +142,7 @@ def read_start(out: Path, is_writer: bool) -> tuple[dict | None, bool]:
                                      'best_val_loss', 'optimizer', 'scaler')
         adopt_knobs(config, checkpoint['config'], MODEL_KNOBS)
     elif init_from not in ('scratch', 'auto'):
-        checkpoint = load_weights(init_from, from_hub=True)
+        checkpoint = load_checkpoint(init_from, from_hub=True)
         adopt_shape(config, checkpoint['model_config'], MODEL_KNOBS)
     return checkpoint, is_resumed
 
@@ -158,6 +157,24 @@ def make_model(checkpoint: dict | None, tokenizer: Tokenizer, device: torch.devi
         rows = math.ceil(rows / 64) * 64        # GPUs multiply matrices of such sizes faster
     shape = {name: config[name] for name in MODEL_KNOBS}
     return GPT(GPTConfig(vocab_size=rows, **shape)).to(device)
+
+
+def make_optimizers(model: GPT) -> list:
+    """Optimizers that hold each parameter once. Matrices and embeddings decay, norms and biases do
+    not. `adamw` takes all parameters. `muon` (Jordan et al. 2024) takes the blocks' matrices, at a
+    scale that fits AdamW's rate (Liu et al. 2025), and AdamW the rest."""
+    require(optimizer in ('adamw', 'muon'), f'optimizer={optimizer!r} is not adamw or muon')
+    matrices = [p for p in model.h.parameters() if p.ndim == 2] if optimizer == 'muon' else []
+    of_muon = {id(p) for p in matrices}
+    rest = [p for p in model.parameters() if id(p) not in of_muon]
+    groups = [{'params': [p for p in rest if p.ndim >= 2], 'weight_decay': weight_decay},
+              {'params': [p for p in rest if p.ndim < 2], 'weight_decay': 0.0}]
+    is_fused = rest[0].device.type in ('cpu', 'cuda')
+    optimizers = [torch.optim.AdamW(groups, learning_rate, (beta1, beta2), fused=is_fused)]
+    if matrices:
+        optimizers.append(torch.optim.Muon(matrices, learning_rate, weight_decay,
+                                           adjust_lr_fn='match_rms_adamw'))
+    return optimizers
 
 
 # ---- parts of a step
@@ -249,7 +266,7 @@ if __name__ == '__main__':
 
     # model and optimizers
     model = make_model(checkpoint, tokenizer, torch_device).train()
-    optimizers = model.make_optimizers(optimizer, learning_rate, weight_decay, (beta1, beta2))
+    optimizers = make_optimizers(model)
     if fast:        # the same Attention.attend, GPT.loss and Muon, in less time or memory; with
         use_faster_routines(model, optimizers, torch_dtype)     # --fast=False, as model.py has them
     share = batch_size // world_size            # sequences of this process in a step

@@ -191,6 +191,14 @@ def pick_device(device: str = 'auto'):
     return found
 
 
+def attention_without_cudnn():
+    """A context manager for generation: on GPUs, cuDNN's attention would prepare a kernel for each
+    new length of a text, 50 ms each."""
+    from torch.nn.attention import SDPBackend, sdpa_kernel
+    return sdpa_kernel(
+        [SDPBackend.FLASH_ATTENTION, SDPBackend.EFFICIENT_ATTENTION, SDPBackend.MATH])
+
+
 def pick_dtype(dtype: str, device):
     """The torch.dtype of matrix products on a device; 'auto': the fastest that its hardware has
     natively.

@@ -24,7 +24,17 @@ def load_foreign(source, file: str | None, from_hub: bool) -> dict | None:
     return None
 
 
-def read_checkpoint(path, format: int, needed: tuple, check_weights) -> dict:
+def read_checkpoint(source, format: int, needed: tuple, from_hub: bool, check_weights) -> dict:
+    """The checkpoint at source, with the keys in `needed`: see load_checkpoint of model.py."""
+    file = find_checkpoint(source)
+    checkpoint = load_foreign(source, file, from_hub)
+    if checkpoint is None:
+        return read_own(file or source, format, needed, check_weights)
+    check_keys(checkpoint, needed, f'{source}: ')
+    return checkpoint
+
+
+def read_own(path, format: int, needed: tuple, check_weights) -> dict:
     """What save_sealed wrote to path, of this format and with the keys in `needed`. Raises Error
     if it is missing or damaged, or if check_weights raises any exception."""
     require(os.path.isfile(path),
@@ -32,14 +42,19 @@ def read_checkpoint(path, format: int, needed: tuple, check_weights) -> dict:
     try:
         checkpoint, size = load_sealed(path)
         require(checkpoint['format'] == format, f'it is not of format {format}')
-        for key in ('tokenizer', *needed):
-            require(isinstance(checkpoint.get(key), TYPES[key]),
-                    f'its {key} is missing, or of the wrong type')
+        check_keys(checkpoint, ('tokenizer', *needed))
         check_weights(checkpoint)
         check_size(checkpoint, size)
     except Exception as e:                      # corrupt files can raise any exception
         raise Error(f'{path}: cannot read this checkpoint: {str(e)[:150]}; use another one') from e
     return checkpoint
+
+
+def check_keys(checkpoint: dict, needed: tuple, where: str = ''):
+    """Raise Error unless a checkpoint has these keys, with values of the right types."""
+    for key in needed:
+        require(isinstance(checkpoint.get(key), TYPES[key]),
+                f'{where}its {key} is missing, or of the wrong type')
 
 
 def check_size(checkpoint: dict, size: int):

@@ -1,5 +1,21 @@
-"""Whether the fields of a GPTConfig of model.py are possible, and fit each other."""
+"""The fields of a GPTConfig of model.py: values for those left out, and whether all fit."""
+import math
+
 from config import require
+
+
+def complete_shape(config):
+    """Give the fields that are 0 their values. Raises Error if the shape is impossible."""
+    check_fields(config)
+    is_gpt2 = config.arch == 'gpt2'
+    config.head_dim = config.head_dim or config.n_embd // config.n_head
+    config.n_kv_head = config.n_kv_head or config.n_head
+    if config.n_inner == 0:
+        multiple_of_32 = math.ceil(config.n_embd / 12) * 32     # 8/3 n_embd, rounded up
+        config.n_inner = 4 * config.n_embd if is_gpt2 else multiple_of_32
+    if config.norm_eps == 0:
+        config.norm_eps = 1e-5 if is_gpt2 else 1e-6
+    check_shape(config)
 
 
 def check_fields(config):

@@ -4,7 +4,11 @@ or read.
 bpe is trained on the text, gpt2 is GPT-2's (both byte-level BPE, run by tiktoken), char has one
 token for each character, and hf is any other tokenizer.json, run by the package tokenizers."""
 import json
+import os
 import re
+from collections import deque
+from concurrent.futures import ThreadPoolExecutor
+from itertools import islice
 from pathlib import Path
 
 import numpy as np
@@ -13,6 +17,7 @@ from config import Error, require
 
 EOT = '<|endoftext|>'
 PIECE = 1 << 12                 # bytes of text that are tokenized in one call, at most
+WORKERS = min(os.cpu_count() or 1, 16)
 # A text may be cut before a single space or after a single newline, if both neighbours are visible:
 # no token of bpe or gpt2 reaches across such a border.
 BORDER = re.compile(r'(?<=\S)(?= \S)|(?<=\S\n)(?=\S)')
@@ -104,6 +109,18 @@ class Tokenizer:
         eots = np.flatnonzero(ids == self.eot)  # one after every piece
         require(len(eots) == len(texts), 'this tokenizer encodes ordinary text as end-of-text')
         return np.delete(ids, eots[~np.array(ends)])
+
+    def encode_stream(self, pieces):
+        """Yield the ids of pieces (text, ends) in arrays, eot after each document. Several threads
+        encode a thousand pieces each; the arrays come in order."""
+        pieces, waiting = iter(pieces), deque()
+        with ThreadPoolExecutor(WORKERS) as pool:
+            while chunk := list(islice(pieces, 1000)):
+                waiting.append(pool.submit(self.encode_pieces, chunk))
+                if len(waiting) > 2 * WORKERS:
+                    yield waiting.popleft().result()
+            for future in waiting:
+                yield future.result()
 
     def encode(self, text: str) -> list[int]:
         """Ids of a text of any length. Raises Error for a character that the alphabet of char

@@ -1,4 +1,5 @@
-"""Attention that remembers the keys and values of a text, for extras/sampling.py."""
+"""Attention that remembers the keys and values of a text, for extras/sampling.py. S: all tokens
+that were read so far, T: the new ones."""
 import contextlib
 import warnings
 

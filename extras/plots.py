@@ -7,7 +7,7 @@ from typing import NamedTuple
 from config import Error, require
 from config._files import atomic
 from data.files import bits_per_byte
-from model import load_weights
+from model import load_checkpoint
 from prepare import open_dataset
 
 
@@ -51,7 +51,7 @@ def read_data(run: Path) -> Data:
     validation text was evaluated."""
     checksums = None
     with contextlib.suppress(Error):            # without checkpoint or dataset, it is not known
-        checkpoint = load_weights(run, 'config', 'data')
+        checkpoint = load_checkpoint(run, 'config', 'data')
         checksums, knobs = checkpoint['data'], checkpoint['config']
         meta, _, val = open_dataset(knobs['dataset'])
         is_same = all(meta[split]['checksum'] == checksums[split] for split in ('train', 'val'))
