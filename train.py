@@ -65,7 +65,7 @@ import torch
 from config import extra, pick_dtype, require
 from config._checkpoint import load_training_state
 from config._files import acquire_lock
-from config._log import Log, announce, announce_resume
+from config._log import Log, announce
 from config._run import (
     PoliteStop,
     can_compile,
@@ -76,7 +76,7 @@ from config._run import (
     start_device,
     use_faster_routines,
 )
-from config._start import adopt_knobs, adopt_shape, check_data, open_folder
+from config._start import adopt_knobs, adopt_shape, announce_resume, check_data, open_folder
 from data.tokenizer import Tokenizer
 from model import (
     GPT,

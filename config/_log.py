@@ -12,7 +12,6 @@ from config._run import processes_of_run
 from config._terminal import columns, fit
 
 FILES = ['best.pt', 'ckpt.pt', 'log.csv', 'loss.png']       # what a run writes to out_dir
-OF_A_START = ('init_from', 'out_dir', 'overwrite', 'eval_only', 'max_minutes')  # not of a run
 COLUMNS = ['step', 'tokens', 'train_loss', 'val_loss', 'bits_per_byte', 'lr', 'grad_norm',
            'tokens_per_second']
 
@@ -139,11 +138,3 @@ def announce(log: Log, config: dict, model: torch.nn.Module, meta: dict, val_ids
     processes = processes_of_run()
     log.say(f'device  {processes} x {device.type}, {batch_size // processes // micro} x {micro} '
             f'sequences each, {str(dtype).removeprefix("torch.")}')
-
-
-def announce_resume(log: Log, config: dict, checkpoint: dict):
-    """Print from which step a run goes on, and the knobs that it changes."""
-    saved = checkpoint['config']
-    changes = [f', {name}: {saved[name]} -> {config[name]}' for name in config
-               if name in saved and name not in OF_A_START and config[name] != saved[name]]
-    log.say(f'resume  {config["out_dir"]}/ckpt.pt at step {checkpoint["step"]}' + ''.join(changes))

@@ -3,8 +3,10 @@ from pathlib import Path
 
 from config import Config, extra, require
 from config._files import acquire_lock
-from config._log import FILES, OF_A_START
+from config._log import FILES, Log
 from data.tokenizer import Tokenizer
+
+OF_A_START = ('init_from', 'out_dir', 'overwrite', 'eval_only', 'max_minutes')  # not of a run
 
 
 def adopt_knobs(config: Config, saved: dict, model_knobs: list):
@@ -74,3 +76,11 @@ def open_folder(config: Config, is_resumed: bool):
         for name in FILES:
             (out / name).unlink(missing_ok=True)
     return tracker
+
+
+def announce_resume(log: Log, config: dict, checkpoint: dict):
+    """Print from which step a run goes on, and the knobs that it changes."""
+    saved = checkpoint['config']
+    changes = [f', {name}: {saved[name]} -> {config[name]}' for name in config
+               if name in saved and name not in OF_A_START and config[name] != saved[name]]
+    log.say(f'resume  {config["out_dir"]}/ckpt.pt at step {checkpoint["step"]}' + ''.join(changes))

@@ -6,9 +6,17 @@ import math
 import torch
 from torch import Tensor
 
+COEFFICIENTS = (3.4445, -4.775, 2.0315)         # Jordan's, of the Newton-Schulz iteration
+SETTINGS = {'adjust_lr_fn': 'match_rms_adamw', 'nesterov': True, 'ns_steps': 5,
+            'ns_coefficients': COEFFICIENTS}    # the only ones that FastMuon knows
+
 
 def speed_up(optimizer: torch.optim.Muon, dtype: torch.dtype):
-    """Let an optimizer compute its matrix products in dtype, those of one shape together."""
+    """Let an optimizer compute its matrix products in dtype, those of one shape together, unless
+    it has other settings than FastMuon knows."""
+    for group in optimizer.param_groups:
+        if any(group[name] != value for name, value in SETTINGS.items()):
+            return
     optimizer.__class__ = FastMuon
     optimizer.dtype = dtype
 
@@ -44,7 +52,8 @@ class FastMuon(torch.optim.Muon):
 
 def orthogonalize(x: Tensor, dtype: torch.dtype) -> Tensor:
     """Matrices x (n, rows, columns) with their singular values moved to about 1: five steps of a
-    Newton-Schulz iteration with Jordan's coefficients."""
+    Newton-Schulz iteration."""
+    first, third, fifth = COEFFICIENTS          # of x, x x' x and x x' x x' x
     is_tall = x.shape[1] > x.shape[2]
     if is_tall:
         x = x.mT
@@ -52,6 +61,6 @@ def orthogonalize(x: Tensor, dtype: torch.dtype) -> Tensor:
     x = x.to(dtype)
     for _ in range(5):
         a = torch.bmm(x, x.mT)                              # fewer launches than with @
-        b = torch.baddbmm(a, a, a, beta=-4.775, alpha=2.0315)           # -4.775 a + 2.0315 a a
-        x = torch.baddbmm(x, b, x, beta=3.4445)                         # 3.4445 x + b x
+        b = torch.baddbmm(a, a, a, beta=third, alpha=fifth)             # third a + fifth a a
+        x = torch.baddbmm(x, b, x, beta=first)                          # first x + b x
     return x.mT if is_tall else x

@@ -114,10 +114,12 @@ def computes_the_same(copy: GPT, model: GPT) -> bool:
     ids = torch.randint(model.config.vocab_size, (1, n), generator=random)
     ids = ids.to(model.wte.weight.device)
     text = copy.new_text()
-    for end in range(max(1, n - 4), n + 1):             # the first ones at once, then one by one
-        found = text.next_logits(ids[:, :end])
-    expected = model.next_logits(ids)
-    model.train(was_training)
+    try:
+        for end in range(max(1, n - 4), n + 1):         # the first ones at once, then one by one
+            found = text.next_logits(ids[:, :end])
+        expected = model.next_logits(ids)
+    finally:
+        model.train(was_training)
     is_precise = expected.device.type == 'cpu' and model.wte.weight.dtype == torch.float32
     tolerance = 1e-3 if is_precise else 0.05            # fp32 may be TF32 on a GPU
     return bool((found - expected).abs().max() <= tolerance * expected.abs().max())

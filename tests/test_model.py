@@ -420,6 +420,11 @@ def test_the_faster_muon_makes_matrices_orthogonal_as_torchs_does():
     expected = trained(fast=False)                              # in bf16
     difference = (trained(fast=True) - expected).norm()
     assert 0 < difference < 0.02 * expected.norm()
+    for changed in ({'nesterov': False}, {'ns_steps': 6}, {'ns_coefficients': (2, -1.5, 0.5)}, {'adjust_lr_fn': None}):
+        settings = {'adjust_lr_fn': 'match_rms_adamw', **changed}
+        optimizer = torch.optim.Muon([torch.nn.Parameter(torch.zeros(2, 2))], **settings)
+        speed_up(optimizer, torch.float32)
+        assert type(optimizer) is torch.optim.Muon                      # it would compute something else
 
 
 def test_dropout_is_on_in_training_alone():
