@@ -188,7 +188,7 @@ def main():
         lm = load(out_dir, device, dtype, fast, compile)
         if compile:
             print('compiling, which takes about half a minute', file=sys.stderr)
-            lm.rows(num_samples=1 if interactive else num_samples, max_new_tokens=2)
+            lm.rows(num_samples=1 if interactive else num_samples, max_new_tokens=3)
         if interactive:
             talk(lm, sampling)
         else:

@@ -229,14 +229,13 @@ def training_row(step: int, losses: list, norms: list, seconds: float, world_siz
             'skipped': sum(not math.isfinite(norm) for norm in norms)}
 
 
-def sample_text(model: GPT, tokenizer: Tokenizer, autocast) -> str:
+def sample_text(model: GPT, tokenizer: Tokenizer) -> str:
     """A text by the model as it is now."""
     prompt = torch.tensor([[tokenizer.eot]], device=model.wte.weight.device)
     model.eval()
-    with autocast:
-        new = model.generate(prompt, 150, temperature=0.8, eot=tokenizer.eot, seed=seed,
-                             vocab_size=tokenizer.vocab_size)
-        text = tokenizer.decode([int(i) for i in new])
+    new = model.generate(prompt, 150, temperature=0.8, eot=tokenizer.eot, seed=seed,
+                         vocab_size=tokenizer.vocab_size)
+    text = tokenizer.decode([int(i) for i in new])
     model.train()
     return text
 
@@ -366,7 +365,7 @@ if __name__ == '__main__':
             save_best(row['val_loss'])
         log.add(row, to_file=is_row_due)        # a stop leaves no trace in log.csv
         if is_eval_due:
-            for line in sample_text(model, tokenizer, autocast).splitlines():
+            for line in sample_text(model, tokenizer).splitlines():
                 log.say(line, indent=' ' * 8)
         if is_eval_due or is_stopping:
             save_to_resume()

@@ -13,10 +13,10 @@ from model import GPT, Attention
 class KVCache:
     """Keys and values of the tokens that a layer has read, so that each is computed once."""
 
-    def __init__(self, block_size: int):
+    def __init__(self, block_size: int, length=0, k: Tensor | None = None, v: Tensor | None = None):
         self.block_size = block_size                        # the most tokens that it holds
-        self.length = 0                                     # tokens read so far
-        self.k = self.v = None                              # (B, K, block_size, D) each
+        self.length = length                                # tokens read so far
+        self.k, self.v = k, v                               # (B, K, block_size, D) each
 
     def append(self, k: Tensor, v: Tensor) -> tuple[Tensor, Tensor]:
         """Add the next T tokens' keys and values, (B, K, T, D) each; return those of all tokens
@@ -38,12 +38,9 @@ class FloatCache(KVCache):
         return super().append(k.float(), v.float())
 
 
-class StaticCache:
-    """Within a compiled step: a KVCache whose shapes do not depend on the number of tokens that
-    were read: length is a tensor (1,). Unused memory is zeros, as a mask hides no inf or nan."""
-
-    def __init__(self, k: Tensor, v: Tensor, length: Tensor):
-        self.k, self.v, self.length = k, v, length
+class StaticCache(KVCache):
+    """For a step that a GPU captures: its shapes do not depend on the number of tokens that were
+    read, as length is a tensor (1,). Unused memory is zeros, as a mask hides no inf or nan."""
 
     def append(self, k: Tensor, v: Tensor) -> tuple[Tensor, Tensor]:
         self.k.index_copy_(2, self.length, k.to(self.k.dtype))
@@ -79,19 +76,25 @@ def attending_to(copy: GPT, caches: list):
 
 # ---- a step of one token
 def plain_step(copy: GPT):
-    """A function: ids (B, 1), position (1,), keys and values of each layer -> logits (B, V)."""
-    def step(idx, position, keys, values):
-        caches = [StaticCache(k, v, position) for k, v in zip(keys, values)]
+    """A function: ids (B, 1), the number of tokens read before, keys and values of each layer ->
+    logits (B, V). On a GPU that number is a tensor (1,), so that every step is the same to it."""
+    kind = StaticCache if copy.wte.weight.is_cuda else copy.cache_class
+
+    def step(idx, read, keys, values):
+        caches = [kind(k.shape[2], read, k, v) for k, v in zip(keys, values)]
         with attending_to(copy, caches):
-            return copy.lm_head(copy.hidden(idx, position)[:, -1]).float()
+            return copy.lm_head(copy.hidden(idx, read)[:, -1]).float()
 
     return step
 
 
 def compiled_step(copy: GPT):
-    """plain_step, compiled."""
-    step = plain_step(copy)
-    compiled = torch.compile(step, fullgraph=True, dynamic=False)
+    """plain_step, compiled once for all numbers of tokens from 2 on."""
+    step, is_cuda = plain_step(copy), copy.wte.weight.is_cuda
+    # For CPUs: what a product takes is computed once, not anew for each row of its matrix; only
+    # the few operations that convert a weight stay in the loop that adds.
+    options = {} if is_cuda else {'realize_opcount_threshold': 8, 'realize_reads_threshold': 1}
+    compiled = torch.compile(step, fullgraph=True, dynamic=not is_cuda, options=options)
 
     def step_or_warn(*inputs):
         nonlocal compiled

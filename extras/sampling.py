@@ -131,7 +131,7 @@ class FastGPT(GPT):
     cache_class = KVCache
     caches = None                       # a cache for each layer
     graph = None                        # on a GPU: the CapturedStep that uses these caches
-    step = None                         # a function that computes a step with a StaticCache
+    step = None                         # a function of extras/cache.py that computes a step
 
     def new_text(self) -> GPT:
         """A model that shares all with this one, but has caches of its own."""
@@ -153,7 +153,7 @@ class FastGPT(GPT):
         if read == 0:
             with attending_to(self, self.caches):
                 return super().next_logits(new)
-        if self.step is None:
+        if self.step is None or read == 1:      # torch.compile would compile anew for a 1
             with attending_to(self, self.caches):
                 return self.lm_head(self.hidden(new, read)[:, -1]).float()
         # A copy, as each text has other strides, for which the step would be compiled anew.
@@ -162,7 +162,7 @@ class FastGPT(GPT):
             cache.length += 1
         keys, values = [cache.k for cache in self.caches], [cache.v for cache in self.caches]
         if not new.is_cuda:
-            return self.step(new, torch.tensor([read]), keys, values)
+            return self.step(new, read, keys, values)
         if self.graph is None:
             self.graph = cuda.CapturedStep(self.step, new, read, keys, values)
         return self.graph(new)
