@@ -5,7 +5,7 @@ import re
 import sys
 
 from config import ROOT, Error, check_type, parse_option, require
-from config._terminal import Screen
+from config._terminal import Screen, fit
 
 WELCOME = 'Write the beginning of a text and press Enter. /help shows more; an empty line ends.'
 
@@ -18,7 +18,7 @@ def talk(lm, knobs: dict):
     if sys.stdin.isatty():
         with contextlib.suppress(ImportError):              # Windows has no readline
             import readline  # noqa: F401                   # with it, input() edits and remembers
-    print(WELCOME)
+    print(fit(WELCOME))
     while line := read_line():
         try:
             if line == '/help':
@@ -57,8 +57,9 @@ def show_help(knobs: dict):
     source = (ROOT / 'sample.py').read_text(encoding='utf-8')
     comments = dict(re.findall(r'^(\w+) = .*?  # (.*)$', source, re.M))
     for name, value in knobs.items():
-        print(f'/{name} {value}'.ljust(26), comments.get(name, ''))
-    print('Such a line sets a knob. A text that begins with / needs a space before it.')
+        knob = f'/{name} {value}'.ljust(26) + ' '
+        print(fit(comments.get(name, ''), indent=knob, hang=' ' * len(knob)))
+    print(fit('Such a line sets a knob. A text that begins with / needs a space before it.'))
 
 
 def set_knob(lm, knobs: dict, line: str):

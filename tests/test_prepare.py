@@ -288,6 +288,7 @@ def test_duplicates_and_split(run, tmp_path):
 def test_a_vocabulary_is_learned_from_the_first_piece_on(run, tmp_path):
     write(tmp_path / 'a.txt', 'abab' * 100)                     # there is no second one
     assert run('--input=a.txt')[0]['vocab_size'] > 257
+    assert run('--input=a.txt', '--vocab_size=257', '--name=bytes')[0]['vocab_size'] == 257     # the fewest
 
 
 @pytest.mark.parametrize('n', [2, 3, 5])

@@ -14,7 +14,7 @@ from conftest import ROOT
 MODEL = ['--n_layer=1', '--n_head=2', '--n_embd=32', '--block_size=32', '--batch_size=4', '--device=cpu']
 
 
-def on_terminal(columns, *command) -> list[str]:
+def on_terminal(columns, *command, typed='') -> list[str]:
     """The lines that a script leaves on a terminal, and those that it overwrites, as they were."""
     main, side = pty.openpty()
     fcntl.ioctl(side, termios.TIOCSWINSZ, struct.pack('HHHH', 40, columns, 0, 0))
@@ -22,6 +22,7 @@ def on_terminal(columns, *command) -> list[str]:
     process = subprocess.Popen([sys.executable, ROOT / command[0], *command[1:]], stdin=side, stdout=side,
                                stderr=side, env=environment | {'TERM': 'xterm'})
     os.close(side)
+    os.write(main, typed.encode())
     shown = b''
     try:
         while block := os.read(main, 1 << 16):
@@ -44,9 +45,11 @@ def test_every_line_fits_and_breaks_between_words(tmp_path, monkeypatch, columns
     lines += on_terminal(columns, 'train.py', *MODEL, '--max_iters=60', '--eval_interval=30')
     lines += on_terminal(columns, 'sample.py', '--max_new_tokens=80', '--num_samples=2')
     lines += on_terminal(columns, 'sample.py', '--max_new_tokens=80', '--num_samples=1')
+    lines += on_terminal(columns, 'sample.py', '--interactive=True', typed='/help\n\n')
     assert max(map(len, lines)) <= columns
     text = ' '.join(' '.join(lines).split())
-    for words in ('2 heads, 32 channels, vocabulary', 'whose entropy is', 'saved out/best.pt, out/ckpt.pt'):
+    for words in ('2 heads, 32 channels, vocabulary', 'whose entropy is', 'saved out/best.pt, out/ckpt.pt',
+                  'below 1 safer, above 1 wilder; 0 = always the likeliest token'):
         assert words in text
     bars = [line for line in lines if 'steps' in line and 'left' in line and 'loss' in line]
     assert bars and all(re.search(r'\d/60 steps, [\d:?]+ left, loss \d\.\d+', bar) for bar in bars), bars[-1]
