@@ -298,6 +298,8 @@ def test_sampling_follows_the_distribution_that_the_knobs_define():
         expected = p * (torch.arange(5) < kept)
         assert torch.allclose(shares(1.0, 0, top_p), expected / expected.sum(), atol=1e-3)
     assert shares(1.0, 0, 0.999)[4] == 0
+    last = model_file.sample(torch.tensor([[0.1, 0.3]]).expand(4000, -1), draws)        # of any sum
+    assert last.float().mean() == 0.75
     assert model_file.choose(logits, torch.tensor([[1 - 1e-6]]), 1.0, 0, 1.0) == 3
 
 
