@@ -105,7 +105,7 @@ def write_documents(splits: dict, file, seed: int) -> Corpus:
                 digest = None
         documents[split] = len(end) - before
     file.flush()
-    require(size, 'the source is empty')
+    require(size, f'no text was found in {input or dataset}')
     if lost:
         warn(f'{lost:,} characters of the text are U+FFFD: invalid UTF-8, or lone surrogates')
     end = np.frombuffer(end, np.int64)
@@ -366,7 +366,10 @@ def main():
     logging.disable(logging.CRITICAL)                       # libraries raise what matters
     require(0 < val_fraction < 1, f'val_fraction={val_fraction} is not between 0 and 1')
     require(vocab_size == 0 or 257 <= vocab_size <= 1 << 24,
-            f'vocab_size={vocab_size}: a bpe has 257 tokens (all bytes and end-of-text) or more')
+            f'vocab_size={vocab_size}: a bpe has 257 tokens (all bytes and end-of-text) or more, '
+            'and less than 16 million')
+    require(not input or not {'dataset', 'num_stories'} & config.given,
+            '--input takes the place of --dataset and --num_stories: leave these out')
     folder = dataset_folder()
     try:
         source, files = source_files()

@@ -171,13 +171,14 @@ def hand_over():
     if evaluate:
         extra('evaluation', needed_by='evaluate').print_evaluation(lm, dataset, eval_tokens)
     if compare:
+        others = [name.strip() for name in compare.split(',')]
         extra('comparison', needed_by='compare').print_comparison(
-            lm, out_dir, compare.split(','), prompt, dataset, eval_tokens, sampling)
+            lm, out_dir, others, prompt, dataset, eval_tokens, sampling)
 
 
 def main():
     if plot:
-        runs = [Path(run) for run in plot.split(',')]
+        runs = [Path(run.strip()) for run in plot.split(',')]
         extra('plots', needed_by='plot').compare_runs(runs, runs[0] / 'plot.png')
         print(f'written: {runs[0] / "plot.png"}')
     elif export or attention or surprise or evaluate or compare:

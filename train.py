@@ -106,13 +106,15 @@ def learning_rate_at(step: int) -> float:
 
 def check_knobs(world_size: int):
     """Raise Error for knobs that are out of range or contradict each other."""
+    require(out_dir, 'out_dir is empty')
     require(compile in ('auto', True, False), f'compile={compile!r} is not auto, True or False')
     require(schedule in ('wsd', 'cosine'), f'schedule={schedule!r} is not wsd or cosine')
     for name, value in config.items():
         is_number = type(value) in (int, float)
         require(not is_number or value >= 0, f'{name}={value} must not be negative')
     for name in ('max_iters', 'batch_size', 'block_size', 'log_interval'):
-        require(1 <= config[name] < 1 << 31, f'{name}={config[name]} must be at least 1')
+        require(1 <= config[name] < 1 << 31,
+                f'{name}={config[name]} must be at least 1, and less than 2 ** 31')
     require(batch_size % world_size == 0,
             f'batch_size={batch_size} does not divide among {world_size} processes')
     share = batch_size // world_size
@@ -132,6 +134,8 @@ def read_start(out: Path, is_writer: bool) -> tuple[dict | None, bool]:
 
     In config, knobs that are not given now take the values of the checkpoint. Raises Error for one
     that is given and contradicts it."""
+    require(init_from != 'resume' or not overwrite,
+            'init_from=resume continues the run that overwrite=True replaces: leave one out')
     has_run = os.path.exists(out / 'ckpt.pt')
     is_resumed = init_from == 'resume' or (init_from == 'auto' and has_run)
     checkpoint = None
@@ -144,6 +148,8 @@ def read_start(out: Path, is_writer: bool) -> tuple[dict | None, bool]:
     elif init_from not in ('scratch', 'auto'):
         checkpoint = load_checkpoint(init_from, from_hub=True)
         adopt_shape(config, checkpoint['model_config'], MODEL_KNOBS)
+    require(checkpoint or not eval_only,
+            'eval_only=True needs a model: --init_from=resume, or a path')
     return checkpoint, is_resumed
 
 

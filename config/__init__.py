@@ -13,10 +13,10 @@ from pathlib import Path
 
 from config._source import ROOT, print_help, read_fields
 
-RENAMED = {                     # knobs of nanoGPT: what does their work here
+RENAMED = {                     # knobs of others, most of nanoGPT: what does their work here
     'gradient_accumulation_steps': 'micro_batch_size', 'eval_iters': 'eval_tokens',
     'decay_lr': 'schedule', 'lr_decay_iters': 'max_iters', 'lr': 'learning_rate',
-    'wandb_log': 'wandb_project', 'backend': 'device'}
+    'wandb_log': 'wandb_project', 'backend': 'device', 'prompt': 'start'}
 
 
 # ---- errors
@@ -35,8 +35,11 @@ def print_error(kind, error, trace):
     message = str(error)
     if issubclass(kind, KeyboardInterrupt):
         sys.exit(130)
+    if issubclass(kind, BrokenPipeError):           # who read the output, such as head, is gone
+        drop_output()
+        sys.exit(141)                               # as the shell reports a SIGPIPE
     if issubclass(kind, MemoryError) or re.search("out of memory|can't allocate memory", message):
-        message = ('out of memory: use a smaller model or, in training, a smaller '
+        message = ('out of memory: use a smaller model, fewer samples or, in training, a smaller '
                    'micro_batch_size (0 = as large as fits)')
     elif re.search('gloo/transport|NCCL', message):
         message = ('another process of this run was lost; continue with --init_from=resume '
@@ -50,6 +53,16 @@ def print_error(kind, error, trace):
         sys.stdout.flush()
         os._exit(2)
     sys.exit(2)
+
+
+def first_line(error: Exception) -> str:
+    """The beginning of an error's message; those of libraries can be pages long."""
+    return str(error).partition('\n')[0][:200]
+
+
+def drop_output():
+    """Let stdout lead nowhere from now on, also for what is in its buffer."""
+    os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
 
 
 def extra(name: str, needed_by: str = ''):
@@ -91,6 +104,9 @@ def configure(knobs: dict, argv: list[str] | None = None,
     a value of the wrong type."""
     if knobs['__name__'] == '__main__':
         sys.excepthook = print_error
+        for stream in (sys.stdout, sys.stderr):
+            if hasattr(stream, 'reconfigure'):              # what it cannot encode becomes a ?
+                stream.reconfigure(errors='replace')
         argv = sys.argv[1:] if argv is None else argv
     fields = read_fields(*dataclass) if dataclass else {}
     own = {name: value for name, value in knobs.items()
@@ -142,9 +158,10 @@ def check_type(name: str, value, defaults: dict, where: str):
         value = float(value)
     kinds = (str, bool) if default == 'auto' else (type(default),)
     expected = ' or '.join('True or False' if kind is bool else kind.__name__ for kind in kinds)
-    is_sensible = type(value) not in (int, float) or abs(value) < 2 ** 63      # false for nan, too
-    require(type(value) in kinds and is_sensible,
+    require(type(value) in kinds,
             f'{where}: {name} expects {expected}, like {default!r}; got {value!r}')
+    is_sensible = type(value) not in (int, float) or abs(value) < 2 ** 63      # false for nan, too
+    require(is_sensible, f'{where}: {name} expects {expected} below 2 ** 63; got {value!r}')
     return value
 
 
@@ -159,6 +176,9 @@ def run_config_file(name: str, config: dict) -> dict:
         if 'input' in config and os.path.exists(name):
             hint = f'; did you mean --input={name}?'
         raise Error(f'{name}: there is no such config file{hint}')
+    if path.suffix != '.py':
+        hint = f'; did you mean --input={name}?' if 'input' in config else ''
+        raise Error(f'{name} is no config file: these end in .py{hint}')
     namespace = {**config, '__file__': str(path)}
     try:
         tree = ast.parse(path.read_bytes(), str(path))

@@ -1,12 +1,13 @@
 """What train.py writes to log.csv and shows on the screen."""
 import csv
 import os
+import sys
 from pathlib import Path
 
 import torch
 from tqdm import tqdm
 
-from config import Error
+from config import Error, drop_output
 from config._files import atomic
 from config._run import processes_of_run
 from config._terminal import columns, fit
@@ -47,8 +48,17 @@ class Log:
 
     def say(self, text: str = '', indent: str = ''):
         """Print a text, in lines that fit the screen."""
+        self.print(fit(text, indent, hang=' ' * 8))
+
+    def print(self, text: str):
+        """Print a text above the bar. A run goes on if that fails, as when a pipe is closed."""
         if self.is_shown:
-            tqdm.write(fit(text, indent, hang=' ' * 8))
+            try:
+                tqdm.write(text)
+                sys.stdout.flush()
+            except OSError:
+                self.is_shown = False
+                drop_output()
 
     def note(self, text: str):
         """Show behind the bar what is done at the moment."""
@@ -119,7 +129,7 @@ class Log:
         self.say('saved   ' + ', '.join(files))
         command = 'train.py --init_from=resume' if step < config['max_iters'] else 'sample.py'
         where = f' --out_dir={out}' if out != 'out' else ''
-        print(f'next    python {command}{where}')           # in one line, so that it can be copied
+        self.print(f'next    python {command}{where}')      # on one line, so that it can be copied
 
 
 def announce(log: Log, config: dict, model: torch.nn.Module, meta: dict, val_ids,

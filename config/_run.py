@@ -1,4 +1,5 @@
 """Helpers of train.py: its device and processes, what fits into memory, stops without loss."""
+import contextlib
 import os
 import signal
 import sys
@@ -142,7 +143,8 @@ class PoliteStop:
             self.status = 128 + number
             self.first_signal = time.monotonic()
             if os.environ.get('RANK', '0') == '0':          # print() may be busy just now
-                os.write(2, b'\nstopping after this step; interrupt again to stop at once\n')
+                with contextlib.suppress(OSError):          # nobody may be reading any more
+                    os.write(2, b'\nstopping after this step; interrupt again to stop at once\n')
         elif time.monotonic() - self.first_signal > 2:
             os._exit(128 + number)
 

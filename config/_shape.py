@@ -45,6 +45,7 @@ def check_shape(config):
     if config.arch == 'gpt2':
         require(kv_heads == heads and heads * head_dim == config.n_embd,
                 'n_kv_head and head_dim are for qwen3; gpt2 has n_head of n_embd / n_head')
+        require(config.rope_theta == 10000, 'rope_theta is for qwen3; gpt2 learns its positions')
     else:
         require(head_dim % 2 == 0, 'qwen3 rotates channels in pairs: make head_dim even')
         require(not config.bias, 'qwen3 has no biases: leave bias=False, or take arch=gpt2')

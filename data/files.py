@@ -11,6 +11,7 @@ from pathlib import Path
 
 import numpy as np
 
+from config import ROOT
 from config._files import acquire_lock, checksum, sync
 from config._terminal import fit, warn
 
@@ -35,11 +36,16 @@ def fingerprint(knobs: dict, files: list[Path]) -> str:
 
 
 def guess_command(name: str) -> str:
-    """The command that makes data/NAME, as far as its name says it."""
+    """The command that makes data/NAME, as far as the name or a recipe says it."""
     base, _, kind = name.rpartition('_')
     source, option = (base, f' --tokenizer={kind}') if kind in ('gpt2', 'char') else (name, '')
     if source in ('stories', 'tinystories'):
         return f'python prepare.py --dataset={source}{option}'
+    for recipe in sorted((ROOT / 'config').glob('[!_]*.py')):
+        text = recipe.read_text(encoding='utf-8')
+        command = re.search(r'^# +(python prepare\.py .*)', text, re.M)
+        if command and f"\ndataset = '{name}'\n" in text:
+            return command[1]
     return f'python prepare.py --input=FILES --name={name}{option}'
 
 

@@ -95,12 +95,13 @@ def draw_surprise(lm, prompt: str, path, dataset: str = '', eval_tokens: int = 0
     else:
         from extras.evaluation import open_validation
         ids = open_validation(lm, dataset, eval_tokens).documents[0].tolist()
+    of_all = f' of {len(ids):,}' if len(ids) > MOST_TOKENS else ''
     ids = ids[:MOST_TOKENS]
     surprises = token_surprise(lm, ids)
     bits = sum(surprise for surprise, *_ in surprises)
     size = len(lm.tokenizer.decode(ids).encode())
     per_byte = bits_per_byte(bits * math.log(2), size)
-    summary = (f'{len(ids):,} tokens, {bits / len(ids):.2f} bits each, {per_byte:.2f} per byte. '
-               'A surprise')
+    summary = (f'{len(ids):,}{of_all} tokens, {bits / len(ids):.2f} bits each, '
+               f'{per_byte:.2f} per byte. A surprise')
     with atomic(path) as temporary:
         temporary.write_text(PAGE % (summary, render(lm, ids, surprises)), encoding='utf-8')

@@ -884,15 +884,16 @@ def test_full_disk(tmp_path, n):
 @pytest.mark.parametrize('args, word', [
     ('--vocab=3', 'vocab_size'), ('--vocab_size=big', 'int'), ('--vocab_size=100', '257'),
     ('--val_fraction=0', 'val_fraction'), ('--val_fraction=1', 'val_fraction'), ('nosuch.py', 'nosuch.py'),
-    ('--num_stories=0', 'empty'), ('--dataset=no/such', 'no/such'), ('--dataset=texts', '--input'),
+    ('--num_stories=0', 'no text was found in stories'), ('--dataset=no/such', 'no/such'), ('--dataset=texts', '--input'),
     ('--dataset=.', 'dataset'), ('--dataset=', 'dataset'), ('--input=nothing.txt', 'nothing.txt'),
-    ('--input=x.csv', '.jsonl'), ('--input=,', 'input'), ('--input=empty.txt', 'empty'),
-    ('--input=spaces.txt', 'empty'), ('--input=one.txt', 'short'), ('--input=bad.jsonl', 'bad.jsonl cannot be read: line 2 '),
+    ('--input=x.csv', '.jsonl'), ('--input=,', 'input'), ('--input=empty.txt', 'no text was found in empty.txt'),
+    ('--input=spaces.txt', 'no text'), ('--input=one.txt', 'short'), ('--input=bad.jsonl', 'bad.jsonl cannot be read: line 2 '),
     ('--input=column.jsonl', 'title'), ('--input=list.jsonl', 'list.jsonl'), ('--input=type.jsonl', 'int'),
     ('--input=deep.jsonl', 'deep.jsonl'), ('--input=bad.parquet', 'bad.parquet'),
     ('--input=good.txt --tokenizer=nosuch', 'nosuch'), ('--input=good.txt --tokenizer=broken', 'broken'),
     ('--input=good.txt --tokenizer=noeos', 'eos'), ('--input=good.txt --name=../up', 'name'),
-    ('--input=good.txt --name=..', 'name')])
+    ('--input=good.txt --name=..', 'name'), ('good.txt', 'did you mean --input=good.txt?'),
+    ('--input=good.txt --num_stories=5', 'leave these out'), ('--input=good.txt --dataset=stories', 'leave these out')])
 def test_bad_input(tmp_path, args, word, run):
     write(tmp_path / 'x.csv', 'a,b')
     write(tmp_path / 'empty.txt', '')

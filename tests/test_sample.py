@@ -38,6 +38,13 @@ def trained(run, dataset):
     return load('out', dtype='float32')
 
 
+def test_the_end_of_a_reader_is_no_error(trained):
+    command = [sys.executable, ROOT / 'sample.py', '--num_samples=1', '--max_new_tokens=2000', '--top_k=5']
+    process = subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.PIPE)
+    process.stdout.close()
+    assert process.stderr.read() == b'' and process.wait(60) == 141
+
+
 def test_generate_returns_prompt_and_continuation_and_depends_on_the_seed_alone(trained):
     text = trained.generate('the cat', max_new_tokens=30)
     assert text.startswith('the cat') and 8 < len(text) <= 37

@@ -274,7 +274,7 @@ def test_batches_deal_out_every_window_once_an_epoch_whatever_the_slices():
 def test_schedules_warm_up_peak_and_end_where_they_should(run, dataset, schedule):
     done = run('train.py', f'--dataset={dataset}', *TINY, '--max_iters=100', '--eval_interval=0',
                '--warmup_iters=10', f'--schedule={schedule}', '--decay_fraction=0.5', '--learning_rate=1.0',
-               '--min_lr=0.1', '--eval_only=True')
+               '--min_lr=0.1')
     rates = [done['learning_rate_at'](step) for step in range(1, 101)]
     assert rates[0] == 0.1 and rates[9] == 1.0 == max(rates) and rates[:10] == sorted(rates[:10])
     assert rates[10:] == sorted(rates[10:], reverse=True) and 0.1 <= rates[-1] < 0.12
@@ -282,6 +282,18 @@ def test_schedules_warm_up_peak_and_end_where_they_should(run, dataset, schedule
         assert rates[50] == pytest.approx(1.0) and rates[75] == pytest.approx(0.55, abs=0.01)
         done['learning_rate_at'].__globals__['decay_fraction'] = 1.0  # it never begins within the warm-up
         assert 0.97 < done['learning_rate_at'](11) <= 1.0
+
+
+def test_gradients_are_shortened_to_grad_clip_and_0_leaves_them_as_they_are(run, dataset):
+    """AdamW hardly moves when gradients are much smaller than its eps."""
+    def moved(grad_clip):
+        args = ('train.py', f'--dataset={dataset}', *TINY, '--optimizer=adamw', '--weight_decay=0.0')
+        first = run(*args, '--seed=7', '--max_iters=1', '--learning_rate=0.0', '--out_dir=first', '--overwrite=True')
+        done = run(*args, '--seed=7', '--max_iters=5', f'--grad_clip={grad_clip}', '--overwrite=True')
+        old, new = first['model'].state_dict(), done['model'].state_dict()
+        return max((new[name] - old[name]).abs().max().item() for name in old)
+
+    assert moved(1e-12) < 1e-5 < 1e-4 < moved(0.0)
 
 
 def test_weights_of_another_run_start_a_new_one_of_their_shape(run, dataset):
@@ -430,6 +442,30 @@ def test_a_run_stopped_before_it_was_measured_is_sampled_from_its_last_weights(r
     assert same_weights(sample.load('out', dtype='float32').model.state_dict(), weights('out/best.pt'))
 
 
+def test_a_run_whose_output_nobody_reads_goes_on_and_is_stopped_without_loss(dataset):
+    command = [sys.executable, ROOT / 'train.py', f'--dataset={dataset}', *TINY, '--max_iters=100000',
+               '--log_interval=1', '--eval_interval=0']
+    process = subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.STDOUT)
+    process.stdout.readline()
+    process.stdout.close()                                      # as `| head -1` does
+    deadline = time.monotonic() + 60
+    while time.monotonic() < deadline and not (Path('out/log.csv').exists() and len(read_log()) > 50):
+        time.sleep(0.1)
+    process.send_signal(signal.SIGINT)
+    assert process.wait(60) == 130
+    assert load_checkpoint('out/ckpt.pt')['step'] == int(read_log()[-1]['step']) > 50
+    full = subprocess.run([*command, '--max_iters=20', '--overwrite=True'], stdout=open('/dev/full', 'w'),
+                          stderr=subprocess.PIPE, text=True)
+    assert (full.returncode, full.stderr) == (0, '') and load_checkpoint('out/ckpt.pt')['step'] == 20
+
+
+def test_what_the_output_cannot_encode_ends_no_run(run, dataset):
+    command = [sys.executable, ROOT / 'train.py', f'--dataset={dataset}', *TINY]
+    shown = subprocess.run(command, env=os.environ | {'PYTHONIOENCODING': 'ascii:strict'}, capture_output=True)
+    assert shown.returncode == 0 and not shown.stderr and shown.stdout.isascii()
+    assert load_checkpoint('out/ckpt.pt')['step'] == 12
+
+
 def test_a_terminal_shows_loss_bits_per_byte_speed_and_time_left(run, dataset, monkeypatch, capsys):
     terminal = io.StringIO()
     terminal.isatty = lambda: True
@@ -488,6 +524,12 @@ def test_fp16_counts_and_shows_the_updates_it_skips(run, dataset, monkeypatch, c
         (['--optimizer=sgd'], 'muon'),
         (['--init_from=resume'], 'checkpoint'),
         (['--init_from=nowhere'], 'nowhere'),
+        (['--init_from=resum'], 'did you mean resume?'),
+        (['--init_from=resume', '--overwrite=True'], 'leave one out'),
+        (['--eval_only=True'], '--init_from=resume'),
+        (['--out_dir='], 'out_dir'),
+        (['--arch=gpt2', '--rope_theta=5.0'], 'rope_theta'),
+        ([f'--batch_size={2 ** 31}'], 'less than 2'),
         (['--beta1=1.0'], 'beta1'),
         (['--compile=maybe'], 'compile'),
         (['--eval_interval=-5'], 'eval_interval'),
