@@ -466,6 +466,15 @@ def test_what_the_output_cannot_encode_ends_no_run(run, dataset):
     assert load_checkpoint('out/ckpt.pt')['step'] == 12
 
 
+def test_the_speed_in_the_log_is_that_of_its_steps(run, dataset):
+    began = time.perf_counter()
+    run('train.py', f'--dataset={dataset}', *TINY, '--log_interval=1', '--max_iters=30')
+    rows = [row for row in read_log() if row['lr']]
+    tokens = int(rows[0]['tokens'])                             # of each step
+    seconds = sum(tokens / float(row['tokens_per_second']) for row in rows)
+    assert len(rows) == 30 and 0 < seconds < time.perf_counter() - began
+
+
 def test_a_terminal_shows_loss_bits_per_byte_speed_and_time_left(run, dataset, monkeypatch, capsys):
     terminal = io.StringIO()
     terminal.isatty = lambda: True
