@@ -177,11 +177,14 @@ def hand_over():
 
 
 def main():
+    others = [name for name in ('plot', 'attention', 'surprise', 'evaluate', 'compare', 'export')
+              if config[name]]
+    require(not interactive or not others, f'interactive excludes {", ".join(others)}')
     if plot:
         runs = [Path(run.strip()) for run in plot.split(',')]
         extra('plots', needed_by='plot').compare_runs(runs, runs[0] / 'plot.png')
         print(f'written: {runs[0] / "plot.png"}')
-    elif export or attention or surprise or evaluate or compare:
+    elif others:
         hand_over()
     else:
         prompt = read_prompt(start)

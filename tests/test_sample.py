@@ -583,6 +583,7 @@ def test_an_export_wants_a_name(trained):
     (['--repetition_penalty=0'], 'repetition_penalty'),
     (['--repetition_penalty=1e-39'], 'repetition_penalty'), (['--plot=nothing'], 'nothing'),
     (['--device=tpu'], 'tpu'),
+    (['--interactive=True', '--evaluate=True'], 'interactive excludes evaluate'),
     (['--n_layer=3'], 'n_layer')])
 def test_bad_input_is_an_error(run, trained, args, names):
     with pytest.raises(Error, match=names):
