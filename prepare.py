@@ -366,10 +366,12 @@ def main():
     logging.disable(logging.CRITICAL)                       # libraries raise what matters
     require(0 < val_fraction < 1, f'val_fraction={val_fraction} is not between 0 and 1')
     require(vocab_size == 0 or 257 <= vocab_size <= 1 << 24,
-            f'vocab_size={vocab_size}: a bpe has 257 tokens (all bytes and end-of-text) or more, '
-            'and less than 16 million')
-    require(not input or not {'dataset', 'num_stories'} & config.given,
-            '--input takes the place of --dataset and --num_stories: leave these out')
+            f'vocab_size={vocab_size}: a bpe has 257 tokens (all bytes and end-of-text) to '
+            '16,777,216')
+    require(not input or 'dataset' not in config.given,
+            '--input takes the place of --dataset: leave one out')
+    require('num_stories' not in config.given or (dataset == 'stories' and not input),
+            'num_stories is for the stories alone: leave it out')
     folder = dataset_folder()
     try:
         source, files = source_files()
@@ -385,6 +387,8 @@ def main():
         else:
             splits, about['licence'] = read_source(source, files)
             meta = make_dataset(folder, splits, about)
+    except BrokenPipeError:             # of what is printed
+        raise
     except OSError as e:
         raise Error(f'{e.filename or folder}: {e.strerror or e}; '
                     'what was there before is intact') from e

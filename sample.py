@@ -192,6 +192,7 @@ def main():
         lm = load(out_dir, device, dtype, fast, compile)
         if compile:
             print('compiling, which takes about half a minute', file=sys.stderr)
+            # The third token is the first that the compiled step computes.
             lm.rows(num_samples=1 if interactive else num_samples, max_new_tokens=3)
         if interactive:
             talk(lm, sampling)

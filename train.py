@@ -134,10 +134,10 @@ def read_start(out: Path, is_writer: bool) -> tuple[dict | None, bool]:
 
     In config, knobs that are not given now take the values of the checkpoint. Raises Error for one
     that is given and contradicts it."""
-    require(init_from != 'resume' or not overwrite,
-            'init_from=resume continues the run that overwrite=True replaces: leave one out')
     has_run = os.path.exists(out / 'ckpt.pt')
     is_resumed = init_from == 'resume' or (init_from == 'auto' and has_run)
+    require(not (is_resumed and overwrite),
+            f'init_from={init_from} continues the run that overwrite=True replaces: leave one out')
     checkpoint = None
     if is_resumed:
         if is_writer and has_run:               # before reading: another run may be writing

@@ -9,11 +9,12 @@ import importlib
 import os
 import re
 import sys
+import textwrap
 from pathlib import Path
 
 from config._source import ROOT, print_help, read_fields
 
-RENAMED = {                     # knobs of others, most of nanoGPT: what does their work here
+RENAMED = {                     # knobs of other projects, most of nanoGPT: what replaces them here
     'gradient_accumulation_steps': 'micro_batch_size', 'eval_iters': 'eval_tokens',
     'decay_lr': 'schedule', 'lr_decay_iters': 'max_iters', 'lr': 'learning_rate',
     'wandb_log': 'wandb_project', 'backend': 'device', 'prompt': 'start'}
@@ -35,9 +36,9 @@ def print_error(kind, error, trace):
     message = str(error)
     if issubclass(kind, KeyboardInterrupt):
         sys.exit(130)
-    if issubclass(kind, BrokenPipeError):           # who read the output, such as head, is gone
-        drop_output()
-        sys.exit(141)                               # as the shell reports a SIGPIPE
+    if issubclass(kind, BrokenPipeError) and 'RANK' not in os.environ:
+        drop_output()                   # the reader of the output, such as head, has ended
+        sys.exit(141)                   # as the shell reports a SIGPIPE
     if issubclass(kind, MemoryError) or re.search("out of memory|can't allocate memory", message):
         message = ('out of memory: use a smaller model, fewer samples or, in training, a smaller '
                    'micro_batch_size (0 = as large as fits)')
@@ -55,13 +56,13 @@ def print_error(kind, error, trace):
     sys.exit(2)
 
 
-def first_line(error: Exception) -> str:
+def brief(error: Exception) -> str:
     """The beginning of an error's message; those of libraries can be pages long."""
-    return str(error).partition('\n')[0][:200]
+    return textwrap.shorten(str(error), 200, placeholder=' ...') or type(error).__name__
 
 
 def drop_output():
-    """Let stdout lead nowhere from now on, also for what is in its buffer."""
+    """Send stdout to os.devnull from now on, with what its buffer still holds."""
     os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
 
 
@@ -161,7 +162,7 @@ def check_type(name: str, value, defaults: dict, where: str):
     require(type(value) in kinds,
             f'{where}: {name} expects {expected}, like {default!r}; got {value!r}')
     is_sensible = type(value) not in (int, float) or abs(value) < 2 ** 63      # false for nan, too
-    require(is_sensible, f'{where}: {name} expects {expected} below 2 ** 63; got {value!r}')
+    require(is_sensible, f'{where}: {name} expects {expected}; {value!r} is out of range')
     return value
 
 
@@ -178,7 +179,7 @@ def run_config_file(name: str, config: dict) -> dict:
         raise Error(f'{name}: there is no such config file{hint}')
     if path.suffix != '.py':
         hint = f'; did you mean --input={name}?' if 'input' in config else ''
-        raise Error(f'{name} is no config file: these end in .py{hint}')
+        raise Error(f'{name} is not a config file: their names end in .py{hint}')
     namespace = {**config, '__file__': str(path)}
     try:
         tree = ast.parse(path.read_bytes(), str(path))

@@ -20,7 +20,7 @@ def load_foreign(source, file: str | None, from_hub: bool) -> dict | None:
     is_hugging_face = os.path.isfile(os.path.join(source, 'config.json')) or from_hub
     if file is None and is_hugging_face:
         near = difflib.get_close_matches(str(source), ('scratch', 'resume', 'auto'), 1)
-        if near and not os.path.exists(source):
+        if near and '/' not in str(source) and not os.path.exists(source):
             raise Error(f'init_from={source}: did you mean {near[0]}?')
         return extra('huggingface', needed_by=f'loading {source}').load(source)
     if file and extra('nanogpt') and extra('nanogpt').is_checkpoint(file):

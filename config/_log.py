@@ -48,11 +48,11 @@ class Log:
 
     def say(self, text: str = '', indent: str = ''):
         """Print a text, in lines that fit the screen."""
-        self.print(fit(text, indent, hang=' ' * 8))
+        self.print_line(fit(text, indent, hang=' ' * 8))
 
-    def print(self, text: str):
+    def print_line(self, text: str):
         """Print a text above the bar. A run goes on if that fails, as when a pipe is closed."""
-        if self.is_shown:
+        if self.is_shown and sys.stdout:
             try:
                 tqdm.write(text)
                 sys.stdout.flush()
@@ -129,7 +129,7 @@ class Log:
         self.say('saved   ' + ', '.join(files))
         command = 'train.py --init_from=resume' if step < config['max_iters'] else 'sample.py'
         where = f' --out_dir={out}' if out != 'out' else ''
-        self.print(f'next    python {command}{where}')      # on one line, so that it can be copied
+        self.print_line(f'next    python {command}{where}')      # whole, so that it can be copied
 
 
 def announce(log: Log, config: dict, model: torch.nn.Module, meta: dict, val_ids,

@@ -143,7 +143,7 @@ class PoliteStop:
             self.status = 128 + number
             self.first_signal = time.monotonic()
             if os.environ.get('RANK', '0') == '0':          # print() may be busy just now
-                with contextlib.suppress(OSError):          # nobody may be reading any more
+                with contextlib.suppress(OSError):          # stderr may be closed
                     os.write(2, b'\nstopping after this step; interrupt again to stop at once\n')
         elif time.monotonic() - self.first_signal > 2:
             os._exit(128 + number)

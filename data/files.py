@@ -36,13 +36,13 @@ def fingerprint(knobs: dict, files: list[Path]) -> str:
 
 
 def guess_command(name: str) -> str:
-    """The command that makes data/NAME, as far as the name or a recipe says it."""
+    """The command that makes data/NAME, guessed from its name or from a recipe."""
     base, _, kind = name.rpartition('_')
     source, option = (base, f' --tokenizer={kind}') if kind in ('gpt2', 'char') else (name, '')
     if source in ('stories', 'tinystories'):
         return f'python prepare.py --dataset={source}{option}'
     for recipe in sorted((ROOT / 'config').glob('[!_]*.py')):
-        text = recipe.read_text(encoding='utf-8')
+        text = recipe.read_text(encoding='utf-8', errors='replace')
         command = re.search(r'^# +(python prepare\.py .*)', text, re.M)
         if command and f"\ndataset = '{name}'\n" in text:
             return command[1]

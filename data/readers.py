@@ -143,7 +143,7 @@ def read_jsonl(path, text_column: str, separator: str):
                 try:
                     row = json.loads(line.decode('utf-8-sig', 'replace'))
                 except ValueError as e:
-                    reason = str(e).partition(': line ')[0]         # it would name a line 1
+                    reason = str(e).partition(': line ')[0]     # json calls each line its line 1
                     raise ValueError(
                         f'line {number} is not JSON ({reason}): mend or remove it') from e
                 yield Piece(text_of_row(row, text_column))

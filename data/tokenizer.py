@@ -13,7 +13,7 @@ from pathlib import Path
 
 import numpy as np
 
-from config import Error, first_line, require
+from config import Error, brief, require
 
 EOT = '<|endoftext|>'
 PIECE = 1 << 12                 # bytes of text that are tokenized in one call, at most
@@ -275,7 +275,7 @@ def read_tokenizer(source: str) -> dict:
             eos = eos['content']
     except Exception as e:
         raise Error(f'--tokenizer={source}: neither bpe, gpt2, char nor a place with a '
-                    f'tokenizer.json ({first_line(e)})') from e
+                    f'tokenizer.json ({brief(e)})') from e
     for token in (eos, EOT, '</s>', '<eos>'):
         if token and tokenizer.token_to_id(token) is not None:
             return {'kind': 'hf', 'json': text, 'eot': tokenizer.token_to_id(token)}

@@ -13,18 +13,18 @@ from model import GPT, Attention
 class KVCache:
     """Keys and values of the tokens that a layer has read, so that each is computed once."""
 
-    def __init__(self, block_size: int, length=0, k: Tensor | None = None, v: Tensor | None = None):
-        self.block_size = block_size                        # the most tokens that it holds
+    def __init__(self, room: int, length=0, k: Tensor | None = None, v: Tensor | None = None):
+        self.room = room                                    # the most tokens that it holds
         self.length = length                                # tokens read so far
-        self.k, self.v = k, v                               # (B, K, block_size, D) each
+        self.k, self.v = k, v                               # (B, K, room, D) each
 
     def append(self, k: Tensor, v: Tensor) -> tuple[Tensor, Tensor]:
         """Add the next T tokens' keys and values, (B, K, T, D) each; return those of all tokens
         read so far, (B, K, S, D) each."""
         B, K, T, D = k.shape
         if self.k is None:
-            self.k = k.new_zeros(B, K, self.block_size, D)
-            self.v = v.new_zeros(B, K, self.block_size, D)
+            self.k = k.new_zeros(B, K, self.room, D)
+            self.v = v.new_zeros(B, K, self.room, D)
         start, self.length = self.length, self.length + T
         self.k[:, :, start:self.length] = k
         self.v[:, :, start:self.length] = v
@@ -39,8 +39,8 @@ class FloatCache(KVCache):
 
 
 class StaticCache(KVCache):
-    """For a step that a GPU captures: its shapes do not depend on the number of tokens that were
-    read, as length is a tensor (1,). Unused memory is zeros, as a mask hides no inf or nan."""
+    """For a step that is captured as a CUDA graph: length is a tensor (1,), so no shape depends on
+    it. Unused memory must be zeros, as a mask does not hide inf or nan."""
 
     def append(self, k: Tensor, v: Tensor) -> tuple[Tensor, Tensor]:
         self.k.index_copy_(2, self.length, k.to(self.k.dtype))
@@ -77,7 +77,7 @@ def attending_to(copy: GPT, caches: list):
 # ---- a step of one token
 def plain_step(copy: GPT):
     """A function: ids (B, 1), the number of tokens read before, keys and values of each layer ->
-    logits (B, V). On a GPU that number is a tensor (1,), so that every step is the same to it."""
+    logits (B, V). On a GPU that number is a tensor (1,), so that one graph serves every step."""
     kind = StaticCache if copy.wte.weight.is_cuda else copy.cache_class
 
     def step(idx, read, keys, values):
@@ -91,8 +91,8 @@ def plain_step(copy: GPT):
 def compiled_step(copy: GPT):
     """plain_step, compiled once for all numbers of tokens from 2 on."""
     step, is_cuda = plain_step(copy), copy.wte.weight.is_cuda
-    # For CPUs: what a product takes is computed once, not anew for each row of its matrix; only
-    # the few operations that convert a weight stay in the loop that adds.
+    # On CPUs, compute the input of a matrix product once, not again for each row of the matrix;
+    # only the conversion of a weight stays in the loop that adds.
     options = {} if is_cuda else {'realize_opcount_threshold': 8, 'realize_reads_threshold': 1}
     compiled = torch.compile(step, fullgraph=True, dynamic=not is_cuda, options=options)
 

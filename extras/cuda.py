@@ -8,7 +8,7 @@ class CapturedStep:
     to launch the hundreds of kernels of a step one by one than a GPU needs to compute them."""
 
     def __init__(self, step, idx: Tensor, position: int, keys: list, values: list):
-        """step: a function of (idx, position, keys, values), see extras/sampling.py."""
+        """step: a function of (idx, position, keys, values), see extras/cache.py."""
         self.idx = idx.clone()                                          # (B, 1)
         self.position = torch.tensor([position], device=idx.device)     # (1,)
         stream = torch.cuda.Stream()

@@ -12,7 +12,7 @@ from pathlib import Path
 import torch
 from torch import Tensor
 
-from config import Error, first_line, require
+from config import Error, brief, require
 from config._files import checksum
 from data.tokenizer import read_tokenizer
 from model import GPT, GPTConfig
@@ -92,7 +92,7 @@ def load(source) -> dict:
         return {**read_model(source), 'tokenizer': read_tokenizer(str(source)), 'config': {}}
     except Exception as e:                  # no such name, no network, damaged files: any exception
         raise Error(f'{source}: neither a checkpoint nor a Hugging Face model that can be used: '
-                    f'{first_line(e)}') from e
+                    f'{brief(e)}') from e
 
 
 def read_model(source) -> dict:

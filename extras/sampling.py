@@ -131,7 +131,7 @@ class FastGPT(GPT):
     cache_class = KVCache
     caches = None                       # a cache for each layer
     graph = None                        # on a GPU: the CapturedStep that uses these caches
-    step = None                         # a function of extras/cache.py that computes a step
+    step = None                         # plain_step or compiled_step of it, if they are faster
 
     def new_text(self) -> GPT:
         """A model that shares all with this one, but has caches of its own."""
@@ -146,17 +146,20 @@ class FastGPT(GPT):
         """Logits (B, V) after ids (B, T), which begin with those that the caches have read, unless
         a context begins: a prompt, or the last half of one."""
         if self.caches is None or idx.shape[1] <= self.caches[0].length:
-            self.caches = [self.cache_class(self.config.block_size) for _ in self.h]
+            room = self.config.block_size
+            if not idx.is_cuda:
+                room += 1                   # a slice up to the very end would be compiled anew
+            self.caches = [self.cache_class(room) for _ in self.h]
             self.graph = None
         read = self.caches[0].length
         new = idx[:, read:]                                             # (B, T - read)
         if read == 0:
             with attending_to(self, self.caches):
                 return super().next_logits(new)
-        if self.step is None or read == 1:      # torch.compile would compile anew for a 1
+        if self.step is None or read == 1:      # torch.compile specializes on 1
             with attending_to(self, self.caches):
                 return self.lm_head(self.hidden(new, read)[:, -1]).float()
-        # A copy, as each text has other strides, for which the step would be compiled anew.
+        # A copy, as the strides of this slice change, and the step would be compiled anew.
         new = new.clone(memory_format=torch.contiguous_format)
         for cache in self.caches:
             cache.length += 1

@@ -893,7 +893,7 @@ def test_full_disk(tmp_path, n):
     ('--input=good.txt --tokenizer=nosuch', 'nosuch'), ('--input=good.txt --tokenizer=broken', 'broken'),
     ('--input=good.txt --tokenizer=noeos', 'eos'), ('--input=good.txt --name=../up', 'name'),
     ('--input=good.txt --name=..', 'name'), ('good.txt', 'did you mean --input=good.txt?'),
-    ('--input=good.txt --num_stories=5', 'leave these out'), ('--input=good.txt --dataset=stories', 'leave these out')])
+    ('--input=good.txt --num_stories=5', 'leave it out'), ('--input=good.txt --dataset=stories', 'leave one out')])
 def test_bad_input(tmp_path, args, word, run):
     write(tmp_path / 'x.csv', 'a,b')
     write(tmp_path / 'empty.txt', '')
