@@ -516,6 +516,12 @@ def test_letters_of_a_pdf_are_repaired():
     assert text_of(['cafe\u0301 \uf0b7 \uf8f4and\xadso']) == 'café • and so'
 
 
+@pytest.mark.parametrize('indent, between', [(0, ' '), (2, ' '), (10, '\n')])
+def test_a_line_that_is_indented_by_more_than_half_a_letter_begins_a_paragraph(indent, between):
+    first, second = 'the first line is as full as it can be, it', 'goes on in the second line, it seems to be'
+    assert text_of_pages([[*page(first), *page(second, top=688, left=72 + indent)]]) == first + between + second
+
+
 def test_words_of_a_pdf_are_whole():
     def divided(a, b, *more):
         return text_of([f'{a}\ufffe', b, '', *more]).split('\n')[0]
