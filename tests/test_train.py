@@ -442,6 +442,7 @@ def test_a_run_stopped_before_it_was_measured_is_sampled_from_its_last_weights(r
     assert same_weights(sample.load('out', dtype='float32').model.state_dict(), weights('out/best.pt'))
 
 
+@pytest.mark.slow
 def test_a_run_whose_output_nobody_reads_goes_on_and_is_stopped_without_loss(dataset):
     command = [sys.executable, ROOT / 'train.py', f'--dataset={dataset}', *TINY, '--max_iters=100000',
                '--log_interval=1', '--eval_interval=0']
@@ -459,6 +460,7 @@ def test_a_run_whose_output_nobody_reads_goes_on_and_is_stopped_without_loss(dat
     assert (full.returncode, full.stderr) == (0, '') and load_checkpoint('out/ckpt.pt')['step'] == 20
 
 
+@pytest.mark.slow
 def test_what_the_output_cannot_encode_ends_no_run(run, dataset):
     command = [sys.executable, ROOT / 'train.py', f'--dataset={dataset}', *TINY]
     shown = subprocess.run(command, env=os.environ | {'PYTHONIOENCODING': 'ascii:strict'}, capture_output=True)
