@@ -76,7 +76,10 @@ def made_small(command: str) -> list[str]:
     """The words of a command of one of the scripts with what makes it small appended."""
     words = shlex.split(command)
     script = next(word for word in words if word.endswith('.py'))
-    return [*words, *SMALL[script], *(word for old in words for word in INSTEAD.get(old, []))]
+    small = SMALL[script]
+    if any(word.startswith(('--input=', '--dataset=')) for word in words):      # these are not stories
+        small = [word for word in small if 'num_stories' not in word]
+    return [*words, *small, *(word for old in words for word in INSTEAD.get(old, []))]
 
 
 def write_texts(folder: Path):
