@@ -6,9 +6,9 @@ import pytest
 from conftest import ROOT
 
 SHORT = ['kill --n=1 --steps=10', 'signals --n=6', 'impatience --n=1', 'early --n=2', 'disk --n=4',
-         'corrupt --n=42', 'hostile --n=8', 'fuzz --n=200', 'values --n=12', 'memory --n=1', 'numbers --n=2',
-         'lock --n=1', 'distributed --n=1 --world_size=2']
-SLOW = ['distributed --n=2', 'long --n=60', 'corrupt --n=100', 'values --n=200',
+         'corrupt --n=42', 'hostile --n=8', 'fuzz --n=200', 'values --n=12', 'numbers --n=2', 'lock --n=1',
+         'distributed --n=1 --world_size=2']
+SLOW = ['memory --n=1', 'distributed --n=2', 'long --n=60', 'corrupt --n=100', 'values --n=200',
         'kill --n=10']
 
 
