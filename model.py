@@ -10,8 +10,9 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from config import attention_without_cudnn, require
+from config import require
 from config._checkpoint import read_checkpoint
+from config._device import attention_without_cudnn
 from config._files import save_sealed
 from config._shape import complete_shape
 

@@ -105,7 +105,7 @@ def write_documents(splits: dict, file, seed: int) -> Corpus:
                 digest = None
         documents[split] = len(end) - before
     file.flush()
-    require(size, f'no text was found in {input or dataset}')
+    require(size, 'no text was found in the source')
     if lost:
         warn(f'{lost:,} characters of the text are U+FFFD: invalid UTF-8, or lone surrogates')
     end = np.frombuffer(end, np.int64)

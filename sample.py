@@ -39,7 +39,8 @@ from pathlib import Path
 
 import torch
 
-from config import Error, extra, pick_device, pick_dtype, require
+from config import Error, extra, require
+from config._device import pick_device, pick_dtype
 from config._terminal import Screen
 from data.tokenizer import Tokenizer
 from model import GPT, build_model, load_checkpoint
@@ -171,20 +172,20 @@ def hand_over():
     if evaluate:
         extra('evaluation', needed_by='evaluate').print_evaluation(lm, dataset, eval_tokens)
     if compare:
-        others = [name.strip() for name in compare.split(',')]
+        names = [name.strip() for name in compare.split(',')]
         extra('comparison', needed_by='compare').print_comparison(
-            lm, out_dir, others, prompt, dataset, eval_tokens, sampling)
+            lm, out_dir, names, prompt, dataset, eval_tokens, sampling)
 
 
 def main():
-    others = [name for name in ('plot', 'attention', 'surprise', 'evaluate', 'compare', 'export')
+    instead = [name for name in ('plot', 'attention', 'surprise', 'evaluate', 'compare', 'export')
               if config[name]]
-    require(not interactive or not others, f'interactive excludes {", ".join(others)}')
+    require(not interactive or not instead, f'interactive excludes {", ".join(instead)}')
     if plot:
         runs = [Path(run.strip()) for run in plot.split(',')]
         extra('plots', needed_by='plot').compare_runs(runs, runs[0] / 'plot.png')
         print(f'written: {runs[0] / "plot.png"}')
-    elif others:
+    elif instead:
         hand_over()
     else:
         prompt = read_prompt(start)

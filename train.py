@@ -62,8 +62,9 @@ from pathlib import Path
 import torch
 
 # A first reading can skip these files of config/: their functions do what their names say.
-from config import extra, pick_dtype, require
-from config._checkpoint import load_training_state
+from config import extra, require
+from config._checkpoint import check_init_from, load_training_state
+from config._device import pick_dtype
 from config._files import acquire_lock
 from config._log import Log, announce
 from config._run import (
@@ -146,6 +147,7 @@ def read_start(out: Path, is_writer: bool) -> tuple[dict | None, bool]:
                                      'best_val_loss', 'optimizer', 'scaler')
         adopt_knobs(config, checkpoint['config'], MODEL_KNOBS)
     elif init_from not in ('scratch', 'auto'):
+        check_init_from(init_from)
         checkpoint = load_checkpoint(init_from, from_hub=True)
         adopt_shape(config, checkpoint['model_config'], MODEL_KNOBS)
     require(checkpoint or not eval_only,

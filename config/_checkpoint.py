@@ -2,11 +2,18 @@
 import difflib
 import os
 
-from config import Error, extra, require
+from config import Error, brief, extra, require
 from config._files import load_sealed
 
 TYPES = {'tokenizer': dict, 'config': dict, 'data': dict, 'optimizer': list, 'scaler': dict,
          'step': int, 'val_loss': float, 'best_val_loss': float}    # of what a checkpoint holds
+
+
+def check_init_from(source: str):
+    """Raise Error for a mistyped word, before it is looked up at Hugging Face."""
+    near = difflib.get_close_matches(source, ('scratch', 'resume', 'auto'), 1)
+    if near and '/' not in source and not os.path.exists(source):
+        raise Error(f'init_from={source}: did you mean {near[0]}?')
 
 
 def find_checkpoint(source) -> str | None:
@@ -19,9 +26,6 @@ def load_foreign(source, file: str | None, from_hub: bool) -> dict | None:
     """The checkpoint if it is a Hugging Face model or one of nanoGPT; None if it is neither."""
     is_hugging_face = os.path.isfile(os.path.join(source, 'config.json')) or from_hub
     if file is None and is_hugging_face:
-        near = difflib.get_close_matches(str(source), ('scratch', 'resume', 'auto'), 1)
-        if near and '/' not in str(source) and not os.path.exists(source):
-            raise Error(f'init_from={source}: did you mean {near[0]}?')
         return extra('huggingface', needed_by=f'loading {source}').load(source)
     if file and extra('nanogpt') and extra('nanogpt').is_checkpoint(file):
         return extra('nanogpt').load(file)
@@ -50,7 +54,7 @@ def read_own(path, format: int, needed: tuple, check_weights) -> dict:
         check_weights(checkpoint)
         check_size(checkpoint, size)
     except Exception as e:                      # corrupt files can raise any exception
-        raise Error(f'{path}: cannot read this checkpoint: {str(e)[:150]}; use another one') from e
+        raise Error(f'{path}: cannot read this checkpoint: {brief(e)}; use another one') from e
     return checkpoint
 
 
@@ -83,4 +87,4 @@ def load_training_state(checkpoint: dict, optimizers: list, scaler):
                 for tensor in optimizer.state[p].values():
                     require(tensor.shape in (p.shape, ()), 'tensors have other shapes')
     except Exception as e:                      # corrupt states can raise any exception
-        raise Error(f"the checkpoint's optimizer does not fit its model: {str(e)[:150]}") from e
+        raise Error(f"the checkpoint's optimizer does not fit its model: {brief(e)}") from e

@@ -8,7 +8,8 @@ from pathlib import Path
 
 import torch
 
-from config import extra, pick_device, require
+from config import extra, require
+from config._device import pick_device
 
 TOKENS_ON_CPU = 8192            # that a CPU holds at once: more takes memory and is no faster
 # Peak of dense matrix products in 16 bits, in TFLOP/s, by a word in the name of a GPU

@@ -26,8 +26,9 @@ def print_help(knobs: dict, defaults: dict, dataclass: tuple[str, str] | None):
     if dataclass:
         source = (ROOT / dataclass[0]).read_text(encoding='utf-8') + source
     comments = dict(re.findall(r'^ *(\w+)(?:: \w+)? = .*?  # (.*)$', source, re.M))
-    print(knobs['__doc__'].strip() + '\n\nknobs, as --key=value or in a config file:')
     width = shutil.get_terminal_size().columns if sys.stdout and sys.stdout.isatty() else 1000
+    for line in [*knobs['__doc__'].splitlines(), '', 'knobs, as --key=value or in a config file:']:
+        print(textwrap.fill(line, width))
     for name, value in defaults.items():
         line = f'  --{name}={value!r}'.ljust(32) + ' ' + comments.get(name, '')
         print(textwrap.fill(line, width, subsequent_indent=' ' * 33))

@@ -13,7 +13,7 @@ from typing import NamedTuple
 
 from tqdm import tqdm
 
-from config import Error, require
+from config import Error, brief, require
 from config._terminal import warn
 from data.layout import glued
 from data.pdf import read_pdf_file
@@ -248,13 +248,13 @@ def read_dataset(source: str, text_column: str) -> tuple[dict, str | None]:
         try:
             yield from read_arrow(split.with_format('arrow').iter(1000), text_column)
         except Exception as e:
-            reason = f'{type(e).__name__}: {str(e)[:200]}'
+            reason = f'{type(e).__name__}: {brief(e)}'
             raise Error(f'dataset {source} cannot be read ({reason})') from e
 
     try:
         splits = load_dataset(source, streaming=Path(source).exists())
     except Exception as e:
-        reason = f'{type(e).__name__}: {str(e)[:200]}'
+        reason = f'{type(e).__name__}: {brief(e)}'
         raise Error(f'dataset {source} cannot be opened ({reason})') from e
     require('train' in splits and splits['train'].info.builder_name != 'text',
             f'dataset {source} has no split train, or holds text files, for which there is --input')

@@ -46,7 +46,7 @@ class Tokenizer:
         except Error:
             raise
         except Exception as e:                  # the libraries raise bare exceptions, too
-            raise Error(f'the tokenizer is damaged ({type(e).__name__}: {str(e)[:200]})') from e
+            raise Error(f'the tokenizer is damaged ({type(e).__name__}: {brief(e)})') from e
 
     def __reduce__(self):
         return Tokenizer, (self.spec,)          # copies and pickles are made from the spec
@@ -203,7 +203,7 @@ def gpt2_ranks() -> dict[bytes, int]:
     except Exception as e:
         raise Error('cannot fetch the gpt2 vocabulary: go online once, set TIKTOKEN_CACHE_DIR to a '
                     'folder that has it, or use --tokenizer=bpe '
-                    f'({type(e).__name__}: {str(e)[:100]})') from e
+                    f'({type(e).__name__}: {brief(e)})') from e
     return {gpt2.decode_single_token_bytes(i): i for i in range(gpt2.eot_token)}
 
 
@@ -275,7 +275,7 @@ def read_tokenizer(source: str) -> dict:
             eos = eos['content']
     except Exception as e:
         raise Error(f'--tokenizer={source}: neither bpe, gpt2, char nor a place with a '
-                    f'tokenizer.json ({brief(e)})') from e
+                    f'tokenizer.json ({type(e).__name__}: {brief(e)})') from e
     for token in (eos, EOT, '</s>', '<eos>'):
         if token and tokenizer.token_to_id(token) is not None:
             return {'kind': 'hf', 'json': text, 'eot': tokenizer.token_to_id(token)}

@@ -96,8 +96,11 @@ def compiled_step(copy: GPT):
     options = {} if is_cuda else {'realize_opcount_threshold': 8, 'realize_reads_threshold': 1}
     compiled = torch.compile(step, fullgraph=True, dynamic=not is_cuda, options=options)
 
-    def step_or_warn(*inputs):
+    def step_or_warn(idx, read, keys, values):
         nonlocal compiled
+        inputs = idx, read, keys, values
+        if not is_cuda and read == 1:           # for which torch.compile would make another one
+            return step(*inputs)
         try:
             return compiled(*inputs)
         except Exception as e:          # no compiler, or too many shapes

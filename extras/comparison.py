@@ -13,7 +13,7 @@ import numpy as np
 import torch
 import torch.nn.functional as F
 
-from config import Error, require
+from config import Error, brief, require
 from data.files import bits_per_byte
 from extras.evaluation import open_validation
 from extras.hf_export import export_folder
@@ -34,7 +34,7 @@ class Compared:
                                                          trust_remote_code=False)
             self.tokenizer = AutoTokenizer.from_pretrained(source, trust_remote_code=False)
         except Exception as e:        # other people's folders make transformers raise any exception
-            raise Error(f'compare={name}: {type(e).__name__}: {str(e)[:150]}') from e
+            raise Error(f'compare={name}: {type(e).__name__}: {brief(e)}') from e
         self.begin = self.tokenizer.bos_token_id
         if self.begin is None:
             self.begin = self.tokenizer.eos_token_id

@@ -8,7 +8,7 @@ from pathlib import Path
 
 import torch
 
-from config import Error, require
+from config import Error, brief, require
 from config._checkpoint import check_size
 from model import FORMAT, check_weights
 
@@ -42,7 +42,7 @@ def load(path) -> dict:
         check_size(checkpoint, size)
         state = {name: tensor.float().clone() for name, tensor in checkpoint['model'].items()}
     except Exception as e:                      # corrupt files can raise any exception
-        raise Error(f'{path}: this checkpoint of nanoGPT cannot be read: {str(e)[:200]}') from e
+        raise Error(f'{path}: this checkpoint of nanoGPT cannot be read: {brief(e)}') from e
     if checkpoint['tokenizer']['kind'] == 'char':
         # nanoGPT's characters have no end-of-text. The mean of their rows becomes its row: then
         # it is never likelier than 1 in as many as there are.

@@ -156,7 +156,7 @@ class FastGPT(GPT):
         if read == 0:
             with attending_to(self, self.caches):
                 return super().next_logits(new)
-        if self.step is None or read == 1:      # torch.compile specializes on 1
+        if self.step is None:
             with attending_to(self, self.caches):
                 return self.lm_head(self.hidden(new, read)[:, -1]).float()
         # A copy, as the strides of this slice change, and the step would be compiled anew.

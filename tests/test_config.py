@@ -9,7 +9,8 @@ import pytest
 import torch
 from conftest import ROOT
 
-from config import Error, configure, extra, pick_device, pick_dtype
+from config import Error, configure, extra
+from config._device import pick_device, pick_dtype
 from config._files import acquire_lock, atomic
 from config._run import start_device
 from model import GPTConfig

@@ -17,6 +17,7 @@ import train
 from config import Error
 from config._files import save_sealed
 from extras import cpu
+from extras.cache import KVCache, StaticCache, attending_to
 from extras.muon import orthogonalize, speed_up
 from extras.sampling import Sampler
 from model import (
@@ -229,6 +230,24 @@ def test_a_fast_copy_of_a_model_without_positions(shape, monkeypatch):
     copy = Sampler().copy_of(model)
     assert copy is not model
     assert torch.equal(torch.stack(list(copy.generate(idx, 30))), torch.stack(list(model.generate(idx, 30))))
+
+
+@pytest.mark.parametrize('shape', ['gpt2', 'qwen3-grouped'])
+def test_a_step_as_gpus_take_it_gives_the_same_logits(shape):
+    """Its caches have one shape, and the number of tokens read is a tensor."""
+    model = make(shape)
+    copy = Sampler().copy_of(model)
+    idx = torch.randint(50, (2, 9))
+    caches = [KVCache(model.config.block_size) for _ in copy.h]
+    with torch.inference_mode():
+        with attending_to(copy, caches):
+            copy.hidden(idx[:, :5])
+        for n in range(5, 9):
+            read = torch.tensor([n])
+            with attending_to(copy, [StaticCache(cache.room, read, cache.k, cache.v) for cache in caches]):
+                found = copy.lm_head(copy.hidden(idx[:, n:n + 1], read)[:, -1])
+            expected = model.next_logits(idx[:, :n + 1])
+            assert (found - expected).abs().max() < 1e-4 * expected.abs().max()
 
 
 @pytest.mark.slow

@@ -890,9 +890,9 @@ def test_full_disk(tmp_path, n):
 @pytest.mark.parametrize('args, word', [
     ('--vocab=3', 'vocab_size'), ('--vocab_size=big', 'int'), ('--vocab_size=100', '257'),
     ('--val_fraction=0', 'val_fraction'), ('--val_fraction=1', 'val_fraction'), ('nosuch.py', 'nosuch.py'),
-    ('--num_stories=0', 'no text was found in stories'), ('--dataset=no/such', 'no/such'), ('--dataset=texts', '--input'),
+    ('--num_stories=0', 'no text was found'), ('--dataset=no/such', 'no/such'), ('--dataset=texts', '--input'),
     ('--dataset=.', 'dataset'), ('--dataset=', 'dataset'), ('--input=nothing.txt', 'nothing.txt'),
-    ('--input=x.csv', '.jsonl'), ('--input=,', 'input'), ('--input=empty.txt', 'no text was found in empty.txt'),
+    ('--input=x.csv', '.jsonl'), ('--input=,', 'input'), ('--input=empty.txt', 'no text was found'),
     ('--input=spaces.txt', 'no text'), ('--input=one.txt', 'short'), ('--input=bad.jsonl', 'bad.jsonl cannot be read: line 2 '),
     ('--input=column.jsonl', 'title'), ('--input=list.jsonl', 'list.jsonl'), ('--input=type.jsonl', 'int'),
     ('--input=deep.jsonl', 'deep.jsonl'), ('--input=bad.parquet', 'bad.parquet'),

@@ -41,7 +41,8 @@ WIDTHS = [80, *(pytest.param(columns, marks=pytest.mark.slow) for columns in (60
 @pytest.mark.parametrize('columns', WIDTHS)
 def test_every_line_fits_and_breaks_between_words(tmp_path, monkeypatch, columns):
     monkeypatch.chdir(tmp_path)
-    lines = on_terminal(columns, 'prepare.py', '--num_stories=300', '--overwrite=True')
+    lines = on_terminal(columns, 'train.py', '--help')
+    lines += on_terminal(columns, 'prepare.py', '--num_stories=300', '--overwrite=True')
     lines += on_terminal(columns, 'train.py', *MODEL, '--max_iters=60', '--eval_interval=30')
     lines += on_terminal(columns, 'sample.py', '--max_new_tokens=80', '--num_samples=2')
     lines += on_terminal(columns, 'sample.py', '--max_new_tokens=80', '--num_samples=1')

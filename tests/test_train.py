@@ -536,6 +536,7 @@ def test_fp16_counts_and_shows_the_updates_it_skips(run, dataset, monkeypatch, c
         (['--optimizer=sgd'], 'muon'),
         (['--init_from=resume'], 'checkpoint'),
         (['--init_from=nowhere'], 'nowhere'),
+        (['--dataset=shakespeare'], '--tokenizer=char --val_fraction=0.1'),
         (['--init_from=resum'], 'did you mean resume?'),
         (['--init_from=resume', '--overwrite=True'], 'leave one out'),
         (['--eval_only=True'], '--init_from=resume'),
