@@ -105,6 +105,11 @@ def learning_rate_at(step: int) -> float:
     return min_lr + (learning_rate - min_lr) * min(1, left)
 
 
+def muon_momentum_at(step: int) -> float:
+    """It rises for 300 steps: at first the weights change so fast that old gradients mislead."""
+    return 0.85 + 0.1 * min(1, step / 300)
+
+
 def check_knobs(world_size: int):
     """Raise Error for knobs that are out of range or contradict each other."""
     require(out_dir, 'out_dir is empty')
@@ -167,19 +172,32 @@ def make_model(checkpoint: dict | None, tokenizer: Tokenizer, device: torch.devi
     return GPT(GPTConfig(vocab_size=rows, **shape)).to(device)
 
 
+def block_matrices(model: GPT, gradients: bool = False) -> list[torch.Tensor]:
+    """The matrices of the blocks, or their gradients, as views: they share the memory. Those that
+    are stacked in one weight come one by one, as Muon treats each matrix as a whole."""
+    found = []
+    for layer in model.h.modules():
+        for p in layer.parameters(recurse=False):
+            if p.ndim == 2:
+                matrix = p.grad if gradients else p.detach()
+                found += matrix.split(getattr(layer, 'parts', len(matrix)))
+    return found
+
+
 def make_optimizers(model: GPT) -> list:
     """Optimizers that hold each parameter once. Matrices and embeddings decay, norms and biases do
     not. `adamw` takes all parameters. `muon` (Jordan et al. 2024) takes the blocks' matrices, at a
     scale that fits AdamW's rate (Liu et al. 2025), and AdamW the rest."""
     require(optimizer in ('adamw', 'muon'), f'optimizer={optimizer!r} is not adamw or muon')
-    matrices = [p for p in model.h.parameters() if p.ndim == 2] if optimizer == 'muon' else []
-    of_muon = {id(p) for p in matrices}
+    is_muon = optimizer == 'muon'
+    of_muon = {id(p) for p in model.h.parameters() if is_muon and p.ndim == 2}
     rest = [p for p in model.parameters() if id(p) not in of_muon]
     groups = [{'params': [p for p in rest if p.ndim >= 2], 'weight_decay': weight_decay},
               {'params': [p for p in rest if p.ndim < 2], 'weight_decay': 0.0}]
     is_fused = rest[0].device.type in ('cpu', 'cuda')
     optimizers = [torch.optim.AdamW(groups, learning_rate, (beta1, beta2), fused=is_fused)]
-    if matrices:
+    if is_muon:
+        matrices = [torch.nn.Parameter(m) for m in block_matrices(model)]
         optimizers.append(torch.optim.Muon(matrices, learning_rate, weight_decay,
                                            adjust_lr_fn='match_rms_adamw'))
     return optimizers
@@ -205,6 +223,10 @@ def update(model: GPT, optimizers: list, scaler, step: int) -> torch.Tensor:
     for opt in optimizers:
         for group in opt.param_groups:
             group['lr'] = learning_rate_at(step)
+            if isinstance(opt, torch.optim.Muon):
+                group['momentum'] = muon_momentum_at(step)
+                for p, gradient in zip(group['params'], block_matrices(model, gradients=True)):
+                    p.grad = gradient
         scaler.unscale_(opt)
     norm = torch.nn.utils.clip_grad_norm_(model.parameters(), grad_clip or math.inf)
     # In fp16 gradients can overflow. Then no optimizer steps; scaler.step would let each decide.
@@ -212,7 +234,8 @@ def update(model: GPT, optimizers: list, scaler, step: int) -> torch.Tensor:
         for opt in optimizers:
             opt.step()
     scaler.update()
-    model.zero_grad()
+    for holder in (model, *optimizers):         # Muon's views hold gradients, too
+        holder.zero_grad()
     return norm
 
 

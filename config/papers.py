@@ -1,5 +1,5 @@
 # Your own documents: PDFs, .txt, .md, .jsonl or .parquet, with a vocabulary trained on them:
-# 12.2M parameters.
+# 13.8M parameters.
 #   python prepare.py --input=papers/ --name=papers
 #   python train.py config/papers.py
 # prepare.py prints this command with a shape, dropout and steps that fit the amount of text; the
@@ -11,7 +11,8 @@ dataset = 'papers'
 n_layer, n_head, n_embd = 6, 6, 384
 block_size = 256
 dropout = 0.2
-head_gain = 1.0
+head_gain = 4.0
+tie_weights = False
 batch_size = 16
 max_iters = 2000
 learning_rate = 2e-3

@@ -1,4 +1,4 @@
-# TinyStories on a laptop without a GPU: 2.6M parameters, 12.3M tokens.
+# TinyStories on a laptop without a GPU: 3.3M parameters, 12.3M tokens.
 #   python prepare.py --dataset=tinystories --vocab_size=4096        (downloads 1.9 GB)
 #   python train.py config/tinystories_cpu.py
 # It needs 0.7 GB of memory. Any folder with the dataset's layout does instead of the download:
@@ -8,6 +8,7 @@ dataset = 'tinystories'
 n_layer, n_head, n_embd = 4, 4, 192
 block_size = 256
 head_gain = 1.0
+tie_weights = False
 batch_size = 16
 max_iters = 3000
 learning_rate = 4e-3

@@ -2,6 +2,7 @@ import contextlib
 import math
 import os
 import pickle
+from copy import deepcopy
 
 import numpy as np
 import pytest
@@ -412,9 +413,35 @@ def test_optimizers_hold_each_parameter_once_and_only_matrices_decay(optimizer, 
     optimizers = train.make_optimizers(model)
     assert [type(o).__name__ for o in optimizers] == {'adamw': ['AdamW'], 'muon': ['AdamW', 'Muon']}[optimizer]
     groups = [g for o in optimizers for g in o.param_groups]
-    held = [id(p) for g in groups for p in g['params']]
-    assert sorted(held) == sorted(id(p) for p in model.parameters())
     assert all((p.ndim >= 2) == (g['weight_decay'] > 0) for g in groups for p in g['params'])
+    with torch.no_grad():
+        for p in model.parameters():
+            p.zero_()
+        for p in (p for g in groups for p in g['params']):
+            p += 1
+    assert all((p == 1).all() for p in model.parameters())
+
+
+@pytest.mark.parametrize('shape', ['gpt2', 'qwen3-grouped'])
+def test_muon_treats_stacked_matrices_one_by_one_with_a_momentum_that_rises(shape, monkeypatch):
+    model = make(shape)
+    for knob, value in dict(optimizer='muon', learning_rate=0.1, weight_decay=0.0, warmup_iters=0).items():
+        monkeypatch.setattr(train, knob, value)
+    optimizers, momentum = train.make_optimizers(model), []
+    for step in (1, 150, 300, 900):
+        idx = torch.randint(40, (4, 16))
+        model(idx, idx.roll(-1)).backward()
+        before = deepcopy(model)
+        train.update(model, optimizers, torch.amp.GradScaler(enabled=False), step)
+        assert all(p.grad is None for opt in optimizers for g in opt.param_groups for p in g['params'])
+        momentum.append(optimizers[1].param_groups[0]['momentum'])
+        changes = [(new.weight - old.weight).split(new.parts) for new, old in zip(
+            (model.h[0].attn.c_attn, model.h[1].mlp.c_fc), (before.h[0].attn.c_attn, before.h[1].mlp.c_fc))]
+        assert [len(parts) for parts in changes] == [3, 1 if shape == 'gpt2' else 2]
+        for change in (part for parts in changes for part in parts):
+            singular = torch.linalg.svdvals(change / (train.learning_rate_at(step) * 0.2 * max(change.shape) ** 0.5))
+            assert 0.6 < singular.median() < singular.max() < 1.3
+    assert momentum == pytest.approx([0.85 + 0.1 / 300, 0.9, 0.95, 0.95])
 
 
 def test_the_faster_muon_makes_matrices_orthogonal_as_torchs_does():
