@@ -94,11 +94,11 @@ class Attention(nn.Module):
         self.n_kv_head = config.n_kv_head
         self.head_dim = config.head_dim
         self.dropout = config.dropout
-        # Three matrices are stacked in one weight: one product takes less time than three.
-        parts = [heads * config.head_dim
-                 for heads in (config.n_head, config.n_kv_head, config.n_kv_head)]
-        self.c_attn = nn.Linear(config.n_embd, sum(parts), config.bias)
-        self.c_attn.parts = parts
+        # Three matrices are stacked in one weight, as one large product is faster than three. Muon
+        # takes them one by one: train.py reads how many rows each has.
+        rows = [n * config.head_dim for n in (config.n_head, config.n_kv_head, config.n_kv_head)]
+        self.c_attn = nn.Linear(config.n_embd, sum(rows), config.bias)
+        self.c_attn.stacked_rows = rows
         self.c_proj = nn.Linear(config.n_head * config.head_dim, config.n_embd, config.bias)
         self.q_norm = self.k_norm = nn.Identity()
         if config.arch == 'qwen3':
@@ -108,7 +108,7 @@ class Attention(nn.Module):
     def forward(self, x: Tensor, rope=None) -> Tensor:
         B, T, _ = x.shape                                               # (B, T, C)
         H, K, D = self.n_head, self.n_kv_head, self.head_dim
-        q, k, v = self.c_attn(x).split(self.c_attn.parts, dim=2)        # (B, T, heads D) each
+        q, k, v = self.c_attn(x).split((H * D, K * D, K * D), dim=2)    # (B, T, heads D) each
         q = self.q_norm(q.view(B, T, H, D))                             # queries: what it looks for
         k = self.k_norm(k.view(B, T, K, D))                             # keys: what it offers
         v = v.view(B, T, K, D)                                          # values: what it passes on
@@ -138,9 +138,9 @@ class MLP(nn.Module):
     def __init__(self, config: GPTConfig):
         super().__init__()
         self.is_gated = config.arch == 'qwen3'
-        parts = [config.n_inner] * (2 if self.is_gated else 1)
-        self.c_fc = nn.Linear(config.n_embd, sum(parts), config.bias)
-        self.c_fc.parts = parts
+        rows = [config.n_inner] * (2 if self.is_gated else 1)
+        self.c_fc = nn.Linear(config.n_embd, sum(rows), config.bias)
+        self.c_fc.stacked_rows = rows
         self.c_proj = nn.Linear(config.n_inner, config.n_embd, config.bias)
 
     def forward(self, x: Tensor) -> Tensor:

@@ -2,7 +2,7 @@
 # The text is data/tinyshakespeare/input.txt in github.com/karpathy/char-rnn.
 #   python prepare.py --input=input.txt --name=shakespeare --tokenizer=char --val_fraction=0.1
 #   python train.py config/shakespeare_cpu.py
-# Its 220 steps come to a loss below the 1.89 that nanoGPT's CPU example reaches in 2,000. They need
+# Its 220 steps reach a loss below the 1.89 that nanoGPT's CPU example reaches in 2,000. They need
 # two cores and 0.4 GB.
 out_dir = 'out/shakespeare_cpu'
 dataset = 'shakespeare'

@@ -30,7 +30,8 @@ class FastMuon(torch.optim.Muon):
         for group in self.param_groups:
             same_shape = {}
             for p in group['params']:
-                same_shape.setdefault(p.shape, []).append(p)
+                if p.grad is not None:
+                    same_shape.setdefault(p.shape, []).append(p)
             for shape, matrices in same_shape.items():
                 gradients = self.nesterov(matrices, group['momentum'])
                 gradients = torch.stack(gradients)                          # (n, rows, columns)

@@ -435,7 +435,7 @@ def test_muon_treats_stacked_matrices_one_by_one_with_a_momentum_that_rises(shap
         train.update(model, optimizers, torch.amp.GradScaler(enabled=False), step)
         assert all(p.grad is None for opt in optimizers for g in opt.param_groups for p in g['params'])
         momentum.append(optimizers[1].param_groups[0]['momentum'])
-        changes = [(new.weight - old.weight).split(new.parts) for new, old in zip(
+        changes = [(new.weight - old.weight).split(new.stacked_rows) for new, old in zip(
             (model.h[0].attn.c_attn, model.h[1].mlp.c_fc), (before.h[0].attn.c_attn, before.h[1].mlp.c_fc))]
         assert [len(parts) for parts in changes] == [3, 1 if shape == 'gpt2' else 2]
         for change in (part for parts in changes for part in parts):
