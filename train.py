@@ -27,7 +27,7 @@ dropout = 0.0               # share of activations set to 0; helps over many epo
 head_gain = 20.0            # 20 suits the stories, 4 documents, 1 text by characters
 # optimization
 optimizer = 'muon'          # muon (for the blocks' matrices, AdamW for the rest) or adamw
-learning_rate = 2e-3        # the highest, after the warm-up
+learning_rate = 1.7e-3      # the highest, after the warm-up
 min_lr = 0.0                # the schedule falls towards it
 schedule = 'wsd'            # wsd (warm-up, stable, then linear decay) or cosine
 decay_fraction = 0.9        # wsd: share of the run in which the rate decays
