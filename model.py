@@ -94,8 +94,8 @@ class Attention(nn.Module):
         self.n_kv_head = config.n_kv_head
         self.head_dim = config.head_dim
         self.dropout = config.dropout
-        # Three matrices are stacked in one weight, as one large product is faster than three. Muon
-        # takes them one by one: train.py reads how many rows each has.
+        # Three matrices are stacked in one weight, as one large product is faster than three.
+        # Who needs them one by one, as Muon does, reads how many rows each has.
         rows = [n * config.head_dim for n in (config.n_head, config.n_kv_head, config.n_kv_head)]
         self.c_attn = nn.Linear(config.n_embd, sum(rows), config.bias)
         self.c_attn.stacked_rows = rows
@@ -380,15 +380,7 @@ def load_checkpoint(source, *needed: str, from_hub: bool = False) -> dict:
     Hugging Face model: a folder or, with from_hub, a name. It is on the CPU; no code in it can run.
 
     Raises Error if it is missing, damaged, inconsistent, or lacks a key in `needed`."""
-    return read_checkpoint(source, FORMAT, needed, from_hub, check_weights)
-
-
-def check_weights(checkpoint: dict):
-    """Raise an exception unless the tensors fit the model_config, which is completed."""
-    with torch.device('meta'):                  # takes no memory, whatever the numbers say
-        model = GPT(GPTConfig(**checkpoint['model_config']))
-        model.load_state_dict(checkpoint['model'], assign=True)
-    checkpoint['model_config'] = asdict(model.config)
+    return read_checkpoint(source, FORMAT, needed, from_hub, GPT, GPTConfig)
 
 
 def build_model(checkpoint: dict, **changes) -> GPT:

@@ -67,6 +67,7 @@ from config._checkpoint import check_init_from, load_training_state
 from config._device import pick_dtype
 from config._files import acquire_lock
 from config._log import Log, announce
+from config._muon import lend_gradients, split_matrices
 from config._run import (
     PoliteStop,
     can_compile,
@@ -167,22 +168,6 @@ def make_model(checkpoint: dict | None, tokenizer: Tokenizer, device: torch.devi
     return GPT(GPTConfig(vocab_size=rows, **shape)).to(device)
 
 
-def split_matrices(model: GPT, weights: list) -> list[torch.nn.Parameter]:
-    """The matrices of weights of the blocks, as parameters that share the memory of the weights. A
-    weight that stacks several matrices is split, because Muon works on single matrices."""
-    stacked = {id(layer.weight): layer.stacked_rows for layer in model.h.modules()
-               if hasattr(layer, 'stacked_rows')}
-    matrices = []
-    for weight in weights:
-        end = 0
-        for n in stacked.get(id(weight), [len(weight)]):
-            begin, end = end, end + n
-            matrix = torch.nn.Parameter(weight.detach()[begin:end])
-            matrix.weight, matrix.rows = weight, slice(begin, end)
-            matrices.append(matrix)
-    return matrices
-
-
 def make_optimizers(model: GPT) -> list:
     """Optimizers that hold each parameter once. Matrices and embeddings decay, norms and biases do
     not. `adamw` takes all parameters. With `muon`, Muon (Jordan et al. 2024) takes the blocks'
@@ -214,14 +199,6 @@ def micro_batches(step: int, data, rank: int, share: int, micro: int, device: to
         if dropout:                             # so that a resumed run draws the same masks
             torch.manual_seed(hash((seed, first)))
         yield x.to(device, non_blocking=True), y.to(device, non_blocking=True)
-
-
-def lend_gradients(matrices: list):
-    """Give the parameters of split_matrices their parts of the gradients, which backward() adds to
-    the whole weights. They share the memory: what unscales and clips one changes the other."""
-    for matrix in matrices:
-        gradient = matrix.weight.grad
-        matrix.grad = None if gradient is None else gradient[matrix.rows]
 
 
 def update(model: GPT, optimizers: list, scaler, step: int) -> torch.Tensor:

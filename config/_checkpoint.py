@@ -1,6 +1,9 @@
 """Reading checkpoints: where they are, whether they are whole, and those of other projects."""
 import difflib
 import os
+from dataclasses import asdict
+
+import torch
 
 from config import Error, brief, extra, require
 from config._files import load_sealed
@@ -32,26 +35,26 @@ def load_foreign(source, file: str | None, from_hub: bool) -> dict | None:
     return None
 
 
-def read_checkpoint(source, format: int, needed: tuple, from_hub: bool, check_weights) -> dict:
+def read_checkpoint(source, format: int, needed: tuple, from_hub: bool, GPT, GPTConfig) -> dict:
     """The checkpoint at source, with the keys in `needed`: see load_checkpoint of model.py."""
     file = find_checkpoint(source)
     checkpoint = load_foreign(source, file, from_hub)
     if checkpoint is None:
-        return read_own(file or source, format, needed, check_weights)
+        return read_own(file or source, format, needed, GPT, GPTConfig)
     check_keys(checkpoint, needed, f'{source}: ')
     return checkpoint
 
 
-def read_own(path, format: int, needed: tuple, check_weights) -> dict:
+def read_own(path, format: int, needed: tuple, GPT, GPTConfig) -> dict:
     """What save_sealed wrote to path, of this format and with the keys in `needed`. Raises Error
-    if it is missing or damaged, or if check_weights raises any exception."""
+    if it is missing, damaged, or no GPT."""
     require(os.path.isfile(path),
             f'{path}: there is no such checkpoint; train one with python train.py, or set out_dir')
     try:
         checkpoint, size = load_sealed(path)
         require(checkpoint['format'] == format, f'it is not of format {format}')
         check_keys(checkpoint, ('tokenizer', *needed))
-        check_weights(checkpoint)
+        check_weights(checkpoint, GPT, GPTConfig)
         check_size(checkpoint, size)
     except Exception as e:                      # corrupt files can raise any exception
         raise Error(f'{path}: cannot read this checkpoint: {brief(e)}; use another one') from e
@@ -63,6 +66,15 @@ def check_keys(checkpoint: dict, needed: tuple, where: str = ''):
     for key in needed:
         require(isinstance(checkpoint.get(key), TYPES[key]),
                 f'{where}its {key} is missing, or of the wrong type')
+
+
+def check_weights(checkpoint: dict, GPT, GPTConfig):
+    """Raise an exception unless the tensors fit the model_config, which is completed. The two
+    classes are model.py's."""
+    with torch.device('meta'):                  # takes no memory, whatever the numbers say
+        model = GPT(GPTConfig(**checkpoint['model_config']))
+        model.load_state_dict(checkpoint['model'], assign=True)
+    checkpoint['model_config'] = asdict(model.config)
 
 
 def check_size(checkpoint: dict, size: int):

@@ -68,15 +68,13 @@ def their_tensors(model: GPT):
     """Yield (name, tensor) for each tensor there, as a view of ours: read for export, written
     for import."""
     config, modules = model.config, dict(model.named_modules())
-    heads = [config.n_head, config.n_kv_head, config.n_kv_head]
     for pattern, theirs in MODULES[config.arch].items():
         for layer in range(config.n_layer if 'N' in pattern else 1):
             ours = pattern.replace('N', str(layer))
             if ours == 'lm_head' and config.tie_weights:
                 continue
             for kind, tensor in modules[ours].named_parameters(recurse=False):
-                sizes = [n * config.head_dim for n in heads] if len(theirs) == 3 \
-                    else len(tensor) // len(theirs)
+                sizes = modules[ours].stacked_rows if len(theirs) > 1 else len(tensor)
                 for name, part in zip(theirs, tensor.data.split(sizes)):
                     if config.arch == 'gpt2' and '.c_' in name:
                         part = part.t()                     # Conv1D: (in, out)

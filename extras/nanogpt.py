@@ -9,8 +9,8 @@ from pathlib import Path
 import torch
 
 from config import Error, brief, require
-from config._checkpoint import check_size
-from model import FORMAT, check_weights
+from config._checkpoint import check_size, check_weights
+from model import FORMAT, GPT, GPTConfig
 
 GPT2_TOKENS = range(50257, 50305)       # nanoGPT rounds the rows of GPT-2's embedding up to 50,304
 MODULES = {'transformer.wte.': 'wte.', 'transformer.wpe.': 'wpe.', 'transformer.h.': 'h.',
@@ -38,7 +38,7 @@ def load(path) -> dict:
                     'its content inflates')
         found = torch.load(path, map_location='cpu', weights_only=True, mmap=True)
         checkpoint = convert(found, Path(path))
-        check_weights(checkpoint)
+        check_weights(checkpoint, GPT, GPTConfig)
         check_size(checkpoint, size)
         state = {name: tensor.float().clone() for name, tensor in checkpoint['model'].items()}
     except Exception as e:                      # corrupt files can raise any exception

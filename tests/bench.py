@@ -37,7 +37,7 @@ recipe = 'config/shakespeare_cpu.py'            # shakespeare: slm's config file
 iters = 2000                # shakespeare: nanoGPT's steps, as in its README
 stories_prepare = '--vocab_size=1024'           # stories: slm's options of prepare.py
 stories_recipe = 'config/tinystories_cpu.py'    # stories: slm's config file
-stories_train = '--compile=False --batch_size=8 --warmup_iters=40 --max_iters=225'             # stories: slm's options of train.py
+stories_train = '--compile=False --batch_size=8 --warmup_iters=40 --max_iters=225'   # stories: of train.py
 setups = 'char:64,gpt2:64'  # stories: nanoGPT's tokenizer:block_size, the best one counts
 minutes = 5.0               # stories: nanoGPT's training
 sharp = 13.0                # sampling: scales the logits; 13 makes them as unequal as a trained model's

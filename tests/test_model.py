@@ -432,16 +432,40 @@ def test_muon_treats_stacked_matrices_one_by_one_with_a_momentum_that_rises(shap
         idx = torch.randint(40, (4, 16))
         model(idx, idx.roll(-1)).backward()
         before = deepcopy(model)
+        gradients = [(w.grad / w.grad.norm()).split(rows) for w, rows in (
+            (layer.weight, layer.stacked_rows) for layer in (model.h[0].attn.c_attn, model.h[1].mlp.c_fc))]
         train.update(model, optimizers, torch.amp.GradScaler(enabled=False), step)
         assert all(p.grad is None for opt in optimizers for g in opt.param_groups for p in g['params'])
         momentum.append(optimizers[1].param_groups[0]['momentum'])
         changes = [(new.weight - old.weight).split(new.stacked_rows) for new, old in zip(
             (model.h[0].attn.c_attn, model.h[1].mlp.c_fc), (before.h[0].attn.c_attn, before.h[1].mlp.c_fc))]
         assert [len(parts) for parts in changes] == [3, 1 if shape == 'gpt2' else 2]
-        for change in (part for parts in changes for part in parts):
-            singular = torch.linalg.svdvals(change / (train.learning_rate_at(step) * 0.2 * max(change.shape) ** 0.5))
+        for change, gradient in zip(*([part for parts in both for part in parts] for both in (changes, gradients))):
+            change = change / (train.learning_rate_at(step) * 0.2 * max(change.shape) ** 0.5)
+            if step == 1:       # the steepest descent of its own gradient
+                assert -(change * gradient).sum() > 0.6 * torch.linalg.svdvals(gradient).sum()
+            singular = torch.linalg.svdvals(change)
             assert 0.6 < singular.median() < singular.max() < 1.3
     assert momentum == pytest.approx([0.85 + 0.1 / 300, 0.9, 0.95, 0.95])
+
+
+@pytest.mark.parametrize('fast', [False, True])
+def test_muon_leaves_frozen_weights_alone_and_takes_whole_ones(fast, monkeypatch):
+    model = make()
+    monkeypatch.setattr(train, 'optimizer', 'muon')
+    optimizers = train.make_optimizers(model)
+    optimizers.append(torch.optim.Muon([torch.nn.Parameter(torch.ones(4, 4))], 0.1, adjust_lr_fn='match_rms_adamw'))
+    whole = optimizers[2].param_groups[0]['params'][0]
+    for muon in optimizers[1:] if fast else []:
+        speed_up(muon, torch.float32)
+    frozen = model.h[0].attn.c_attn.weight.requires_grad_(False)
+    before, other = frozen.clone(), model.h[0].attn.c_proj.weight.clone()
+    idx = torch.randint(40, (4, 16))
+    model(idx, idx.roll(-1)).backward()
+    whole.grad = torch.eye(4)
+    train.update(model, optimizers, torch.amp.GradScaler(enabled=False), 100)
+    assert torch.equal(frozen, before) and not torch.equal(model.h[0].attn.c_proj.weight, other)
+    assert not torch.equal(whole, torch.ones(4, 4))
 
 
 def test_the_faster_muon_makes_matrices_orthogonal_as_torchs_does():
