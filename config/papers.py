@@ -16,6 +16,7 @@ tie_weights = False
 batch_size = 16
 max_iters = 2000
 learning_rate = 2e-3
+decay_power = 1.0
 beta2 = 0.99                        # average over more steps, as most tokens are rare
 weight_decay = 1.0                  # high, because the text is read several times
 eval_interval = 250

@@ -13,6 +13,7 @@ head_gain = 1.0
 batch_size = 64
 max_iters = 1500
 learning_rate = 2e-3
+decay_power = 1.0
 weight_decay = 1.5                  # much, as the text is read 24 times
 warmup_iters = 50
 eval_interval = 250

@@ -15,3 +15,4 @@ warmup_iters = 15
 max_iters = 205
 eval_interval = 100
 learning_rate = 6.5e-3
+decay_power = 1.0

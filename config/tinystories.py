@@ -11,6 +11,7 @@ batch_size = 128
 max_iters = 10000
 learning_rate = 3e-3
 decay_fraction = 0.5
+decay_power = 1.0
 warmup_iters = 200
 eval_interval = 500
 eval_tokens = 2_000_000

@@ -13,6 +13,7 @@ batch_size = 16
 max_iters = 3000
 learning_rate = 4e-3
 decay_fraction = 0.6
+decay_power = 1.0
 eval_interval = 500
 eval_tokens = 200_000
 compile = True                      # pays after a minute or two

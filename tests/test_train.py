@@ -273,14 +273,17 @@ def test_batches_deal_out_every_window_once_an_epoch_whatever_the_slices():
 @pytest.mark.parametrize('schedule', ['cosine', 'wsd'])
 def test_schedules_warm_up_peak_and_end_where_they_should(run, dataset, schedule):
     done = run('train.py', f'--dataset={dataset}', *TINY, '--max_iters=100', '--eval_interval=0',
-               '--warmup_iters=10', f'--schedule={schedule}', '--decay_fraction=0.5', '--learning_rate=1.0',
-               '--min_lr=0.1')
+               '--warmup_iters=10', f'--schedule={schedule}', '--decay_fraction=0.5', '--decay_power=1',
+               '--learning_rate=1.0', '--min_lr=0.1')
     rates = [done['learning_rate_at'](step) for step in range(1, 101)]
     assert rates[0] == 0.1 and rates[9] == 1.0 == max(rates) and rates[:10] == sorted(rates[:10])
     assert rates[10:] == sorted(rates[10:], reverse=True) and 0.1 <= rates[-1] < 0.12
     if schedule == 'wsd':
         assert rates[50] == pytest.approx(1.0) and rates[75] == pytest.approx(0.55, abs=0.01)
-        done['learning_rate_at'].__globals__['decay_fraction'] = 1.0  # it never begins within the warm-up
+        knobs = done['learning_rate_at'].__globals__
+        knobs['decay_power'] = 3.0  # half of the decay leaves an eighth of the rate
+        assert done['learning_rate_at'](76) == pytest.approx(0.1 + 0.9 / 8) and done['learning_rate_at'](50) == 1.0
+        knobs['decay_fraction'] = 1.0  # it never begins within the warm-up
         assert 0.97 < done['learning_rate_at'](11) <= 1.0
 
 
