@@ -34,7 +34,7 @@ from sample import LanguageModel, load
 def trained(run, dataset):
     """The model of a run in out/."""
     run('train.py', f'--dataset={dataset}', *TINY, '--max_iters=40', '--learning_rate=0.02',
-        '--eval_interval=20', '--head_gain=1')
+        '--eval_interval=20', '--head_gain=1', '--decay_power=1')
     return load('out', dtype='float32')
 
 
