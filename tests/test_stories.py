@@ -156,9 +156,9 @@ def test_the_default_run_learns_to_tell_them(run):
     from sample import LanguageModel
     run('prepare.py')
     done = run('train.py')
-    assert done['progress']['best_val_loss'] < 1.05 * done['validation'].floor()
+    assert done['progress']['best_val_loss'] < 1.01 * done['validation'].floor()
     lm = LanguageModel(done['model'].eval(), done['tokenizer'])
     texts = [lm.tokenizer.decode(ids) for ids in lm.rows(num_samples=1000, temperature=1.0, seed=5)]
     told = sum(len(parse(GRAMMAR, text)) == 1 for text in texts)
     print(f'{told} of 1,000 samples are stories of the grammar')
-    assert told >= 930
+    assert told >= 950
