@@ -14,7 +14,7 @@ dataset = 'stories'         # stories, tinystories, or a Hugging Face dataset by
 input = ''                  # or files, folders, globs of .txt .md .pdf .jsonl .parquet, with commas
 separator = '<|endoftext|>'     # divides a .txt file into documents; '' = a file is one document
 text_column = 'text'        # of a dataset, .jsonl or .parquet
-num_stories = 20000         # number of stories to make
+num_stories = 60000         # number of stories to make
 # the dataset
 name = ''                   # of data/NAME; '' = the last part of the source (and _gpt2 or _char)
 tokenizer = 'bpe'           # bpe (trained here), gpt2, char, or the folder of a tokenizer.json
