@@ -12,7 +12,7 @@ overwrite = False           # replace the run that out_dir holds
 seed = 1337                 # of weights, batches and dropout
 max_minutes = 0.0           # stop and save after this many minutes; 0 = no limit
 # evaluation and logs
-eval_interval = 800         # steps between evaluations, which also save; 0 = only at the end
+eval_interval = 850         # steps between evaluations, which also save; 0 = only at the end
 eval_tokens = 0             # tokens of the validation split to evaluate; 0 = all
 eval_only = False           # evaluate the model of init_from, and stop
 log_interval = 10           # steps between rows of log.csv
@@ -20,8 +20,8 @@ wandb_project = ''          # also log to this Weights & Biases project; '' = of
 # model; all other fields of GPTConfig in model.py are knobs as well
 arch = 'qwen3'              # qwen3 (RoPE, RMSNorm, SwiGLU) or gpt2 (learned positions, GELU)
 n_layer = 2                 # blocks
-n_head = 3                  # attention heads
-n_embd = 144                # channels
+n_head = 4                  # attention heads
+n_embd = 128                # channels
 block_size = 160            # tokens of context
 dropout = 0.0               # share of activations set to 0; helps over many epochs
 head_gain = 20.0            # 20 suits the stories, 4 documents, 1 text by characters
@@ -33,7 +33,7 @@ schedule = 'wsd'            # wsd (warm-up, stable, then decay) or cosine
 decay_fraction = 0.9        # wsd: share of the run in which the rate decays
 decay_power = 3.0           # wsd: 1 = in a straight line; 3 suits the stories, 1 other text
 warmup_iters = 50           # steps of linear warm-up
-max_iters = 3200            # optimizer steps
+max_iters = 3400            # optimizer steps
 batch_size = 12             # sequences in an optimizer step, over all devices
 micro_batch_size = 0        # sequences that a device computes at once; 0 = as many as fit
 weight_decay = 0.1          # for matrices and embeddings
