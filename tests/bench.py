@@ -324,6 +324,7 @@ def shakespeare():
 
     Of nanoGPT the weights after the last step are judged; its rule would keep its best evaluation's."""
     targets = write_shakespeare()
+    prepare_slm('--input=../input.txt --name=shakespeare --tokenizer=char --val_fraction=0.1')
 
     def ours():
         options = f'--dataset=shakespeare --eval_interval=0 --seed={next(seeds)}'
@@ -341,19 +342,18 @@ def shakespeare():
 
 
 def write_shakespeare() -> int:
-    """Write the text for both sides and the judge; returns the number of targets in the val split."""
+    """Write the text for nanoGPT and the judge; returns the number of targets in the val split."""
     text = Path('input.txt').read_text(encoding='utf-8')
     cut = int(0.9 * len(text))
     write_nanogpt_data('shakespeare_char', {'train': [text[:cut]], 'val': [text[cut:]]}, 'char', False)
-    prepare_slm('--input=../input.txt --name=shakespeare --tokenizer=char --val_fraction=0.1')
     return len(text) - cut - 1
 
 
 def train_nanogpt_example() -> float:
-    """The seconds of nanoGPT's CPU example, its first step and evaluations left out."""
+    """The seconds of nanoGPT's CPU example, its evaluations left out."""
     times = train_nanogpt(EXAMPLE + f'--block_size=64 --max_iters={iters} --lr_decay_iters={iters} '
                           f'--eval_interval={iters} --always_save_checkpoint=True')[1]
-    return statistics.median(times) + sum(times[1:iters])       # the first one evaluates
+    return statistics.median(times) + sum(times[1:iters])       # [0] evaluates: a usual step in its place
 
 
 def default():
