@@ -277,7 +277,7 @@ if __name__ == '__main__':
     if fast:        # the same Attention.attend, GPT.loss and Muon, in less time or memory; with
         use_faster_routines(model, optimizers, torch_dtype)     # --fast=False, as model.py has them
     share = batch_size // world_size            # sequences of this process in a step
-    micro = micro_batch_size or pick_micro_batch(model, autocast, share)    # that it holds at once
+    micro = pick_micro_batch(model, autocast, share, micro_batch_size)      # that it holds at once
 
     # progress
     scaler = torch.amp.GradScaler(torch_device.type, enabled=torch_dtype == torch.float16)

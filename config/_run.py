@@ -10,6 +10,7 @@ import torch
 
 from config import extra, require
 from config._device import pick_device
+from config._terminal import warn
 
 TOKENS_ON_CPU = 8192            # that a CPU holds at once: more takes memory and is no faster
 # Peak of dense matrix products in 16 bits, in TFLOP/s, by a word in the name of a GPU
@@ -60,8 +61,22 @@ def start_device(device: str, world_size: int) -> torch.device:
     return device
 
 
-def pick_micro_batch(model: torch.nn.Module, autocast, share: int) -> int:
-    """The most sequences that the device can hold at once and that divide a share of a step's.
+def pick_micro_batch(model: torch.nn.Module, autocast, share: int, wanted: int) -> int:
+    """The number of sequences that the device computes at once: those wanted or, with 0, the most
+    that it can hold and that divide a share of a step's. Warns if those wanted may be too many."""
+    if wanted == 1:
+        return 1
+    most = most_sequences(model, autocast)
+    fitting = max(n for n in range(1, share + 1) if share % n == 0 and n <= max(1, most))
+    is_first = os.environ.get('RANK', '0') == '0'
+    if wanted > fitting and is_first and model.wte.weight.device.type == 'cuda':
+        warn(f'micro_batch_size={wanted} may need more memory than the GPU has; '
+             f'{fitting} would fit')
+    return wanted or fitting
+
+
+def most_sequences(model: torch.nn.Module, autocast) -> int:
+    """The most sequences that the device of every process can hold at once; 0 if not even one.
 
     On a GPU the memory of one and of two sequences is measured, so the model's kernels are run. It
     is compared with all memory of the card, not with what is free just now: the same card gives
@@ -70,21 +85,25 @@ def pick_micro_batch(model: torch.nn.Module, autocast, share: int) -> int:
     most = TOKENS_ON_CPU // block_size
     if device.type == 'cuda':
         peaks = []
-        for n in (1, 2):
-            idx = torch.zeros(n, block_size, dtype=torch.long, device=device)
-            torch.cuda.reset_peak_memory_stats(device)
-            with autocast:
-                model(idx, idx).backward()
-            peaks.append(torch.cuda.max_memory_allocated(device))
-            model.zero_grad()
-        optimizer_states = 8 * model.num_params()           # bytes: AdamW's two numbers in fp32
-        memory = 0.85 * torch.cuda.get_device_properties(device).total_memory
-        most = int((memory - optimizer_states - peaks[0]) / (peaks[1] - peaks[0]))
+        with contextlib.suppress(torch.OutOfMemoryError):
+            for n in (1, 2):
+                idx = torch.zeros(n, block_size, dtype=torch.long, device=device)
+                torch.cuda.reset_peak_memory_stats(device)
+                with autocast:
+                    model(idx, idx).backward()
+                peaks.append(torch.cuda.max_memory_allocated(device))
+                model.zero_grad()
+        model.zero_grad()
+        most = len(peaks)                                   # what did fit
+        if most == 2:
+            optimizer_states = 8 * model.num_params()       # bytes: AdamW's two numbers in fp32
+            memory = 0.85 * torch.cuda.get_device_properties(device).total_memory
+            most = int((memory - optimizer_states - peaks[0]) / (peaks[1] - peaks[0]))
     if torch.distributed.is_initialized():                  # the processes agree on the smallest
         smallest = torch.tensor(most, device=device)
         torch.distributed.all_reduce(smallest, torch.distributed.ReduceOp.MIN)
         most = smallest.item()
-    return max(n for n in range(1, share + 1) if share % n == 0 and n <= max(1, most))
+    return max(0, most)
 
 
 def parallelize(model: torch.nn.Module, start: int, out: Path) -> torch.nn.Module:

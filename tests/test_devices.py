@@ -4,6 +4,7 @@ import os
 import re
 import subprocess
 import sys
+from types import SimpleNamespace
 
 import pytest
 import torch
@@ -11,6 +12,7 @@ from conftest import ROOT, TINY, read_log
 from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_leaves
 
+from config._run import pick_micro_batch
 from model import GPT, GPTConfig, choose, evaluate, load_checkpoint, save_checkpoint
 from sample import load
 
@@ -52,6 +54,18 @@ def test_evaluation_uses_no_float64_on_a_gpu():
         evaluate(model, x, x, 2, contextlib.nullcontext())
     assert precisions.seen.count(torch.float32) > 4 * 20, 'four batches were computed'
     assert torch.float64 not in precisions.seen
+
+
+@pytest.mark.parametrize(('wanted', 'held', 'picked', 'warning'), [
+    (0, 100, 12, ''), (0, 5, 4, ''), (0, 0, 1, ''), (4, 5, 4, ''), (1, 0, 1, ''),
+    (12, 5, 12, 'micro_batch_size=12 may need more memory than the GPU has; 4 would fit'),
+    (2, 0, 2, 'micro_batch_size=2 may need more memory than the GPU has; 1 would fit')])
+def test_as_many_sequences_as_fit_and_a_warning_with_their_number(wanted, held, picked, warning, monkeypatch,
+                                                                  capsys):
+    monkeypatch.setattr('config._run.most_sequences', lambda *_: held)
+    gpu = SimpleNamespace(wte=SimpleNamespace(weight=SimpleNamespace(device=torch.device('cuda'))))
+    assert pick_micro_batch(gpu, None, 12, wanted) == picked
+    assert ' '.join(capsys.readouterr().err.split()) == (warning and f'warning: {warning}')
 
 
 @pytest.mark.slow
@@ -98,6 +112,16 @@ def test_a_captured_step_gives_what_the_model_gives(arch, tmp_path):
     mixed = zip(fast.ids('', 1, max_new_tokens=20, seed=1), fast.ids('', 1, max_new_tokens=20, seed=2))
     assert [(a.item(), b.item()) for a, b in mixed] == list(zip(
         *([i.item() for i in plain.ids('', 1, max_new_tokens=20, seed=seed)] for seed in (1, 2))))
+
+
+@on_gpu
+def test_a_step_too_large_for_the_gpu_says_what_would_fit(dataset):
+    args = [*TINY, f'--dataset={dataset}', '--device=cuda', '--compile=False', '--n_embd=512', '--n_layer=8',
+            '--batch_size=131072', '--micro_batch_size=65536']
+    ran = subprocess.run([sys.executable, str(ROOT / 'train.py'), *args], capture_output=True, text=True)
+    assert ran.returncode == 2
+    assert 'micro_batch_size=65536 may need more memory' in ' '.join(ran.stderr.split())
+    assert ran.stderr.count('error: ') == 1 and 'Traceback' not in ran.stderr
 
 
 @on_gpu
