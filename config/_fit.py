@@ -25,8 +25,10 @@ def fitting_knobs(tokens: int) -> dict:
     max_iters = max(100, round(math.sqrt(tokens)))
     if tokens < 200_000:
         shape = {'n_layer': 4, 'n_head': 3, 'n_embd': 192, 'dropout': 0.2}
-    elif tokens < 2_000_000:
+    elif tokens < 1_000_000:
         shape = {'n_layer': 4, 'n_head': 4, 'n_embd': 256, 'dropout': 0.1}
+    elif tokens < 2_000_000:
+        shape = {'n_layer': 4, 'n_head': 4, 'n_embd': 256, 'dropout': 0.0}
     else:
         shape = {'n_layer': 6, 'n_head': 6, 'n_embd': 384, 'dropout': 0.0}
     return shape | {'max_iters': max_iters, 'eval_interval': max_iters // 8}
