@@ -66,8 +66,8 @@ def pick_micro_batch(model: torch.nn.Module, autocast, share: int, wanted: int) 
     that it can hold and that divide a share of a step's. Warns if those wanted may be too many."""
     if wanted == 1:
         return 1
-    most = most_sequences(model, autocast)
-    fitting = max(n for n in range(1, share + 1) if share % n == 0 and n <= max(1, most))
+    most = min(share, max(1, most_sequences(model, autocast)))
+    fitting = max(n for n in range(1, most + 1) if share % n == 0)
     is_first = os.environ.get('RANK', '0') == '0'
     if wanted > fitting and is_first and model.wte.weight.device.type == 'cuda':
         warn(f'micro_batch_size={wanted} may need more memory than the GPU has; '
@@ -87,13 +87,13 @@ def most_sequences(model: torch.nn.Module, autocast) -> int:
         peaks = []
         with contextlib.suppress(torch.OutOfMemoryError):
             for n in (1, 2):
+                model.zero_grad()
                 idx = torch.zeros(n, block_size, dtype=torch.long, device=device)
                 torch.cuda.reset_peak_memory_stats(device)
                 with autocast:
                     model(idx, idx).backward()
                 peaks.append(torch.cuda.max_memory_allocated(device))
-                model.zero_grad()
-        model.zero_grad()
+        model.zero_grad()                                   # after an OutOfMemoryError, too
         most = len(peaks)                                   # what did fit
         if most == 2:
             optimizer_states = 8 * model.num_params()       # bytes: AdamW's two numbers in fp32
