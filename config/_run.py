@@ -66,7 +66,7 @@ def pick_micro_batch(model: torch.nn.Module, autocast, share: int, wanted: int) 
     that it can hold and that divide a share of a step's. Warns if those wanted may be too many."""
     if wanted == 1:
         return 1
-    most = min(share, max(1, most_sequences(model, autocast)))
+    most = min(share, most_sequences(model, autocast))
     fitting = max(n for n in range(1, most + 1) if share % n == 0)
     is_first = os.environ.get('RANK', '0') == '0'
     if wanted > fitting and is_first and model.wte.weight.device.type == 'cuda':
@@ -76,7 +76,7 @@ def pick_micro_batch(model: torch.nn.Module, autocast, share: int, wanted: int) 
 
 
 def most_sequences(model: torch.nn.Module, autocast) -> int:
-    """The most sequences that the device of every process can hold at once; 0 if not even one.
+    """The most sequences that the device of every process can hold at once, and at least 1.
 
     On a GPU the memory of one and of two sequences is measured, so the model's kernels are run. It
     is compared with all memory of the card, not with what is free just now: the same card gives
@@ -103,7 +103,7 @@ def most_sequences(model: torch.nn.Module, autocast) -> int:
         smallest = torch.tensor(most, device=device)
         torch.distributed.all_reduce(smallest, torch.distributed.ReduceOp.MIN)
         most = smallest.item()
-    return max(0, most)
+    return max(1, most)
 
 
 def parallelize(model: torch.nn.Module, start: int, out: Path) -> torch.nn.Module:

@@ -57,9 +57,9 @@ def test_evaluation_uses_no_float64_on_a_gpu():
 
 
 @pytest.mark.parametrize(('wanted', 'held', 'picked', 'warning'), [
-    (0, 100, 12, ''), (0, 5, 4, ''), (0, 0, 1, ''), (4, 5, 4, ''), (1, 0, 1, ''),
+    (0, 100, 12, ''), (0, 5, 4, ''), (0, 1, 1, ''), (4, 5, 4, ''), (1, 1, 1, ''),
     (12, 5, 12, 'micro_batch_size=12 may need more memory than the GPU has; 4 would fit'),
-    (2, 0, 2, 'micro_batch_size=2 may need more memory than the GPU has; 1 would fit')])
+    (2, 1, 2, 'micro_batch_size=2 may need more memory than the GPU has; 1 would fit')])
 def test_as_many_sequences_as_fit_and_a_warning_with_their_number(wanted, held, picked, warning, monkeypatch,
                                                                   capsys):
     monkeypatch.setattr('config._run.most_sequences', lambda *_: held)
