@@ -1,28 +1,20 @@
-"""The GPT: the network and its loss, generation, evaluation, and checkpoint file.
+"""The GPT: its shape, its layers, the KV cache, the loss, and generation.
 
-It knows nothing of text, datasets or the command line, and prints nothing. Dimensions, in all
-files: B batch, T time (tokens in a window), C channels (n_embd), H heads, K heads of keys and
-values, D channels of a head, V vocabulary."""
+It needs torch alone, so you can copy this file into any project. Dimensions, in all files:
+B batch, T time (tokens), C channels (n_embd), H heads, K key/value heads, D head size (head_dim),
+V vocabulary; S is the number of tokens attended to, T with a cache's tokens before them."""
 import math
-from dataclasses import asdict, dataclass
+from dataclasses import dataclass
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from config import require
-from config._checkpoint import read_checkpoint
-from config._device import attention_without_cudnn
-from config._files import save_sealed
-from config._shape import complete_shape
-
-FORMAT = 1                  # version of the checkpoint's format
-
 
 @dataclass
 class GPTConfig:
-    """The shape of a GPT. Fields with a default are knobs of train.py, and their comments its help;
-    train.py has defaults of its own for some of them, which suit its stories.
+    """The shape of a GPT. Fields with a default are settings of train.py. Raises ValueError, with
+    the field's name, for an impossible shape.
 
     The two architectures differ in four places:
         arch                qwen3                           gpt2
@@ -30,44 +22,112 @@ class GPTConfig:
         norms               RMSNorm, also of q and k        LayerNorm
         MLP                 SwiGLU                          GELU
         keys and values     may have fewer heads            have n_head heads"""
-    vocab_size: int             # rows of the embedding: as many as there are tokens, or more
+    vocab_size: int             # rows of the embedding: at least the number of tokens
     arch: str = 'qwen3'         # qwen3 (RoPE, RMSNorm, SwiGLU) or gpt2 (learned positions, GELU)
-    block_size: int = 256       # tokens of context
-    n_layer: int = 4            # blocks
+    block_size: int = 256       # context length in tokens
+    n_layer: int = 4            # number of blocks
     n_head: int = 4             # attention heads
-    n_kv_head: int = 0          # heads of keys and values, qwen3 only; 0 = n_head
+    n_kv_head: int = 0          # key/value heads, qwen3 only; 0 = n_head
     n_embd: int = 128           # channels
-    head_dim: int = 0           # channels of a head, qwen3 only; 0 = n_embd / n_head
-    n_inner: int = 0            # width of the MLP; 0 = 4 n_embd, or 8/3 n_embd for qwen3
-    dropout: float = 0.0        # share of activations that are set to 0 in training
-    bias: bool = False          # linear layers and norms have biases, gpt2 only
-    tie_weights: bool = True    # embedding and output share one matrix
-    head_gain: float = 1.0      # above 1, the output matrix learns faster: see init_weights
+    head_dim: int = 0           # channels per head, qwen3 only; 0 = n_embd / n_head
+    n_inner: int = 0            # hidden size of the MLP; 0 = 4 n_embd, or 8/3 n_embd for qwen3
+    dropout: float = 0.0        # dropout probability; above 0 helps over many epochs
+    bias: bool = False          # biases in linear layers and norms, gpt2 only
+    tie_weights: bool = True    # share one matrix between embedding and output
     rope_theta: float = 10000.0     # base of the rotary frequencies, qwen3 only
-    norm_eps: float = 0.0       # added to variances in norms; 0 = 1e-5, or 1e-6 for qwen3
+    norm_eps: float = 0.0       # epsilon of the norms; 0 = 1e-5, or 1e-6 for qwen3
 
     def __post_init__(self):
-        complete_shape(self)                # zeros get their values; Error for an impossible shape
+        check_ranges(self)
+        is_gpt2 = self.arch == 'gpt2'
+        self.head_dim = self.head_dim or self.n_embd // self.n_head
+        self.n_kv_head = self.n_kv_head or self.n_head
+        if self.n_inner == 0:
+            multiple_of_32 = math.ceil(self.n_embd / 12) * 32       # 8/3 n_embd, rounded up
+            self.n_inner = 4 * self.n_embd if is_gpt2 else multiple_of_32
+        if self.norm_eps == 0:
+            self.norm_eps = 1e-5 if is_gpt2 else 1e-6
+        check_shape(self)
 
 
-# ---- the network, from its parts to the whole
-class RMSNorm(nn.RMSNorm):
-    """Root mean square norm (Zhang and Sennrich 2019), computed in the precision of its weight:
-    in training that is fp32, as x may be in 16 bits, in which its squares could overflow."""
-
-    def forward(self, x: Tensor) -> Tensor:
-        return F.rms_norm(x.to(self.weight.dtype), self.normalized_shape, self.weight, self.eps)
+def check(condition: bool, message: str):
+    """Raise ValueError(message) if the condition is false."""
+    if not condition:
+        raise ValueError(message)
 
 
-def make_norm(config: GPTConfig) -> nn.Module:
+def check_ranges(config: GPTConfig):
+    """Raise ValueError for a field that is out of range by itself."""
+    check(config.arch in ('gpt2', 'qwen3'), f'arch={config.arch!r} is not gpt2 or qwen3')
+    for name in ('vocab_size', 'block_size', 'n_layer', 'n_head', 'n_embd'):
+        check(getattr(config, name) >= 1, f'{name}={getattr(config, name)} must be at least 1')
+    for name in ('n_kv_head', 'head_dim', 'n_inner'):
+        check(getattr(config, name) >= 0, f'{name}={getattr(config, name)} must not be negative')
+    check(config.head_dim > 0 or config.n_embd % config.n_head == 0,
+          f'n_embd={config.n_embd} is not a multiple of n_head={config.n_head}; or set head_dim')
+    check(config.n_layer <= 1000, f'n_layer={config.n_layer} must be at most 1000')
+    check(0 <= config.dropout < 1, f'dropout={config.dropout} must be at least 0 and below 1')
+    check(0 < config.rope_theta < 1e12, f'rope_theta={config.rope_theta} is out of range')
+    check(0 <= config.norm_eps < 1, f'norm_eps={config.norm_eps} must be at least 0 and below 1')
+
+
+def check_shape(config: GPTConfig):
+    """Raise ValueError for fields that do not fit each other or the architecture."""
+    H, K, D = config.n_head, config.n_kv_head, config.head_dim
+    for name in ('vocab_size', 'block_size', 'n_embd', 'head_dim', 'n_inner'):
+        check(getattr(config, name) <= 1 << 24, f'{name}={getattr(config, name)} is too large')
+    check(H % K == 0, f'n_head={H} is not a multiple of n_kv_head={K}')
     if config.arch == 'gpt2':
-        return nn.LayerNorm(config.n_embd, config.norm_eps, bias=config.bias)
-    return RMSNorm(config.n_embd, config.norm_eps)
+        check(config.n_embd == H * D, f'n_embd={config.n_embd} is not n_head={H} times '
+                                      f'head_dim={D}, as gpt2 needs')
+        check(K == H, f'n_kv_head={K} is for qwen3; gpt2 has n_head={H}')
+    else:
+        check(D % 2 == 0, f'head_dim={D} is odd: qwen3 rotates channels in pairs')
+        check(not config.bias, 'bias=True is for gpt2; qwen3 has no biases')
+
+
+# ---- attention
+class KVCache:
+    """Keys and values of the tokens read so far, (B, K, block_size, D) for each layer, allocated
+    once. Generation computes each token's keys and values once instead of at every step."""
+    mask = None                 # added to the scores; None = every cached token is visible
+
+    def __init__(self, config: GPTConfig, batch_size: int, device, dtype):
+        shape = (batch_size, config.n_kv_head, config.block_size, config.head_dim)
+        self.k = [torch.zeros(shape, device=device, dtype=dtype) for _ in range(config.n_layer)]
+        self.v = [torch.zeros(shape, device=device, dtype=dtype) for _ in range(config.n_layer)]
+        self.length = 0         # tokens read so far; GPT.hidden advances it
+
+    def append(self, layer: int, k: Tensor, v: Tensor) -> tuple[Tensor, Tensor]:
+        """Store k and v (B, K, T, D) of the next T tokens; return all S so far, (B, K, S, D)."""
+        end = self.length + k.shape[2]
+        self.k[layer][:, :, self.length:end] = k
+        self.v[layer][:, :, self.length:end] = v
+        return self.k[layer][:, :, :end], self.v[layer][:, :, :end]
+
+
+def attend(q: Tensor, k: Tensor, v: Tensor, dropout: float = 0.0, mask=None) -> Tensor:
+    """Causal attention (Vaswani et al. 2017) of q (B, H, T, D) to k, v (B, K, S, D), as
+    (B, H, T, D): softmax(q k^T / sqrt(D)) v. If S > T, q is a single token, which may attend to
+    all S. A mask is added to the scores."""
+    H, K, T, D = q.shape[1], k.shape[1], q.shape[2], q.shape[3]
+    is_short_cpu_training = q.device.type == 'cpu' and torch.is_grad_enabled() and T <= 512
+    if not is_short_cpu_training and mask is None:
+        return F.scaled_dot_product_attention(
+            q, k, v, is_causal=T > 1, dropout_p=dropout, enable_gqa=H != K)
+    # The textbook formula: in training on a CPU it is faster than the fused kernel.
+    if H != K:                                              # queries share keys and values
+        k, v = k.repeat_interleave(H // K, dim=1), v.repeat_interleave(H // K, dim=1)
+    if mask is None:
+        mask = torch.full((T, T), -math.inf, dtype=q.dtype, device=q.device).triu(1)
+    scores = q @ k.mT / math.sqrt(D) + mask                 # (B, H, T, S)
+    weights = F.dropout(scores.softmax(dim=-1), dropout)    # (B, H, T, S)
+    return weights @ v                                      # (B, H, T, D)
 
 
 def rotary(positions: Tensor, head_dim: int, theta: float) -> tuple[Tensor, Tensor]:
-    """Cosines and sines, (T, 1, D/2) each, by which rotary embeddings (Su et al. 2021) rotate at
-    positions (T,)."""
+    """Cosines and sines, (T, 1, D/2) each, of the angles by which rotary embeddings (Su et al.
+    2021) rotate channel pairs at positions (T,)."""
     channels = torch.arange(0, head_dim, 2, device=positions.device)
     frequencies = theta ** (-channels.float() / head_dim)               # (D/2,)
     angles = positions[:, None, None] * frequencies                     # (T, 1, D/2)
@@ -76,96 +136,101 @@ def rotary(positions: Tensor, head_dim: int, theta: float) -> tuple[Tensor, Tens
 
 def rotate(x: Tensor, rope: tuple[Tensor, Tensor]) -> Tensor:
     """Rotate the channel pairs (x_i, x_(i + D/2)) of x (B, T, heads, D) by their position's
-    angles. Then the product of a query and a key depends on how far apart they are, not where."""
+    angles, so that the product of a query and a key depends on their distance only."""
     cos, sin = rope                                                     # (T, 1, D/2)
     a, b = x.chunk(2, dim=-1)                                           # (B, T, heads, D/2)
     return torch.cat((a * cos - b * sin, b * cos + a * sin), dim=-1).type_as(x)
 
 
+class RMSNorm(nn.RMSNorm):
+    """Root mean square norm (Zhang and Sennrich 2019), computed in the precision of its weight:
+    fp32 in training, where the squares of a 16-bit x could overflow."""
+
+    def forward(self, x: Tensor) -> Tensor:
+        return F.rms_norm(x.to(self.weight.dtype), self.normalized_shape, self.weight, self.eps)
+
+
 class Attention(nn.Module):
-    """Causal self-attention (Vaswani et al. 2017): each token gathers from itself and those before.
+    """Causal self-attention: each token attends to itself and earlier tokens.
 
     In qwen3, groups of queries share keys and values (Ainslie et al. 2023), and queries and keys
     are normed, then rotated by their positions."""
 
-    def __init__(self, config: GPTConfig):
+    def __init__(self, config: GPTConfig, layer: int):
         super().__init__()
+        self.layer = layer
         self.n_head = config.n_head
         self.n_kv_head = config.n_kv_head
         self.head_dim = config.head_dim
         self.dropout = config.dropout
-        # Three matrices are stacked in one weight, as one large product is faster than three.
-        # Who needs them one by one, as Muon does, reads how many rows each has.
-        rows = [n * config.head_dim for n in (config.n_head, config.n_kv_head, config.n_kv_head)]
-        self.c_attn = nn.Linear(config.n_embd, sum(rows), config.bias)
-        self.c_attn.stacked_rows = rows
-        self.c_proj = nn.Linear(config.n_head * config.head_dim, config.n_embd, config.bias)
+        C, H, K, D = config.n_embd, config.n_head, config.n_kv_head, config.head_dim
+        self.q_proj = nn.Linear(C, H * D, config.bias)
+        self.k_proj = nn.Linear(C, K * D, config.bias)
+        self.v_proj = nn.Linear(C, K * D, config.bias)
+        self.o_proj = nn.Linear(H * D, C, config.bias)
         self.q_norm = self.k_norm = nn.Identity()
         if config.arch == 'qwen3':
-            self.q_norm = RMSNorm(config.head_dim, config.norm_eps)
-            self.k_norm = RMSNorm(config.head_dim, config.norm_eps)
+            self.q_norm = RMSNorm(D, config.norm_eps)
+            self.k_norm = RMSNorm(D, config.norm_eps)
 
-    def forward(self, x: Tensor, rope=None) -> Tensor:
+    def forward(self, x: Tensor, rope=None, cache: KVCache | None = None) -> Tensor:
         B, T, _ = x.shape                                               # (B, T, C)
         H, K, D = self.n_head, self.n_kv_head, self.head_dim
-        q, k, v = self.c_attn(x).split((H * D, K * D, K * D), dim=2)    # (B, T, heads D) each
-        q = self.q_norm(q.view(B, T, H, D))                             # queries: what it looks for
-        k = self.k_norm(k.view(B, T, K, D))                             # keys: what it offers
-        v = v.view(B, T, K, D)                                          # values: what it passes on
+        q = self.q_norm(self.q_proj(x).view(B, T, H, D))                # queries: what it looks for
+        k = self.k_norm(self.k_proj(x).view(B, T, K, D))                # keys: what it offers
+        v = self.v_proj(x).view(B, T, K, D)                             # values: what it passes on
         if rope is not None:
             q, k = rotate(q, rope), rotate(k, rope)
         q, k, v = (t.transpose(1, 2) for t in (q, k, v))                # (B, H or K, T, D)
-        y = self.attend(q, k, v)                                        # (B, H, T, D)
-        return self.c_proj(y.transpose(1, 2).reshape(B, T, H * D))      # (B, T, C)
-
-    def attend(self, q: Tensor, k: Tensor, v: Tensor) -> Tensor:
-        """Each query's mean of the values, (B, H, T, D), weighted by how well their keys fit it.
-
-        One fused kernel computes the following without ever storing the weights:
-            scores = q @ k.mT / math.sqrt(D)                                     # (B, H, T, T)
-            scores = scores.masked_fill(is_later, -math.inf)    # no token sees those after it
-            weights = dropout(scores.softmax(dim=-1))                            # (B, H, T, T)
-            return weights @ v                                                   # (B, H, T, D)"""
-        return F.scaled_dot_product_attention(
-            q, k, v, is_causal=True,
-            dropout_p=self.dropout if self.training else 0.0,
-            enable_gqa=self.n_head != self.n_kv_head)
+        mask = None
+        if cache is not None:
+            k, v = cache.append(self.layer, k, v)                       # (B, K, S, D)
+            q, mask = q.to(k.dtype), cache.mask
+        dropout = self.dropout if self.training else 0.0
+        y = attend(q, k, v, dropout, mask).to(x.dtype)                  # (B, H, T, D)
+        return self.o_proj(y.transpose(1, 2).reshape(B, T, H * D))      # (B, T, C)
 
 
+# ---- the rest of the network
 class MLP(nn.Module):
-    """gpt2: GELU in its tanh form. qwen3: SwiGLU (Shazeer 2020), one matrix for gate and value."""
+    """gpt2: GELU in its tanh form. qwen3: SwiGLU (Shazeer 2020)."""
 
     def __init__(self, config: GPTConfig):
         super().__init__()
         self.is_gated = config.arch == 'qwen3'
-        rows = [config.n_inner] * (2 if self.is_gated else 1)
-        self.c_fc = nn.Linear(config.n_embd, sum(rows), config.bias)
-        self.c_fc.stacked_rows = rows
-        self.c_proj = nn.Linear(config.n_inner, config.n_embd, config.bias)
+        if self.is_gated:
+            self.gate_proj = nn.Linear(config.n_embd, config.n_inner, config.bias)
+        self.up_proj = nn.Linear(config.n_embd, config.n_inner, config.bias)
+        self.down_proj = nn.Linear(config.n_inner, config.n_embd, config.bias)
 
     def forward(self, x: Tensor) -> Tensor:
-        x = self.c_fc(x)                                                # (B, T, width)
+        h = self.up_proj(x)                                             # (B, T, n_inner)
         if self.is_gated:
-            gate, value = x.chunk(2, dim=-1)
-            x = F.silu(gate) * value                                    # (B, T, n_inner)
+            h = F.silu(self.gate_proj(x)) * h
         else:
-            x = F.gelu(x, approximate='tanh')
-        return self.c_proj(x)                                           # (B, T, C)
+            h = F.gelu(h, approximate='tanh')
+        return self.down_proj(h)                                        # (B, T, C)
+
+
+def make_norm(config: GPTConfig) -> nn.Module:
+    if config.arch == 'gpt2':
+        return nn.LayerNorm(config.n_embd, config.norm_eps, bias=config.bias)
+    return RMSNorm(config.n_embd, config.norm_eps)
 
 
 class Block(nn.Module):
-    """Add to x what the attention computes from it, then what the MLP computes."""
+    """Add the output of attention to x, then the output of the MLP."""
 
-    def __init__(self, config: GPTConfig):
+    def __init__(self, config: GPTConfig, layer: int):
         super().__init__()
         self.norm_1 = make_norm(config)
-        self.attn = Attention(config)
+        self.attn = Attention(config, layer)
         self.norm_2 = make_norm(config)
         self.mlp = MLP(config)
         self.drop = nn.Dropout(config.dropout)
 
-    def forward(self, x: Tensor, rope=None) -> Tensor:
-        x = x + self.drop(self.attn(self.norm_1(x), rope))
+    def forward(self, x: Tensor, rope=None, cache: KVCache | None = None) -> Tensor:
+        x = x + self.drop(self.attn(self.norm_1(x), rope, cache))
         x = x + self.drop(self.mlp(self.norm_2(x)))
         return x
 
@@ -180,7 +245,7 @@ class GPT(nn.Module):
         if config.arch == 'gpt2':
             self.wpe = nn.Embedding(config.block_size, config.n_embd)
         self.drop = nn.Dropout(config.dropout)
-        self.h = nn.ModuleList(Block(config) for _ in range(config.n_layer))
+        self.h = nn.ModuleList(Block(config, layer) for layer in range(config.n_layer))
         self.norm_f = make_norm(config)
         self.lm_head = nn.Linear(config.n_embd, config.vocab_size, bias=False)
         if config.tie_weights:
@@ -195,25 +260,20 @@ class GPT(nn.Module):
                 nn.init.normal_(module.weight, std=0.02)
             if isinstance(module, nn.Linear) and module.bias is not None:
                 nn.init.zeros_(module.bias)
-        for name, p in self.named_parameters():
-            # Each layer adds the outputs of two c_proj to x. Smaller weights keep x from growing
-            # with the number of layers (Radford et al. 2019).
-            if name.endswith('c_proj.weight'):
-                nn.init.normal_(p, std=0.02 / math.sqrt(2 * self.config.n_layer))
-        # A trick for short runs; 1 leaves all as it is. A head_gain of 20 makes the last norm 20
-        # times larger and the output matrix 20 times smaller. The first logits stay about the same,
-        # but an AdamW step, whose size is the learning rate, moves them 20 times as far. A tied
-        # embedding begins smaller as well, which the norms of the blocks mostly undo.
-        self.norm_f.weight *= self.config.head_gain
-        self.lm_head.weight /= self.config.head_gain
+        # Each block adds two outputs to x. Scaling their weights down keeps the size of x
+        # independent of the number of blocks (Radford et al. 2019).
+        for block in self.h:
+            for layer in (block.attn.o_proj, block.mlp.down_proj):
+                nn.init.normal_(layer.weight, std=0.02 / math.sqrt(2 * self.config.n_layer))
 
     def num_params(self) -> int:
         return sum(p.numel() for p in self.parameters())            # a tied matrix counts once
 
-    def hidden(self, idx: Tensor, begin=0) -> Tensor:
-        """Last hidden states (B, T, C) of ids (B, T). The first id has the position `begin`, which
-        is not 0 where extras/sampling.py remembers the ids before it."""
-        positions = begin + torch.arange(idx.shape[1], device=idx.device)       # (T,)
+    def hidden(self, idx: Tensor, cache: KVCache | None = None) -> Tensor:
+        """Final hidden states (B, T, C) of ids (B, T), which follow those that the cache has
+        read: the first T of a text, or one more."""
+        start = 0 if cache is None else cache.length
+        positions = start + torch.arange(idx.shape[1], device=idx.device)       # (T,)
         x = self.wte(idx)                                               # (B, T, C)
         rope = None
         if self.config.arch == 'gpt2':
@@ -222,82 +282,87 @@ class GPT(nn.Module):
             rope = rotary(positions, self.config.head_dim, self.config.rope_theta)
         x = self.drop(x)
         for block in self.h:
-            x = block(x, rope)                                          # (B, T, C)
+            x = block(x, rope, cache)                                   # (B, T, C)
+        if cache is not None:
+            cache.length += idx.shape[1]
         return self.norm_f(x)
 
     def forward(self, idx: Tensor, targets: Tensor | None = None) -> Tensor:
-        """Logits (B, T, V) of ids (B, T). With targets (B, T): the mean of their cross-entropy,
-        in nats; a target of -1 does not count."""
+        """Logits (B, T, V) of ids (B, T). With targets (B, T): their mean cross-entropy, in nats;
+        targets of -1 do not count."""
         x = self.hidden(idx)                                            # (B, T, C)
         if targets is None:
             return self.lm_head(x)                                      # (B, T, V)
         return self.loss(x.flatten(0, 1), targets.flatten())
 
     def loss(self, x: Tensor, targets: Tensor) -> Tensor:
-        """Mean cross-entropy of targets (N,) after x (N, C). extras/loss.py has another way to
-        compute it, which needs less memory."""
+        """Mean cross-entropy of targets (N,) given final hidden states x (N, C)."""
         logits = self.lm_head(x).float()                                # (N, V)
         return F.cross_entropy(logits, targets, ignore_index=-1)
 
-    # ---- generation
     @torch.inference_mode()
     def generate(self, idx: Tensor, max_new_tokens: int, temperature: float = 1.0, top_k: int = 0,
                  top_p: float = 1.0, repetition_penalty: float = 1.0, eot: int | None = None,
                  seed: int = 0, vocab_size: int | None = None):
-        """Yield the ids (B,) that follow the prompts idx (B, T), until all rows have ended.
+        """Yield the ids (B,) that follow prompts idx (B, T), until every row has ended.
 
-        Each step reads the whole context again; the copy of a model that extras/sampling.py makes
-        remembers keys and values instead, and generates the same.
+        repetition_penalty applies first (not to eot), then temperature (0 = greedy), top_k
+        (0 = off) and top_p (1 = off). A row that has produced eot repeats it. Row i depends on
+        its prompt and seed + i only. Ids from vocab_size on have no token and are never chosen.
 
-        The repetition_penalty is applied first, then temperature (0 = always the likeliest
-        token), top_k (0 = off) and top_p (1 = off). A row that has produced eot repeats it.
-        Row i depends on its prompt and seed + i only. Ids from vocab_size on are never chosen:
-        they belong to no token."""
-        B, block_size = len(idx), self.config.block_size
-        draws = uniform_draws(B, max_new_tokens, seed).to(idx.device)
+        A prompt is read up to its last block_size tokens. When the context is full, it restarts
+        on its last half, so that the cache is rebuilt once in block_size / 2 steps."""
+        B, block_size, V = len(idx), self.config.block_size, self.config.vocab_size
+        generators = [torch.Generator().manual_seed(int(seed) + i) for i in range(B)]
         ended = torch.zeros(B, dtype=torch.bool, device=idx.device)
-        context = idx                       # the tokens that the model sees, (B, up to block_size)
-        for step in range(max_new_tokens):
-            if context.shape[1] > block_size:   # full: keep half, so that caches are rarely renewed
-                context = context[:, -max(1, block_size // 2):]
-            logits = self.next_logits(context)                          # (B, V)
-            if vocab_size is not None:
-                logits[:, vocab_size:] = -math.inf
+        seen = torch.zeros(B, V, dtype=torch.bool, device=idx.device).scatter(1, idx, True)
+        cache = self.new_cache(B)
+        context = idx[:, -block_size:]                      # the tokens that the next one sees
+        new = context                                       # those that the cache has not read
+        for _ in range(max_new_tokens):
+            if context.shape[1] > block_size:
+                context = new = context[:, -max(1, block_size // 2):]
+                cache.length = 0
+            logits = self.next_logits(new, cache)                       # (B, V)
             if repetition_penalty != 1:
-                logits = penalize(logits, idx, repetition_penalty)
-            next_id = choose(logits, draws[:, step, None], temperature, top_k, top_p)         # (B,)
+                logits = penalize(logits, seen, repetition_penalty, eot)
+            logits[:, vocab_size:] = -math.inf
+            draw = torch.cat([torch.rand(1, generator=generator) for generator in generators])
+            next_id = choose(logits, draw.to(idx.device), temperature, top_k, top_p)    # (B,)
             if eot is not None:
                 next_id = next_id.masked_fill(ended, eot)
                 ended |= next_id == eot
-            idx = torch.cat((idx, next_id[:, None]), dim=1)
-            context = torch.cat((context, next_id[:, None]), dim=1)
+            new = next_id[:, None]                                      # (B, 1)
+            seen.scatter_(1, new, True)
+            context = torch.cat((context, new), dim=1)
             yield next_id
             if eot is not None and ended.all():
                 return
 
-    def next_logits(self, idx: Tensor) -> Tensor:
-        """Logits (B, V), fp32, of the token that follows ids (B, T)."""
-        with attention_without_cudnn():
-            return self.lm_head(self.hidden(idx)[:, -1]).float()
+    def new_cache(self, batch_size: int) -> KVCache:
+        """An empty cache: in fp32 on CPUs, which attend faster in it than in bf16."""
+        weight = self.wte.weight
+        dtype = torch.float32 if weight.device.type == 'cpu' else weight.dtype
+        return KVCache(self.config, batch_size, weight.device, dtype)
+
+    def next_logits(self, idx: Tensor, cache: KVCache) -> Tensor:
+        """Logits (B, V), fp32, of the token after ids (B, T), which the cache has not read yet."""
+        return self.lm_head(self.hidden(idx, cache)[:, -1]).float()
 
 
-# ---- what generate consists of
-def uniform_draws(B: int, n: int, seed: int) -> Tensor:
-    """Random numbers (B, n) in [0, 1); row i depends on seed + i only, on every device."""
-    generators = [torch.Generator().manual_seed(int(seed) + i) for i in range(B)]
-    draws = torch.stack([torch.rand(n, generator=generator) for generator in generators])
-    return draws.clamp(max=1 - 1e-6)        # else draw * sum could round up to the sum in sample()
-
-
-def penalize(logits: Tensor, idx: Tensor, penalty: float) -> Tensor:
-    """Logits (B, V), lower for the tokens that occur in idx (B, T) (Keskar et al. 2019)."""
-    old = logits.gather(1, idx)                                         # (B, T)
-    lower = torch.where(old > 0, old / penalty, old * penalty)
-    return logits.scatter(1, idx, lower)
+# ---- parts of generate
+def penalize(logits: Tensor, seen: Tensor, penalty: float, eot: int | None) -> Tensor:
+    """Lower the logits (B, V) of tokens that have been seen (B, V), except end-of-text (Keskar et
+    al. 2019)."""
+    if eot is not None:
+        seen = seen.clone()
+        seen[:, eot] = False
+    lower = torch.where(logits > 0, logits / penalty, logits * penalty)
+    return torch.where(seen, lower, logits)
 
 
 def choose(logits: Tensor, draw: Tensor, temperature: float, top_k: int, top_p: float) -> Tensor:
-    """Ids (B,) from logits (B, V) by draws (B, 1) in [0, 1)."""
+    """Ids (B,) from logits (B, V) by uniform draws (B,) in [0, 1)."""
     if temperature < 1e-6:
         return logits.argmax(dim=-1)
     if 0 < top_k < logits.shape[-1]:
@@ -316,82 +381,22 @@ def keep_top_k(logits: Tensor, k: int) -> Tensor:
 
 
 def keep_top_p(p: Tensor, top_p: float) -> Tensor:
-    """p (B, V) with 0 for all but its fewest largest values whose sum reaches top_p (nucleus
-    sampling, Holtzman et al. 2020). Values equal to the smallest of these are kept as well."""
-    ordered = p.sort(dim=-1, descending=True).values
-    sum_before = ordered.cumsum(dim=-1) - ordered
+    """p (B, V) with 0 for all but the nucleus: the fewest tokens whose probabilities sum to at
+    least top_p (Holtzman et al. 2020). Ties with the smallest of them are kept, too."""
+    V = p.shape[-1]
+    for k in (min(256, V), V):                              # a full sort is rarely needed
+        largest = p.topk(k).values                                      # (B, k), descending
+        if k == V or (largest.sum(dim=-1) >= top_p).all():
+            break
+    sum_before = largest.cumsum(dim=-1) - largest                       # (B, k)
     number_kept = (sum_before < top_p).sum(dim=-1, keepdim=True)        # (B, 1)
-    smallest_kept = ordered.gather(-1, number_kept - 1)                 # (B, 1)
+    smallest_kept = largest.gather(-1, number_kept - 1)                 # (B, 1)
     return p * (p >= smallest_kept)
 
 
 def sample(p: Tensor, draw: Tensor) -> Tensor:
-    """Ids (B,) by inverse transform of draw (B, 1) from p (B, V), which need not sum to 1."""
-    cumulative = p.cumsum(dim=-1)
-    return torch.searchsorted(cumulative, draw * cumulative[:, -1:], right=True)[:, 0]
-
-
-# ---- evaluation
-@torch.no_grad()
-def evaluate(model: GPT, x: Tensor, y: Tensor, batch_size: int, autocast, rank: int = 0,
-             world_size: int = 1) -> float:
-    """Mean cross-entropy, in nats, of targets y after inputs x, (windows, T) each.
-
-    Of several processes each computes every world_size-th batch; all return the same mean. All
-    batches have the same size, so that a compiled model sees one shape. The model's mode and the
-    random state do not change."""
-    was_training = model.training
-    model.eval()
-    device = model.wte.weight.device
-    nats = [torch.zeros((), device=device)]                 # of each batch; they stay on the device
-    for i in range(rank * batch_size, len(x), world_size * batch_size):
-        batch_x, batch_y = x[i:i + batch_size], y[i:i + batch_size]
-        missing = batch_size - len(batch_x)
-        batch_x = F.pad(batch_x, (0, 0, 0, missing))                    # rows of zeros
-        batch_y = F.pad(batch_y, (0, 0, 0, missing), value=-1)          # which do not count
-        with autocast:
-            mean = model(batch_x.to(device), batch_y.to(device))
-        nats.append(mean * (batch_y >= 0).sum())
-    total = torch.stack(nats).cpu().double().sum()          # Apple's GPUs have no float64
-    if world_size > 1:
-        torch.distributed.all_reduce(total)
-    model.train(was_training)
-    return total.item() / (y >= 0).sum().item()
-
-
-# ---- checkpoints
-def save_checkpoint(path, model: GPT, tokenizer: dict, config: dict, **progress):
-    """Write a checkpoint atomically and seal it. Raises Error if it cannot be written."""
-    checkpoint = {
-        'format': FORMAT,
-        'model': model.state_dict(),
-        'model_config': asdict(model.config),
-        'tokenizer': tokenizer,         # spec of a data.tokenizer.Tokenizer
-        'config': config,               # the knobs of train.py
-        **progress,
-        # best.pt: step, val_loss, best_val_loss, data {split: checksum};
-        # ckpt.pt, to resume from: also optimizer [a state_dict each] and scaler, a state_dict
-    }
-    save_sealed(path, checkpoint)
-
-
-def load_checkpoint(source, *needed: str, from_hub: bool = False) -> dict:
-    """The checkpoint in a file, in a run's folder (best.pt, or else ckpt.pt), of nanoGPT, or of a
-    Hugging Face model: a folder or, with from_hub, a name. It is on the CPU; no code in it can run.
-
-    Raises Error if it is missing, damaged, inconsistent, or lacks a key in `needed`."""
-    return read_checkpoint(source, FORMAT, needed, from_hub, GPT, GPTConfig)
-
-
-def build_model(checkpoint: dict, **changes) -> GPT:
-    """The model of a checkpoint; `changes` may give it other dropout or a smaller block_size."""
-    config = GPTConfig(**{**checkpoint['model_config'], **changes})
-    state = dict(checkpoint['model'])
-    if config.arch == 'gpt2':
-        positions = state['wpe.weight'][:config.block_size]
-        require(len(positions) == config.block_size,
-                f'block_size={config.block_size} is above the {len(positions)} of these weights')
-        state['wpe.weight'] = positions
-    model = GPT(config)
-    model.load_state_dict(state)
-    return model
+    """Ids (B,) by inverse transform sampling of draw (B,) in [0, 1) from p (B, V), which need not
+    sum to 1."""
+    cumulative = p.cumsum(dim=-1)                                       # (B, V)
+    threshold = draw.clamp(max=1 - 1e-6)[:, None] * cumulative[:, -1:]  # below the sum, rounded
+    return torch.searchsorted(cumulative, threshold, right=True)[:, 0]

@@ -1,70 +1,58 @@
-"""Turn text into a dataset: python prepare.py [--knob=value ...]
+"""Turn text into a dataset: python prepare.py [--key=value ...]
 
-It writes data/NAME/train.bin, val.bin and meta.json in four steps. All documents (data/readers.py)
-are copied into one temporary file, divided into train and val, tokenized (data/tokenizer.py), and
-written: ids = [i for document in documents for i in (*encode(document), eot)]. The rest of the code
-is there so that only some MB of text are in memory at a time, and 100 bytes for each document.
+It writes data/NAME/train.bin, val.bin and meta.json in four steps: copy all documents into one
+temporary file, divide them into train and val, make a tokenizer, and write their tokens:
 
-The second half has the functions with which train.py and sample.py read a dataset: open_dataset,
-get_batch, validation_text and evaluation_windows."""
-from config import Error, configure, require
+    ids = [i for document in documents for i in (*encode(document), eot)]
+
+Everything else is there to keep only a few MB of text in memory."""
+from lib.settings import configure
 
 # the source
 dataset = 'stories'         # stories, tinystories, or a Hugging Face dataset by name or folder
-input = ''                  # or files, folders, globs of .txt .md .pdf .jsonl .parquet, with commas
-separator = '<|endoftext|>'     # divides a .txt file into documents; '' = a file is one document
-text_column = 'text'        # of a dataset, .jsonl or .parquet
-num_stories = 60000         # number of stories to make
+dataset_config = ''         # configuration of a Hugging Face dataset; '' = its default
+split = ''                  # its split to train on; '' = train, with validation or test held out
+input = ''                  # instead: files, folders and globs, separated by commas
+separator = '<|endoftext|>'     # between the documents of a .txt file; '' = one document a file
+text_column = 'text'        # of a dataset, .jsonl, .csv or .parquet
+num_stories = 60000         # stories to make
 # the dataset
-name = ''                   # of data/NAME; '' = the last part of the source (and _gpt2 or _char)
+name = ''                   # of data/NAME; '' = named after the source (and _gpt2 or _char)
 tokenizer = 'bpe'           # bpe (trained here), gpt2, char, or the folder of a tokenizer.json
-vocab_size = 0              # for bpe, with end-of-text; 0 = 4096, or 2048 if the text is short
-val_fraction = 0.05         # share of documents for validation, unless the source has a split
-seed = 1337                 # for the stories and the split
+vocab_size = 0              # of a bpe; 0 = 4096, or 2048 for the stories and short texts
+val_fraction = 0.05         # share held out for validation, unless the source has a split for it
+seed = 1337                 # of the stories and the split
 overwrite = False           # replace a different dataset of this name
-config = configure(globals())
+settings = configure(globals())
 
-# The imports come after the knobs, so that --help and a mistyped knob are answered at once.
+# Imported after the settings, so that --help and a mistyped setting are answered at once.
 import json
 import logging
 import math
 import mmap
-import os
+import re
 import shlex
 import sys
 import tempfile
 import time
 from array import array
-from functools import lru_cache
 from hashlib import blake2b
 from itertools import islice
 from pathlib import Path
 from typing import NamedTuple
 
 import numpy as np
-from tqdm import tqdm
 
-from config._files import checksum
-from config._fit import next_command
-from config._terminal import show_progress, warn
-from data.files import (
-    FORMAT,
-    bits_per_byte,
-    checksum_of_meta,
-    datasets_there,
-    fingerprint,
-    guess_command,
-    name_dataset,
-    new_files,
-    open_split,
-    report,
-    verify_meta,
-)
-from data.readers import Piece, find_files, read_dataset, read_files
-from data.stories.teller import GRAMMAR, read_grammar, tell_stories
-from data.tokenizer import Tokenizer, cut, read_tokenizer, to_utf8, train_bpe
+from lib.advice import next_command
+from lib.dataset import FORMAT, bits_per_byte, checksum_of_meta, new_files, open_dataset
+from lib.files import checksum
+from lib.settings import Error, require
+from lib.terminal import fit, show_progress, warn
+from lib.tokenizer import Tokenizer, cut, read_tokenizer, to_utf8, train_bpe
+from text.readers import Piece, find_files, read_dataset, read_files
+from text.stories.teller import GRAMMAR, read_grammar, tell_stories
 
-VOCABULARY_TEXT = 1 << 26         # maximum bytes of text to train a bpe on
+VOCABULARY_TEXT = 1 << 26         # bytes of text to train a bpe on, at most
 SMALL_TEXT = 1_000_000            # bytes of text below which a bpe has 2048 tokens
 
 
@@ -73,101 +61,104 @@ class Corpus(NamedTuple):
     """The N documents in the temporary file; each field is an array (N,)."""
     start: np.ndarray             # first byte
     end: np.ndarray               # one past the last byte
-    hash: np.ndarray              # of the seed and the text
+    hash: np.ndarray              # of seed and text
     nats: np.ndarray              # -ln of the text's probability; nan = unknown
     split: np.ndarray             # 'train' or 'val'; '' if the source has no splits
 
+    def size(self, indices) -> int:
+        """Bytes of these documents."""
+        return int((self.end[indices] - self.start[indices]).sum())
+
 
 def write_documents(splits: dict, file, seed: int) -> Corpus:
-    """Write the documents of {split: reader} to file as UTF-8, one after the other; empty ones
-    are skipped. A reader yields a long document in several pieces, of which only the last has
-    `ends` set: Piece('Once upon', ends=False), Piece(' a time.', ends=True)."""
-    end, hashes, nats = array('q'), array('Q'), array('d')
-    size = lost = 0
-    documents = {}                                          # their number in each split
-    for split, reader in splits.items():
-        before = len(end)
-        digest = None                                       # of the document that is open, if any
-        for piece in show_progress(reader, f'reading {split}'):
-            if digest is None:
-                if piece.ends and not piece.text.strip():
-                    continue
-                digest = blake2b(digest_size=8, key=str(seed).encode())
+    """Write the documents of {split: reader} to file as UTF-8, one after the other, and skip
+    empty ones. A reader yields Pieces: of a long document several, the last with ends=True."""
+    start, end, hashes, nats, sides = array('q'), array('q'), array('Q'), array('d'), []
+    size = replaced = begin = 0
+    has_text = False
+    digest = blake2b(digest_size=8, key=str(seed).encode())
+    for side, reader in splits.items():
+        for piece in show_progress(reader, f'reading {side}'):
             raw = to_utf8(piece.text)
-            digest.update(raw)
             size += file.write(raw)
-            if not raw.isascii():
-                lost += raw.count('\ufffd'.encode())
-            if piece.ends:
+            digest.update(raw)
+            replaced += raw.count('\ufffd'.encode())
+            has_text = has_text or bool(piece.text.strip())
+            if not piece.ends:
+                continue
+            if has_text:
+                start.append(begin)
                 end.append(size)
                 hashes.append(int.from_bytes(digest.digest(), 'little'))
                 nats.append(piece.nats)
-                digest = None
-        documents[split] = len(end) - before
+                sides.append(side)
+            begin, has_text = size, False
+            digest = blake2b(digest_size=8, key=str(seed).encode())
     file.flush()
-    require(size, 'no text was found in the source')
-    if lost:
-        warn(f'{lost:,} characters of the text are U+FFFD: invalid UTF-8, or lone surrogates')
-    end = np.frombuffer(end, np.int64)
-    return Corpus(start=np.append(0, end[:-1]), end=end, hash=np.frombuffer(hashes, np.uint64),
-                  nats=np.frombuffer(nats, np.float64),
-                  split=np.repeat(list(documents), list(documents.values())))
+    require(sides, 'the source has no text')
+    if replaced:
+        warn(f'{replaced:,} characters of the text are U+FFFD: it was not valid UTF-8')
+    return Corpus(np.frombuffer(start, np.int64), np.frombuffer(end, np.int64),
+                  np.frombuffer(hashes, np.uint64), np.frombuffer(nats, np.float64),
+                  np.array(sides))
 
 
 # ---- 2. train and val
 def divide(corpus: Corpus, raw, val_fraction: float) -> tuple[Corpus, dict[str, np.ndarray]]:
-    """The corpus and {'train': indices, 'val': indices} of its documents, without duplicates.
+    """Divide the documents, without exact duplicates, into {'train': indices, 'val': indices}.
 
-    The source's own split is kept. Without one, a document goes to val if its hash is small: so
-    its side does not depend on the other documents. A single document is cut in two."""
-    kept = np.sort(np.unique(corpus.hash, return_index=True)[1])        # without duplicates
+    The source's own split is kept. Otherwise the hash of a document decides, so its side does not
+    depend on other documents. Where a few documents hold most of the text, each is cut instead,
+    and its tail held out. Returns the corpus, too, as cutting changes it."""
+    kept = np.sort(np.unique(corpus.hash, return_index=True)[1])        # first of its duplicates
+    largest = (corpus.end[kept] - corpus.start[kept]).max()
     if corpus.split[0]:
         is_val = corpus.split[kept] == 'val'
-    elif len(kept) == 1:
-        corpus = cut_in_two(corpus, raw, val_fraction)
-        kept, is_val = np.array([0, 1]), np.array([False, True])
+    elif len(kept) == 1 or largest > val_fraction * corpus.size(kept):
+        corpus, is_val = cut_tails(corpus, raw, kept, val_fraction)
+        kept = np.arange(len(is_val))
     else:
         hashes = corpus.hash[kept]
         is_val = hashes / 2 ** 64 < val_fraction
-        is_val[hashes.argmin()] = True                      # each side has one document at least
+        is_val[hashes.argmin()] = True                      # at least one document on each side
         is_val[hashes.argmax()] = False
     sides = {'train': kept[~is_val], 'val': kept[is_val]}
     for side in sides.values():
-        require((corpus.end[side] > corpus.start[side]).any(),
-                'the source is too short to be divided into train and val')
+        require(corpus.size(side), 'the source is too short to be divided into train and val')
     return corpus, sides
 
 
-def cut_in_two(corpus: Corpus, raw, val_fraction: float) -> Corpus:
-    """The first document as two: the second is the last val_fraction of its characters."""
-    size = int(corpus.end[0])
-    n = sum(len(text) for text, _ in cut(raw, 0, size))
-    characters = int(n * (1 - val_fraction))
-    middle = 0                                              # the bytes of these characters
-    for text, _ in cut(raw, 0, size):
-        middle += len(text[:characters].encode())
-        characters -= len(text[:characters])
-    return Corpus(start=np.array([0, middle]), end=np.array([middle, size]),
-                  hash=corpus.hash[[0, 0]], nats=np.array([math.nan, math.nan]),
-                  split=corpus.split[[0, 0]])
+def cut_tails(corpus: Corpus, raw, kept, val_fraction: float) -> tuple[Corpus, np.ndarray]:
+    """The kept documents cut in two, and whether each part is a tail: about the last val_fraction
+    of a document's bytes."""
+    start, end = corpus.start[kept], corpus.end[kept]
+    middle = start + ((end - start) * (1 - val_fraction)).astype(np.int64)
+    for i, byte in enumerate(middle.tolist()):
+        while byte < end[i] and raw[byte] & 0xC0 == 0x80:   # inside a character of UTF-8
+            byte += 1
+        middle[i] = byte
+    parts = Corpus(np.append(start, middle), np.append(middle, end), np.tile(corpus.hash[kept], 2),
+                   np.full(2 * len(kept), math.nan), np.tile(corpus.split[kept], 2))
+    is_tail = np.arange(2 * len(kept)) >= len(kept)
+    has_text = parts.end > parts.start
+    return Corpus(*(field[has_text] for field in parts)), is_tail[has_text]
 
 
-# ---- 3. tokens
+# ---- 3. the tokenizer
 def texts_of(raw, corpus: Corpus, indices):
-    """Yield (text, ends) for the pieces of these documents; ends: is it a document's last?"""
+    """Yield (text, ends) for each piece of these documents; ends: whether it is a document's
+    last."""
     for i in indices:
         yield from cut(raw, int(corpus.start[i]), int(corpus.end[i]))
 
 
 def make_tokenizer(kind: str, vocab_size: int, raw, corpus: Corpus, train) -> Tokenizer:
-    """The tokenizer of this kind. A bpe is trained on the documents with indices `train`; char has
-    the characters of all documents, so that it can encode val as well."""
+    """The tokenizer of this kind. A bpe is trained on the documents with indices `train`; char
+    has the characters of all documents, so that it can encode val, too."""
     if kind == 'bpe':
-        size = int((corpus.end[train] - corpus.start[train]).sum())
-        every = size // VOCABULARY_TEXT + 1                 # a large corpus: only every n-th piece
+        every = corpus.size(train) // VOCABULARY_TEXT + 1   # a large corpus: every n-th piece
         texts = (text for text, _ in islice(texts_of(raw, corpus, train), 0, None, every))
-        with tqdm(desc='learning the vocabulary', bar_format='{desc}', disable=None, leave=False):
-            return Tokenizer(train_bpe(texts, vocab_size))
+        return Tokenizer(train_bpe(texts, vocab_size))
     if kind == 'char':
         alphabet = set()
         for text, _ in cut(raw, 0, len(raw)):
@@ -176,10 +167,11 @@ def make_tokenizer(kind: str, vocab_size: int, raw, corpus: Corpus, train) -> To
     return Tokenizer({'kind': 'gpt2'} if kind == 'gpt2' else read_tokenizer(kind))
 
 
-# ---- 4. files
+# ---- 4. the files
 def write_dataset(folder: Path, tokenizer: Tokenizer, raw, corpus: Corpus, sides: dict,
                   about: dict) -> dict:
-    """Write the files of a dataset, and return what is in meta.json; `about` goes into it."""
+    """Write the files of a dataset. Returns the content of meta.json, of which `about` is a
+    part."""
     dtype = np.uint16 if tokenizer.vocab_size <= 1 << 16 else np.uint32
     meta = {
         'format': FORMAT,
@@ -190,18 +182,18 @@ def write_dataset(folder: Path, tokenizer: Tokenizer, raw, corpus: Corpus, sides
         'dtype': np.dtype(dtype).name,                      # of the ids in the .bin files
     }
     with new_files(folder) as new:
-        for split, indices in sides.items():
-            path = new / f'{split}.bin'
+        for side, indices in sides.items():
+            path = new / f'{side}.bin'
             with open(path, 'wb') as f:
-                texts = show_progress(texts_of(raw, corpus, indices), f'tokenizing {split}')
+                texts = show_progress(texts_of(raw, corpus, indices), f'tokenizing {side}')
                 size = sum(f.write(ids.astype(dtype)) for ids in tokenizer.encode_stream(texts))
-            nats = corpus.nats[indices]
-            meta[split] = {
+            nats = corpus.nats[indices].sum()
+            meta[side] = {
                 'tokens': size // np.dtype(dtype).itemsize,
                 'documents': len(indices),
-                'bytes': int((corpus.end[indices] - corpus.start[indices]).sum()),  # of UTF-8
+                'bytes': corpus.size(indices),              # of UTF-8
                 'checksum': checksum(path),
-                'entropy': None if np.isnan(nats).any() else float(nats.sum()),     # in nats
+                'nats': None if np.isnan(nats) else float(nats),    # -ln p of the whole text
             }
         meta['checksum'] = checksum_of_meta(meta)
         if 'json' in tokenizer.spec:
@@ -210,143 +202,51 @@ def write_dataset(folder: Path, tokenizer: Tokenizer, raw, corpus: Corpus, sides
     return meta
 
 
-# ---- opening a dataset
-def open_dataset(name: str, verify: bool = False) -> tuple[dict, np.ndarray, np.ndarray]:
-    """Return (meta, train, val) of data/NAME; train and val are memory maps of ids (tokens,).
-
-    Checksums and ids are verified in files up to 1 GB; with verify=True in larger ones, too.
-    Raises Error for any damage, with the command that makes the dataset again."""
-    folder = Path('data', name)
-    command = guess_command(name)
-    require(os.path.exists(folder / 'meta.json'),
-            f'{folder} is not there, or only half written ({datasets_there()}); make it with: '
-            f'{command}')
-    try:
-        meta = json.loads((folder / 'meta.json').read_text(encoding='utf-8'))
-        verify_meta(meta)
-        command = meta['command'].removesuffix(' --overwrite=True')
-        train, val = (open_split(folder, meta, split, verify) for split in ('train', 'val'))
-    except (OSError, ValueError, RecursionError, AttributeError, KeyError, TypeError) as e:
-        raise Error(f'{folder} is damaged ({type(e).__name__}: {e}); make it again with: '
-                    f'{command} --overwrite=True') from e
-    return meta, train, val
-
-
-# ---- batches of the train split
-def windows_per_epoch(tokens: int, block_size: int) -> int:
-    """One less than there is room for, so that the first one can begin anywhere in that room."""
-    return max(1, (tokens - block_size) // block_size)
-
-
-@lru_cache(2)
-def window_starts(tokens: int, block_size: int, seed: int, epoch: int) -> np.ndarray:
-    """The first token of each window of an epoch, in training order.
-
-    Each epoch cuts the tokens into windows at a new random phase and shuffles the windows; each
-    occurs once. A window has block_size inputs; its last target is the token after them."""
-    windows = windows_per_epoch(tokens, block_size)
-    rng = np.random.default_rng((seed, epoch))
-    phase = rng.integers(tokens - windows * block_size)
-    return phase + block_size * rng.permutation(windows)
-
-
-def get_batch(data, block_size: int, seed: int, sequences: range) -> tuple[np.ndarray, np.ndarray]:
-    """Inputs and targets, (len(sequences), block_size) each, of these sequences of a run.
-
-    The sequences of a run are numbered from 0; each step takes the next batch_size of them. As a
-    batch depends on the arguments only, a resumed run needs no state of its data, and several
-    processes take slices of a batch."""
-    require(len(data) > block_size,
-            f'the train split has {len(data)} tokens; lower block_size below that')
-    windows = windows_per_epoch(len(data), block_size)
-    rows = []
-    for i in sequences:
-        start = window_starts(len(data), block_size, seed, epoch=i // windows)[i % windows]
-        rows.append(data[start:start + block_size + 1])
-    ids = np.stack(rows).astype(np.int64)
-    return ids[:, :-1], ids[:, 1:]
-
-
-# ---- the val split
-class Validation(NamedTuple):
-    """The text to evaluate on: the val split or its beginning."""
-    ids: np.ndarray               # (N,)
-    bytes: int                    # length of the text in UTF-8
-    entropy: float | None         # -ln of the text's probability, if known
-
-    def floor(self) -> float | None:
-        """Nats per token: no model can have a lower loss, on average. None if it is not known."""
-        return self.entropy / len(self.ids) if self.entropy else None
-
-    def bits_per_byte(self, loss: float) -> float:
-        """A loss, in nats per token, in a unit that does not depend on the tokenizer."""
-        return bits_per_byte(loss * len(self.ids), self.bytes)
-
-
-def validation_text(meta: dict, val, tokenizer: Tokenizer, eval_tokens: int) -> Validation:
-    """The first eval_tokens ids of the val split; 0 = all, and then the entropy may be known."""
-    if eval_tokens == 0 or eval_tokens >= len(val):
-        return Validation(val.astype(np.int64), meta['val']['bytes'], meta['val']['entropy'])
-    ids = val[:eval_tokens].astype(np.int64)
-    return Validation(ids, len(tokenizer.decode(ids).encode()), None)
-
-
-def evaluation_windows(ids, eot: int, block_size: int) -> tuple[np.ndarray, np.ndarray]:
-    """Cut ids (N,), documents with eot after each, into inputs and targets (windows, block_size).
-
-    Documents are packed whole; only those longer than a window are cut. With windows of 4 and
-    eot written as a dot, ab. c. defgh. becomes the targets ab. | c. | defg | h. and each input
-    is the token before: .ab .c .def gh. The rest of a window is padded with inputs eot and targets
-    -1, which do not count. A document sees the documents before it in its window."""
-    lengths = [0]                           # tokens in each window
-    ends = [*np.flatnonzero(ids == eot) + 1, len(ids)]
-    for document in np.diff([0, *ends]):                    # its length
-        for begin in range(0, document, block_size):
-            piece = min(block_size, document - begin)       # all of it, if it fits into a window
-            if lengths[-1] + piece > block_size:
-                lengths.append(0)
-            lengths[-1] += piece
-    cuts = np.cumsum([0, *lengths])                         # where windows begin and end
-    x = np.full((len(lengths), block_size), eot)
-    y = np.full_like(x, -1)
-    before = np.append(eot, ids)
-    for row, (start, end) in enumerate(zip(cuts, cuts[1:])):
-        x[row, :end - start] = before[start:end]
-        y[row, :end - start] = ids[start:end]
-    return x, y
-
-
 # ---- the command
 def dataset_folder() -> Path:
-    """data/NAME, of the knob `name` or else of the source."""
-    target = name or name_dataset(input or dataset, tokenizer)
+    """data/NAME, where NAME is the setting or else the last part of the source."""
+    target = name
+    if not target:
+        first = re.split(r'/?[^/]*[*?[]', (input or dataset).split(',')[0].strip())[0]
+        path = Path(first).expanduser().resolve()
+        target = path.stem if path.is_file() else path.name
+        if tokenizer in ('gpt2', 'char'):
+            target += f'_{tokenizer}'
     require(target == Path(target).name and target not in ('', '..'),
             f'name={target} is not the name of a folder in data/')
     return Path('data', target)
 
 
-def source_files() -> tuple[str, list[Path]]:
-    """The source that the knobs name, and its local files, if any."""
+def local_files() -> list[Path]:
+    """The local files that the source consists of."""
     if input:
-        return input, find_files(input)
+        return find_files(input)
     if dataset == 'stories':
-        return dataset, [GRAMMAR]
-    source = 'roneneldan/TinyStories' if dataset == 'tinystories' else dataset
-    return source, [path for path in Path(source).rglob('*') if path.is_file()]
+        return [GRAMMAR]
+    return [path for path in Path(dataset).expanduser().rglob('*') if path.is_file()]
 
 
-def read_source(source: str, files: list[Path]) -> tuple[dict, str | None]:
-    """Return ({split: its documents}, licence); the split is '' if the source has none."""
+def read_source(files: list[Path]) -> tuple[dict, str | None]:
+    """Return {split: its documents} and the licence; the split is '' if the source has none."""
     if input:
         return {'': read_files(files, text_column, separator)}, None
     if dataset == 'stories':
         stories = tell_stories(read_grammar(), num_stories, seed)
         return {'': (Piece(text, nats=nats) for text, nats in stories)}, 'MIT'
-    return read_dataset(source, text_column)
+    source = 'roneneldan/TinyStories' if dataset == 'tinystories' else dataset
+    return read_dataset(source, text_column, dataset_config, split)
+
+
+def fingerprint(files: list[Path]) -> str:
+    """Hash of the settings and local files that a dataset is made from."""
+    files = sorted(files) + sorted(Path(tokenizer).expanduser().glob('*.json'))
+    values = {key: value for key, value in settings.items() if key not in ('name', 'overwrite')}
+    content = repr([values, [(path.name, checksum(path)) for path in files]])
+    return blake2b(content.encode(), digest_size=8).hexdigest()
 
 
 def make_dataset(folder: Path, splits: dict, about: dict) -> dict:
-    """Run the steps 1 to 4, print what came out, and return what is in meta.json."""
+    """Run the four steps, report, and return the content of meta.json."""
     began = time.time()
     folder.parent.mkdir(exist_ok=True)
     with tempfile.TemporaryFile(dir=folder.parent) as file:
@@ -357,42 +257,64 @@ def make_dataset(folder: Path, splits: dict, about: dict) -> dict:
         size = vocab_size or (2048 if is_simple else 4096)
         tok = make_tokenizer(tokenizer, size, raw, corpus, sides['train'])
         meta = write_dataset(folder, tok, raw, corpus, sides, about)
-    report(meta, len(found.hash) - len(np.unique(found.hash)), val_fraction if input else 1.0)
+    report(meta, duplicates=len(found.hash) - len(np.unique(found.hash)))
     print(f'{folder} made in {time.time() - began:.1f} s')
     return meta
 
 
-def main():
-    logging.disable(logging.CRITICAL)                       # libraries raise what matters
+def report(meta: dict, duplicates: int):
+    """Print what was prepared."""
+    train, val = meta['train'], meta['val']
+    lines = [f'documents  {train["documents"]:,} train, {val["documents"]:,} val, '
+             f'{duplicates:,} dropped as duplicates',
+             f'tokens     {train["tokens"]:,} train, {val["tokens"]:,} val, '
+             f'{val["bytes"] / val["tokens"]:.2f} bytes per token, '
+             f'vocabulary {meta["vocab_size"]:,}']
+    if val['nats']:
+        lines.append(f'floor      {val["nats"] / val["documents"]:.2f} nats per story, '
+                     f'{val["nats"] / val["tokens"]:.4f} per token, '
+                     f'{bits_per_byte(val["nats"], val["bytes"]):.4f} bits per byte')
+    for line in lines:
+        print(fit(line, hang=' ' * 11))
+    if val['tokens'] < 1000:
+        warn(f'only {val["tokens"]} tokens for validation: their loss says little')
+
+
+def check_settings():
+    """Raise Error for settings that are out of range or contradict each other."""
     require(0 < val_fraction < 1, f'val_fraction={val_fraction} is not between 0 and 1')
     require(vocab_size == 0 or 257 <= vocab_size <= 1 << 24,
             f'vocab_size={vocab_size}: a bpe has 257 tokens (all bytes and end-of-text) to '
             '16,777,216')
-    require(not input or 'dataset' not in config.given,
+    require(not input or 'dataset' not in settings.given,
             '--input takes the place of --dataset: leave one out')
-    require('num_stories' not in config.given or (dataset == 'stories' and not input),
-            'num_stories is for the stories alone: leave it out')
+    require('num_stories' not in settings.given or (dataset == 'stories' and not input),
+            'num_stories is for the stories only: leave it out')
+
+
+def main():
+    logging.disable(logging.CRITICAL)           # silence library logs; real failures raise
+    check_settings()
     folder = dataset_folder()
     try:
-        source, files = source_files()
-        about = {'source': source, 'command': shlex.join(['python', *sys.argv]),
-                 'fingerprint': fingerprint(config, files)}
+        files = local_files()
+        about = {'source': input or dataset, 'command': shlex.join(['python', *sys.argv]),
+                 'fingerprint': fingerprint(files)}
         if (folder / 'meta.json').exists() and not overwrite:
             meta = open_dataset(folder.name)[0]
-            require(meta.get('fingerprint') == about['fingerprint'],
-                    f'{folder} was made from other knobs, or the files have changed since '
-                    f'({meta["command"]}); use a different --name, or --overwrite=True, after '
-                    'which runs on the old one cannot be resumed')
-            print(f'{folder} is there already, made from the same text and knobs: nothing to do')
+            require(meta['fingerprint'] == about['fingerprint'],
+                    f'{folder} was made from other settings or files ({meta["command"]}); use a '
+                    'different --name, or --overwrite=True, after which runs on the old one cannot '
+                    'be resumed')
+            print(f'{folder} is up to date')
         else:
-            splits, about['licence'] = read_source(source, files)
+            splits, about['licence'] = read_source(files)
             meta = make_dataset(folder, splits, about)
-    except BrokenPipeError:             # of what is printed
+    except BrokenPipeError:                     # stdout is closed, as by `| head`
         raise
     except OSError as e:
-        raise Error(f'{e.filename or folder}: {e.strerror or e}; '
-                    'what was there before is intact') from e
-    print('next: ' + next_command(source, folder.name, meta['train']['tokens']))
+        raise Error(f'{e.filename or folder}: {e.strerror or e}; nothing was changed') from e
+    print('next: ' + next_command(about['source'], folder.name, meta))
 
 
 if __name__ == '__main__':

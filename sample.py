@@ -1,36 +1,25 @@
-"""Sample from a trained model, or talk to it: python sample.py [--knob=value ...]
+"""Sample from a trained model: python sample.py [--key=value ...]
 
 In Python: from sample import load; print(load('out').generate('Once upon a time'))."""
-from config import configure
+from lib.settings import configure
 
 out_dir = 'out'             # a run, a checkpoint, or the folder of a Hugging Face model
 start = ''                  # the prompt, or FILE:path to read it from; '' = a new document
-num_samples = 3             # number of samples, drawn together
-max_new_tokens = 300        # maximum tokens per sample; end-of-text ends it earlier
-temperature = 0.8           # below 1 safer, above 1 wilder; 0 = always the likeliest token
-top_k = 0                   # choose among the k likeliest tokens only; 0 = off
-top_p = 1.0                 # choose among the likeliest with this probability together; 1 = off
-repetition_penalty = 1.0    # above 1, tokens that occurred already become less likely
+interactive = False         # instead: continue prompts typed at the keyboard
+num_samples = 3             # samples, drawn together as a batch
+max_new_tokens = 300        # per sample; end-of-text ends it earlier
+temperature = 0.8           # below 1 safer, above 1 wilder; 0 = greedy
+top_k = 0                   # sample from the k most likely tokens; 0 = off
+top_p = 1.0                 # nucleus: the fewest tokens with this total probability; 1 = off
+repetition_penalty = 1.0    # above 1, tokens become less likely once they have occurred
 seed = 1337                 # sample i is drawn with seed + i
 device = 'auto'             # auto (cuda, mps or cpu), or one of them by name
-dtype = 'auto'              # of the weights: bfloat16, float16, float32; auto = the fastest
-fast = True                 # use the faster routines that extras/ has for this machine
-compile = False             # compile first, for half a minute; makes one text several times faster
-# Each of these does something else instead of sampling; extras/ has a file for each.
-interactive = False         # continue prompts from the keyboard, until an empty line
-plot = ''                   # draw the losses of these runs (A,B,...) into plot.png of the first
-attention = ''              # draw the attention of every layer and head in `start`: FILE.png
-surprise = ''         # show how unexpected each token of `start` (or a held-out text) is: FILE.html
-evaluate = False            # measure the loss on the validation text, and how much samples copy
-compare = ''           # measure it and Hugging Face models (names or folders, A,B,...) on that text
-export = ''           # write a folder for Hugging Face, or if it ends in .gguf a file for llama.cpp
-dataset = ''                # data/NAME that has the validation text; '' = what it was trained on
-eval_tokens = 0             # tokens of the validation text to measure on; 0 = all
-config = configure(globals())
-SAMPLING = ('temperature', 'top_k', 'top_p', 'repetition_penalty', 'max_new_tokens', 'seed')
-sampling = {name: config[name] for name in SAMPLING}        # the knobs of a text
+dtype = 'auto'              # of the weights: bfloat16, float16, float32, or auto: the fastest
+compile = False             # compile first, for half a minute, to sample one text much faster
+settings = configure(globals())
+SAMPLING = ('max_new_tokens', 'temperature', 'top_k', 'top_p', 'repetition_penalty', 'seed')
 
-# The other imports come after the knobs, so that --help and a mistyped knob are answered at once.
+# Imported after the settings, so that --help and a mistyped setting are answered at once.
 import sys
 import time
 from itertools import takewhile
@@ -39,166 +28,163 @@ from pathlib import Path
 
 import torch
 
-from config import Error, extra, require
-from config._device import pick_device, pick_dtype
-from config._terminal import Screen
-from data.tokenizer import Tokenizer
-from model import GPT, build_model, load_checkpoint
+from lib import checkpoint as checkpoints
+from lib.device import pick_device, pick_dtype
+from lib.settings import Error, extra, require
+from lib.terminal import Screen, warn
+from lib.tokenizer import Tokenizer
+from model import GPT
 
 
 class LanguageModel:
-    """A trained model with its tokenizer. Its methods take the sampling knobs above as keywords,
-    with the same defaults."""
+    """A model with its tokenizer. Its methods take the sampling settings above as keywords, with
+    the same defaults."""
 
-    def __init__(self, model: GPT, tokenizer: Tokenizer, dataset: str = '', sampler=None):
+    def __init__(self, model: GPT, tokenizer: Tokenizer, settings: dict | None = None):
         self.model = model
         self.tokenizer = tokenizer
-        self.dataset = dataset          # NAME of the dataset that it was trained on; '' = unknown
-        self.sampler = sampler          # makes a faster copy of the model: extras/sampling.py
+        self.settings = settings or {}          # of the training run, such as its dataset
 
-    def generate(self, prompt: str = '', **knobs) -> str:
+    def generate(self, prompt: str = '', **sampling) -> str:
         """The prompt and its continuation."""
-        return prompt + ''.join(self.stream(prompt, **knobs))
+        return prompt + ''.join(self.stream(prompt, **sampling))
 
-    def stream(self, prompt: str = '', **knobs):
-        """Yield the continuation as it comes, in strings of whole characters."""
-        steps = self.ids(prompt, num_samples=1, **knobs)
+    def stream(self, prompt: str = '', **sampling):
+        """Yield the continuation as it is sampled, in strings of whole characters."""
+        steps = self.sample_ids(prompt, num_samples=1, **sampling)
         yield from self.tokenizer.decode_stream(ids.item() for ids in steps)
 
-    def rows(self, prompt: str = '', num_samples: int = num_samples, **knobs) -> list[list[int]]:
-        """The ids of several continuations, without their end-of-text."""
-        steps = [ids.tolist() for ids in self.ids(prompt, num_samples, **knobs)]
+    def rows(self, prompt: str = '', num_samples: int = num_samples, **sampling):
+        """The ids of several continuations, a list each, without end-of-text."""
+        steps = [ids.tolist() for ids in self.sample_ids(prompt, num_samples, **sampling)]
         return [list(takewhile(lambda i: i != self.tokenizer.eot, row)) for row in zip(*steps)]
 
-    def ids(self, prompt: str, num_samples: int = 1, **knobs):
-        """Yield the next ids (num_samples,). Raises Error for knobs or a prompt that do not fit."""
+    def sample_ids(self, prompt: str, num_samples: int = 1, **sampling):
+        """Yield the next ids (num_samples,). Raises Error for a bad setting or prompt."""
         require(isinstance(prompt, str), f'the prompt is a {type(prompt).__name__}, not a str')
-        knobs = {**sampling, **knobs}
-        check_sampling(num_samples=num_samples, **knobs)
-        model = self.sampler.copy_of(self.model) if self.sampler else self.model
-        prompt_ids = [self.tokenizer.eot, *self.tokenizer.encode(prompt)]
-        idx = torch.tensor([prompt_ids] * num_samples, device=model.wte.weight.device)
-        return model.generate(idx, **knobs, eot=self.tokenizer.eot,
-                              vocab_size=self.tokenizer.vocab_size)
+        sampling = {**{name: settings[name] for name in SAMPLING}, **sampling}
+        check_sampling(num_samples=num_samples, **sampling)
+        ids = [self.tokenizer.eot, *self.tokenizer.encode(prompt)]      # it begins a document
+        block_size = self.model.config.block_size
+        if len(ids) > block_size:
+            warn(f'the prompt has {len(ids):,} tokens; only its last {block_size:,} are read')
+        idx = torch.tensor([ids] * num_samples, device=self.model.wte.weight.device)
+        return self.model.generate(idx, **sampling, eot=self.tokenizer.eot,
+                                   vocab_size=self.tokenizer.vocab_size)
 
 
-def check_sampling(**knobs):
-    """Raise Error for a sampling knob that is not known, not a number, or out of range."""
-    for name, value in knobs.items():
+def check_sampling(**sampling):
+    """Raise Error for a setting that is unknown, not a number, or out of range."""
+    for name, value in sampling.items():
         require(name in (*SAMPLING, 'num_samples'),
-                f'{name} is not a sampling knob; these are {", ".join(SAMPLING)}')
-        kind = Real if type(config[name]) is float else Integral
+                f'{name} is not a sampling setting; they are {", ".join(SAMPLING)}')
+        kind = Real if type(settings[name]) is float else Integral
         require(isinstance(value, kind) and type(value) is not bool,
-                f'{name}={value!r} is not a number like {config[name]}')
+                f'{name}={value!r} is not a number like {settings[name]}')
     for name in ('num_samples', 'max_new_tokens'):
-        require(knobs[name] >= 1, f'{name}={knobs[name]} must be at least 1')
+        require(sampling[name] >= 1, f'{name}={sampling[name]} must be at least 1')
     for name in ('temperature', 'top_k', 'seed'):
-        require(0 <= knobs[name] < 1 << 63, f'{name}={knobs[name]} must not be negative, or huge')
-    require(0 < knobs['top_p'] <= 1, f'top_p={knobs["top_p"]} must be above 0 and at most 1')
-    penalty = knobs['repetition_penalty']
+        require(0 <= sampling[name] < 1 << 63, f'{name}={sampling[name]} is out of range')
+    require(0 < sampling['top_p'] <= 1,
+            f'top_p={sampling["top_p"]} must be above 0 and at most 1')
+    penalty = sampling['repetition_penalty']
     require(0.01 <= penalty <= 100, f'repetition_penalty={penalty} must be 0.01 to 100')
 
 
-def load(path='out', device: str = 'auto', dtype: str = 'auto', fast: bool = True,
+def load(path='out', device: str = 'auto', dtype: str = 'auto',
          compile: bool = False) -> LanguageModel:
-    """The model of a run's folder, a checkpoint or a Hugging Face folder, ready to generate.
+    """The model of a run's folder, a checkpoint or a Hugging Face folder, ready to sample.
 
-    Raises Error if there is none, or if its embedding has too few rows for its tokenizer."""
-    with torch.random.fork_rng(devices=[]):     # a new GPT is drawn at random, then overwritten
-        checkpoint = load_checkpoint(path, 'config')
-        model = build_model(checkpoint, dropout=0.0)
+    Raises Error if there is none, or if its tokenizer does not fit."""
+    checkpoint = checkpoints.load(path)
+    with torch.random.fork_rng(devices=[]):     # a new GPT draws weights before these replace them
+        model = checkpoints.build_model(checkpoint, dropout=0.0)
     tokenizer = Tokenizer(checkpoint['tokenizer'])
-    rows = model.config.vocab_size
-    require(tokenizer.vocab_size <= rows,
-            f'{path}: {tokenizer.vocab_size} tokens do not fit vocab_size={rows}')
-    device = pick_device(device)
-    model.to(device, pick_dtype(dtype, device)).eval()
-    sampler = None
+    require(tokenizer.vocab_size <= model.config.vocab_size,
+            f'{path}: {tokenizer.vocab_size} tokens do not fit vocab_size='
+            f'{model.config.vocab_size}')
+    found = pick_device(device)
+    model.to(found, pick_dtype(dtype, found)).eval()
     if compile:
-        sampler = extra('sampling', needed_by='compile').Sampler(compile=True)
-    elif fast and extra('sampling'):
-        sampler = extra('sampling').Sampler()
-    return LanguageModel(model, tokenizer, checkpoint['config'].get('dataset', ''), sampler)
+        model = extra('compiled', needed_by='compile').compile_decoding(model)
+    return LanguageModel(model, tokenizer, checkpoint['settings'])
 
 
 def read_prompt(text: str) -> str:
-    """The text itself, or, if it is FILE:path, the content of that file."""
+    """The text itself or, if it is FILE:path, the content of that file."""
     if not text.startswith('FILE:'):
         return text
     try:
-        return Path(text[5:]).read_text(encoding='utf-8')
+        raw = Path(text[5:]).expanduser().read_bytes()
+        has_utf16_mark = raw[:2] in (b'\xff\xfe', b'\xfe\xff')
+        return raw.decode('utf-16' if has_utf16_mark else 'utf-8-sig')
     except (OSError, UnicodeDecodeError) as e:
         raise Error(f'start: cannot read {text[5:]}: {getattr(e, "strerror", None) or e}') from e
 
 
-# ---- what the script does
-def sample_texts(lm: LanguageModel, prompt: str):
-    """Print the samples and their speed. A single one is shown while it is generated."""
-    tokens, began = 0, time.perf_counter()
-    screen = Screen()
+# ---- the command
+def print_samples(lm: LanguageModel, prompt: str):
+    """Print the samples, and their speed on stderr."""
+    began = time.perf_counter()
     if num_samples == 1:
-        screen.write(prompt)
-        for text in lm.stream(prompt):
-            screen.write(text)
-            tokens += 1
-        screen.end_line()
+        tokens = print_one(lm, prompt)
     else:
-        for row in lm.rows(prompt):
-            tokens += len(row)
+        rows = lm.rows(prompt)
+        tokens = sum(len(row) for row in rows)
+        for row in rows:
+            screen = Screen()
             screen.write(prompt + lm.tokenizer.decode(row))
             screen.end_line()
             print('-' * 60)
     print(f'{tokens / (time.perf_counter() - began):,.0f} tokens per second', file=sys.stderr)
 
 
-def hand_over():
-    """Run the features of extras/ that the knobs ask for; in fp32, so that they are exact."""
-    for name, ending in (('attention', '.png'), ('surprise', '.html')):
-        require(not config[name] or config[name].endswith(ending),
-                f'{name}={config[name]}: name a file that ends in {ending}')
-    lm = load(out_dir, device, 'float32')
-    prompt = read_prompt(start)
-    if export.endswith('.gguf'):
-        extra('gguf', needed_by='export').export_gguf(lm, export)
-    elif export:
-        extra('hf_export', needed_by='export').export_folder(lm, export)
-    if attention:
-        extra('attention', needed_by='attention').draw_attention(lm, prompt, attention)
-    if surprise:
-        extra('surprise', needed_by='surprise').draw_surprise(
-            lm, prompt, surprise, dataset, eval_tokens)
-    for path in filter(None, (export, attention, surprise)):
-        print(f'written: {path}')
-    if evaluate:
-        extra('evaluation', needed_by='evaluate').print_evaluation(lm, dataset, eval_tokens)
-    if compare:
-        names = [name.strip() for name in compare.split(',')]
-        extra('comparison', needed_by='compare').print_comparison(
-            lm, out_dir, names, prompt, dataset, eval_tokens, sampling)
+def print_one(lm: LanguageModel, prompt: str) -> int:
+    """Print one sample while it is drawn. Returns its number of tokens."""
+    ids = []
+
+    def collect(steps):
+        for step in steps:
+            ids.append(step.item())
+            yield ids[-1]
+
+    screen = Screen()
+    steps = lm.sample_ids(prompt)
+    screen.write(prompt)
+    for text in lm.tokenizer.decode_stream(collect(steps)):
+        screen.write(text)
+    screen.end_line()
+    return len(ids)
+
+
+def talk(lm: LanguageModel):
+    """Continue each line typed at the keyboard, until an empty one, Ctrl-C or Ctrl-D."""
+    print('Type the beginning of a text. An empty line ends.')
+    while True:
+        try:
+            prompt = input('> ')
+        except (EOFError, KeyboardInterrupt):
+            prompt = ''
+        if not prompt:
+            break
+        screen = Screen()
+        try:
+            for text in lm.stream(prompt):
+                screen.write(text)
+        except KeyboardInterrupt:               # ends this text only
+            pass
+        except Error as e:                      # such as a character the model does not know
+            print(f'error: {e}', file=sys.stderr)
+        screen.end_line()
 
 
 def main():
-    instead = [name for name in ('plot', 'attention', 'surprise', 'evaluate', 'compare', 'export')
-              if config[name]]
-    require(not interactive or not instead, f'interactive excludes {", ".join(instead)}')
-    if plot:
-        runs = [Path(run.strip()) for run in plot.split(',')]
-        extra('plots', needed_by='plot').compare_runs(runs, runs[0] / 'plot.png')
-        print(f'written: {runs[0] / "plot.png"}')
-    elif instead:
-        hand_over()
+    prompt = read_prompt(start)
+    lm = load(out_dir, device, dtype, compile)
+    if interactive:
+        talk(lm)
     else:
-        prompt = read_prompt(start)
-        talk = extra('interactive', needed_by='interactive').talk if interactive else None
-        lm = load(out_dir, device, dtype, fast, compile)
-        if compile:
-            print('compiling, which takes about half a minute', file=sys.stderr)
-            # The third token is the first that the compiled step computes.
-            lm.rows(num_samples=1 if interactive else num_samples, max_new_tokens=3)
-        if interactive:
-            talk(lm, sampling)
-        else:
-            sample_texts(lm, prompt)
+        print_samples(lm, prompt)
 
 
 if __name__ == '__main__':

@@ -1,21 +1,18 @@
 # GPT-2 124M from scratch on any large dataset: 124.4M parameters, 295B tokens.
 #   python prepare.py --dataset=Skylion007/openwebtext --tokenizer=gpt2 --name=openwebtext
 #   torchrun --standalone --nproc_per_node=8 train.py config/gpt2.py
-# It needs 8 GPUs of 40 GB for some days. On one GPU the same training takes 8 times as long. 8
-# sequences at once take 6.8 GB. It was not run to its end here; nanoGPT publishes a loss of about
-# 2.85 for this model and dataset.
+# It needs 8 GPUs of 40 GB for some days; one GPU takes 8 times as long. A micro-batch of 8
+# sequences takes 6.8 GB. This recipe was not run to its end; nanoGPT publishes a loss of about 2.85
+# for this model and dataset.
 out_dir = 'out/gpt2'
 dataset = 'openwebtext'
 arch = 'gpt2'
 n_layer, n_head, n_embd = 12, 12, 768
 block_size = 1024
 bias = True
-head_gain = 1.0
 batch_size = 480                    # 491,520 tokens
-optimizer = 'adamw'
 learning_rate = 6e-4
 min_lr = 6e-5
-schedule = 'cosine'
 warmup_iters = 2000
 max_iters = 600000
 eval_interval = 1000

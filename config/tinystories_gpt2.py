@@ -1,4 +1,4 @@
-# What the well-known notebooks train, with GPT-2's tokenizer and architecture, AdamW and cosine.
+# The model of the well-known notebooks: GPT-2's tokenizer and architecture, AdamW, cosine.
 #   python prepare.py --dataset=tinystories --tokenizer=gpt2         (downloads 1.9 GB)
 #   python train.py config/tinystories_gpt2.py (30.0M parameters)
 # Their other sizes:
@@ -7,21 +7,17 @@
 #   python train.py config/tinystories_gpt2.py --n_layer=6 --n_head=6 --n_embd=336 (25.1M)
 #   python train.py config/tinystories_gpt2.py --n_layer=8 --n_head=8 --n_embd=544 (55.9M)
 #   python train.py config/tinystories_gpt2.py --n_layer=10 --n_head=10 --n_embd=640 (81.6M)
-# 32 sequences at once take 2.8 GB. Most of the parameters are the 50,257 rows of the embedding;
-# config/tinystories.py has a vocabulary that fits the stories.
+# A micro-batch of 32 sequences takes 2.8 GB. Most of the parameters are the 50,257 rows of the
+# embedding; config/tinystories.py has a vocabulary that fits the stories.
 out_dir = 'out/tinystories_gpt2'
 dataset = 'tinystories_gpt2'
 arch = 'gpt2'
 n_layer, n_head, n_embd = 6, 6, 384
-block_size = 256
 bias = True
 dropout = 0.1
-head_gain = 1.0
 batch_size = 128
-optimizer = 'adamw'
 learning_rate = 6e-4
-min_lr = 6e-5                       # below learning_rate: the notebooks' own value was above theirs
-schedule = 'cosine'
+min_lr = 6e-5                       # the notebooks' own value is above their learning_rate
 warmup_iters = 500
 max_iters = 20000
 eval_interval = 1000

@@ -1,4 +1,4 @@
-"""The stories: each has one derivation, whose probability is the one announced, and makes sense."""
+"""The stories: each has exactly one derivation, with the probability reported, and makes sense."""
 import itertools
 import math
 import re
@@ -6,8 +6,8 @@ import re
 import pytest
 from grammar_parser import parse
 
-from config import Error
-from data.stories.teller import read_grammar, tell_stories
+from lib.settings import Error
+from text.stories.teller import read_grammar, tell_stories
 
 GRAMMAR = read_grammar()
 STORIES = list(tell_stories(GRAMMAR, 1000, 0))
@@ -24,7 +24,7 @@ def small(tmp_path, text):
 
 
 def hero(text):
-    """The hero's name and sex as a reader gathers them, without the grammar."""
+    """The hero's name and sex as a reader infers them, without the grammar."""
     return re.search(r'\b(girl|boy) named (\w+)', text).group(2, 1)
 
 
@@ -46,62 +46,70 @@ def test_an_altered_story_does_not_parse():
         start, end = re.search(r'\b(he|she|him|her|his)\b', text, re.I).span()
         flipped = text[:start] + SWAPPED[text[start:end]] + text[end:]
         renamed = text[:second] + other + text[second + len(name):]
-        for altered in (renamed, flipped, text + ' ', text[:-1], text + text, text.replace('\n', ' '),
-                        text[0].lower() + text[1:], text.replace(' a ', ' an ')):
+        for altered in (renamed, flipped, text + ' ', text[:-1], text + text,
+                        text.replace('\n', ' '), text[0].lower() + text[1:],
+                        text.replace(' a ', ' an ')):
             assert altered != text and parse(GRAMMAR, altered) == []
     assert parse(GRAMMAR, '') == []
 
 
 def test_the_grammar_is_rich():
-    assert len(WORDS['plot']) >= 12 and len({*WORDS['girl'], *WORDS['boy'], *WORDS['child']}) >= 30
-    assert len(WORDS['animal']) >= 30 and len(set().union(*(WORDS[rule] for rule in OBJECTS))) >= 60
+    names = {*WORDS['girl'], *WORDS['boy'], *WORDS['child']}
+    objects = set().union(*(WORDS[rule] for rule in OBJECTS))
+    assert len(WORDS['plot']) >= 12 and len(names) >= 30
+    assert len(WORDS['animal']) >= 30 and len(objects) >= 60
     assert len(set(TEXTS)) == len(TEXTS)
     assert all('"' in text and text.count('"') % 2 == 0 and '\n' in text for text in TEXTS)
 
 
 def test_stories_are_written_well():
     for text in TEXTS:
-        assert text.isascii() and text.strip() == text and '  ' not in text and not set('{}=_') & set(text)
-        assert re.fullmatch(r'(?:[A-Z"][^\n]*[.!?"]\n?)+', text), 'paragraphs are made of sentences'
-        assert not re.search(r'[.!?] [a-z]', text), 'a sentence begins with a capital'
+        assert text.isascii() and text.strip() == text and '  ' not in text
+        assert not set('{}=_') & set(text)
+        paragraphs = r'(?:[A-Z"][^\n]*[.!?"]\n?)+'
+        assert re.fullmatch(paragraphs, text), 'paragraphs consist of sentences'
+        assert not re.search(r'[.!?] [a-z]', text), 'a sentence starts with a capital'
         assert not re.search(r'\b[Aa] [aeiou]|\b[Aa]n [^aeiou]', text), 'a or an'
         assert 70 <= len(text.split()) <= 125
 
 
-def test_what_is_introduced_persists():
+def test_characters_stay_consistent():
     for text in TEXTS:
         name, sex = hero(text)
         he, she = (set(words.split()) for words in ('he him his', 'she her hers'))
         pronouns = set(re.findall(r'\b(?:he|him|his|she|her|hers)\b', text.lower()))
         assert pronouns and pronouns <= (she if sex == 'girl' else he)
         assert text.count(name) >= 3 and len(children(text)) <= 2
-        assert len({grown_up for grown_up in WORDS['grown_up'] if re.search(rf'\b{grown_up}\b', text)}) <= 1
+        assert sum(bool(re.search(rf'\b{name}\b', text)) for name in WORDS['grown_up']) <= 1
 
 
-def test_a_draw_leaves_out_what_is_remembered(tmp_path):
+def test_stored_words_are_not_picked_again(tmp_path):
     grammar = small(tmp_path, 'plot:\n  - {x=n} {y=n} {n}.\nn: a, b, c\n')
     stories = list(tell_stories(grammar, 200, 1))
-    assert {text for text, _ in stories} == {f'{x} {y} {z}.' for x, y, z in itertools.permutations('abc')}
+    orders = itertools.permutations('abc')
+    assert {text for text, _ in stories} == {f'{x} {y} {z}.' for x, y, z in orders}
     for text, nats in stories:
-        assert parse(grammar, text) == [pytest.approx(nats)] == [pytest.approx(math.log(3) + math.log(2))]
+        assert nats == pytest.approx(math.log(3) + math.log(2))
+        assert parse(grammar, text) == [pytest.approx(nats)]
     assert parse(grammar, 'a b a.') == []
 
 
-def test_the_parser_sees_an_ambiguous_grammar(tmp_path):
+def test_the_parser_detects_an_ambiguous_grammar(tmp_path):
     grammar = small(tmp_path, 'plot:\n  - {x} day\n  - {y} day\nx: one, two\ny: two, three\n')
     assert parse(grammar, 'two day') == [pytest.approx(math.log(4))] * 2
 
 
-def test_probabilities_are_those_of_the_draws(tmp_path):
+def test_reported_probabilities_match_frequencies(tmp_path):
     grammar = small(tmp_path, 'plot:\n  - {x=n} or {m}\n  - {m}\nn: a, b\nm: a, b, c\n')
     told = [text for text, _ in tell_stories(grammar, 20_000, 2)]
     possible = {text: parse(grammar, text) for text in set(told)}
-    assert len(possible) == 7 and sum(math.exp(-nats) for nats, in possible.values()) == pytest.approx(1)
+    assert len(possible) == 7
+    assert sum(math.exp(-nats) for nats, in possible.values()) == pytest.approx(1)
     for text, (nats,) in possible.items():
         assert told.count(text) / len(told) == pytest.approx(math.exp(-nats), abs=.02)
 
 
-def test_the_notation(tmp_path):
+def test_the_notation_of_the_header(tmp_path):
     grammar = small(tmp_path, """# a comment
 plot:
   - {who=girl} has a
@@ -117,7 +125,7 @@ thing (of):
     assert told == {'Ann has an owl.\nShe smiles.', 'Zoe has an owl.\nShe smiles.'}
 
 
-def test_seeds(tmp_path):
+def test_a_story_depends_on_seed_and_number_only(tmp_path):
     assert list(tell_stories(GRAMMAR, 50, 0)) == STORIES[:50]
     assert not {text for text, _ in tell_stories(GRAMMAR, 1000, 1)} & set(TEXTS)
     grammar = small(tmp_path, 'plot:\n  - {d}{d}{d}{d}{d}{d}\nd: 0, 1, 2, 3, 4, 5, 6, 7, 8, 9\n')
@@ -152,13 +160,38 @@ def test_a_broken_grammar_is_one_line(tmp_path, text, named):
 
 
 @pytest.mark.slow
-def test_the_default_run_learns_to_tell_them(run):
-    from sample import LanguageModel
+def test_the_storyteller_learns_the_grammar(run):
+    import torch
+
+    from lib.checkpoint import load_checkpoint
+    from lib.dataset import open_dataset
+    from lib.tokenizer import Tokenizer
+    from model import GPT, GPTConfig
     run('prepare.py')
-    done = run('train.py')
-    assert done['progress']['best_val_loss'] < 1.01 * done['validation'].floor()
-    lm = LanguageModel(done['model'].eval(), done['tokenizer'])
-    texts = [lm.tokenizer.decode(ids) for ids in lm.rows(num_samples=1000, temperature=1.0, seed=5)]
+    run('train.py', 'config/stories.py', '--out_dir=out')
+    checkpoint = load_checkpoint('out', 'tokenizer', 'val_loss')
+    tokenizer = Tokenizer(checkpoint['tokenizer'])
+    _, _, val = open_dataset('stories')
+    nats = dict(tell_stories(GRAMMAR, 60_000, 1337))
+    floor = sum(nats[text] for text in split(val.tolist(), tokenizer)) / len(val)
+    assert floor < checkpoint['val_loss'] < 1.01 * floor
+
+    model = GPT(GPTConfig(**checkpoint['model_config'])).eval()
+    model.load_state_dict(checkpoint['model'])
+    prompts = torch.full((1000, 1), tokenizer.eot)
+    ids = torch.stack(list(model.generate(prompts, 250, eot=tokenizer.eot, seed=5)), 1)  # (B, T)
+    texts = [split(row + [tokenizer.eot], tokenizer)[0] for row in ids.tolist()]
     told = sum(len(parse(GRAMMAR, text)) == 1 for text in texts)
     print(f'{told} of 1,000 samples are stories of the grammar')
     assert told >= 950
+
+
+def split(ids, tokenizer):
+    """The texts of the documents in ids, each of which ends with end-of-text."""
+    texts = []
+    start = 0
+    while start < len(ids):
+        end = ids.index(tokenizer.eot, start)
+        texts.append(tokenizer.decode(ids[start:end]))
+        start = end + 1
+    return texts

@@ -1,4 +1,4 @@
-"""Text that fits the screen: lines break between words; without a terminal at 80 columns."""
+"""Text on the terminal: lines that break between words, warnings, progress bars."""
 import re
 import shutil
 import sys
@@ -8,32 +8,33 @@ from tqdm import tqdm
 
 
 def columns() -> int:
-    """The width of the terminal that stdout is, or else 80."""
-    return shutil.get_terminal_size((80, 24)).columns
+    """The width of the terminal; unlimited if stdout is a file or a pipe, so that grep works."""
+    return shutil.get_terminal_size((80, 24)).columns if sys.stdout.isatty() else 10_000
 
 
 def fit(text: str, indent: str = '', hang: str = '') -> str:
-    """Break a text into lines that fit. `indent` begins its first line, `hang` the others."""
+    """Break a text into lines that fit. `indent` begins the first line, `hang` the others."""
     return textwrap.fill(text, columns() - 1, initial_indent=indent, subsequent_indent=hang,
                          break_long_words=False, break_on_hyphens=False)
 
 
 def warn(text: str):
-    """Print a warning on stderr; a progress bar stays whole."""
-    tqdm.write(fit(f'warning: {text}'), file=sys.stderr)
+    """Print a warning on stderr, above any progress bar."""
+    tqdm.write(f'warning: {text}', file=sys.stderr)
 
 
 def show_progress(items, what: str):
-    """Yield the items and show a progress bar if stderr is a terminal."""
+    """Yield the items, with a progress bar if stderr is a terminal."""
     return tqdm(items, what, unit=' pieces', disable=None, leave=False, dynamic_ncols=True)
 
 
 class Screen:
-    """Writes text to stdout as it comes; on a terminal a word that does not fit begins a line."""
+    """Writes text to stdout as it comes. On a terminal, a word that does not fit the line starts
+    the next one."""
 
     def __init__(self):
         self.column = 0
-        self.word = ''                          # not written yet, as it may go on
+        self.word = ''                          # an unfinished word, held back
 
     def write(self, text: str):
         *words, self.word = re.split(r'(?<=\s)', self.word + text)
@@ -44,7 +45,7 @@ class Screen:
         sys.stdout.flush()
 
     def write_word(self, word: str):
-        """Write a word with the white space behind it."""
+        """Write a word and the whitespace after it."""
         if sys.stdout.isatty() and 0 < self.column >= columns() - len(word.rstrip()):
             sys.stdout.write('\n')
             self.column = 0

@@ -1,0 +1,36 @@
+"""Which model suits how much text: the training command that prepare.py prints."""
+import math
+import shlex
+
+
+def next_command(source: str, name: str, meta: dict) -> str:
+    """The command that trains on data/NAME, quoted for a shell."""
+    if source == 'stories':
+        arguments = ['config/stories.py']
+        if name != 'stories':
+            arguments += [f'--dataset={name}', f'--out_dir=out/{name}']
+    elif source == 'tinystories':
+        arguments = ['config/tinystories.py', f'--dataset={name}', f'--out_dir=out/{name}']
+    else:
+        arguments = ['config/papers.py', f'--dataset={name}', f'--out_dir=out/{name}']
+        tokens = meta['train']['tokens']
+        arguments += [f'--{key}={value}' for key, value in fitting_settings(tokens).items()]
+    return shlex.join(['python', 'train.py', *arguments])
+
+
+def fitting_settings(tokens: int) -> dict:
+    """Settings on top of config/papers.py that suit so many tokens of training text.
+
+    Steps grow with the square root of the text: at 4,096 tokens a step, 0.2 MB are read 16 times
+    and 20 MB twice. docs/measurements.md says how this was found."""
+    max_iters = max(100, round(math.sqrt(tokens)))
+    shape = {}
+    if tokens < 200_000:
+        shape = {'n_layer': 4, 'n_head': 3, 'n_embd': 192, 'dropout': 0.2}
+    elif tokens < 1_000_000:
+        shape = {'n_layer': 4, 'n_head': 4, 'n_embd': 256, 'dropout': 0.1}
+    elif tokens < 2_000_000:
+        shape = {'n_layer': 4, 'n_head': 4, 'n_embd': 256}
+    if tokens <= 256:
+        shape['block_size'] = max(1, tokens // 2)
+    return {**shape, 'max_iters': max_iters, 'eval_interval': max_iters // 8}

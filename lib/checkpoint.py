@@ -1,0 +1,212 @@
+"""Checkpoints: saved atomically with a checksum, verified on load, and no code in them can run.
+
+A checkpoint is a dict of plain types and tensors: format, model (a state_dict), model_config,
+tokenizer (the spec of a Tokenizer), settings (of train.py), step, evaluated_at (a step),
+best_val_loss, and data (checksums of the dataset). ckpt.pt also has optimizer and scaler, to
+resume from."""
+import difflib
+import os
+import zipfile
+from dataclasses import asdict
+from pathlib import Path
+
+import torch
+
+from lib.files import acquire_lock, atomic, checksum
+from lib.settings import Error, brief, extra, require
+from lib.tokenizer import Tokenizer
+from model import GPT, GPTConfig
+
+FORMAT = 2
+SEAL = b'slm:'                  # a checkpoint ends with this and the CRC-32 of all before it
+TYPES = {'settings': dict, 'data': dict, 'optimizer': dict, 'scaler': dict,
+         'step': int, 'evaluated_at': int, 'best_val_loss': float}
+
+
+def save(path, model: GPT, **content):
+    """Write a checkpoint atomically. Raises Error if it cannot be written."""
+    content = {'format': FORMAT, 'model': model.state_dict(),
+               'model_config': asdict(model.config), **content}
+    with atomic(path) as temporary:
+        torch.save(content, temporary)
+        seal = SEAL + checksum(temporary).encode()          # torch.load verifies no checksum
+        with open(temporary, 'ab') as f:
+            f.write(seal)
+
+
+def load(source, *needed: str, from_hub: bool = False) -> dict:
+    """The checkpoint, on the CPU, at `source`: a file, a run's folder (best.pt, or else ckpt.pt), a
+    checkpoint of nanoGPT, or a Hugging Face model (a folder or, with from_hub=True, a name).
+
+    Raises Error if it is missing, damaged, or lacks a key in `needed`."""
+    source = os.path.expanduser(source)
+    candidates = (source, os.path.join(source, 'best.pt'), os.path.join(source, 'ckpt.pt'))
+    file = next((path for path in candidates if os.path.isfile(path)), None)
+    if file is None and (from_hub or os.path.isfile(os.path.join(source, 'config.json'))):
+        near = difflib.get_close_matches(source, ('scratch', 'resume', 'auto'), 1)
+        require(not near or os.path.exists(source), f'{source}: did you mean {near[:1]}?')
+        return extra('huggingface', needed_by=f'loading {source}').load(source)
+    if file and not is_sealed(file) and extra('nanogpt') and extra('nanogpt').is_checkpoint(file):
+        return extra('nanogpt').load(file)
+    return read(file or source, *needed)
+
+
+def is_sealed(path) -> bool:
+    """Whether a file ends as one that save wrote does."""
+    with open(path, 'rb') as f:
+        f.seek(max(0, os.path.getsize(path) - len(SEAL) - 8))
+        return f.read(len(SEAL)) == SEAL
+
+
+def read(path, *needed: str) -> dict:
+    """What save wrote to path. Raises Error if it is missing, damaged, or lacks a key in
+    `needed`."""
+    require(os.path.isfile(path), f'{path}: no such checkpoint; train one with python train.py, '
+                                  'or set --out_dir')
+    try:
+        checkpoint, size = read_sealed(path)
+        require(checkpoint['format'] == FORMAT,
+                f'it has format {checkpoint["format"]}; this version reads {FORMAT}')
+        require(isinstance(checkpoint['tokenizer'], dict), 'its tokenizer is missing')
+        for key in needed:
+            require(isinstance(checkpoint.get(key), TYPES[key]), f'its {key} is missing')
+        check_weights(checkpoint, size)
+    except Exception as e:                      # corrupt files can raise any exception
+        raise Error(f'{path}: cannot read this checkpoint: {brief(e)}; use another one') from e
+    return checkpoint
+
+
+def read_sealed(path) -> tuple[dict, int]:
+    """The content of a sealed file and its size in bytes. Raises an exception if it is damaged."""
+    with open(path, 'rb') as f:                 # opened once, as a run may replace it meanwhile
+        size = f.seek(-len(SEAL) - 8, os.SEEK_END)
+        f.seek(0)
+        seal = SEAL + checksum(f, size).encode()
+        require(f.read() == seal, 'it is damaged, or not a checkpoint of slm')
+        unpacked = sum(entry.file_size for entry in zipfile.ZipFile(f).infolist())
+        require(unpacked <= size, 'it is compressed')
+        f.seek(0)
+        return torch.load(f, map_location='cpu', weights_only=True), size
+
+
+def check_weights(checkpoint: dict, size: int):
+    """Complete the model_config. Raises an exception unless the weights fit it, and fit into a
+    file of `size` bytes."""
+    with torch.device('meta'):                  # takes no memory, whatever the numbers say
+        model = GPT(GPTConfig(**checkpoint['model_config']))
+        model.load_state_dict(checkpoint['model'], assign=True)
+    require(sum(t.nbytes for t in checkpoint['model'].values()) <= 2 * size,
+            'its tensors are larger than the file')
+    checkpoint['model_config'] = asdict(model.config)
+
+
+def build_model(checkpoint: dict, **changes) -> GPT:
+    """The model of a checkpoint. `changes` are other values of its GPTConfig: dropout, or a
+    smaller block_size. Raises Error for an impossible one."""
+    try:
+        config = GPTConfig(**{**checkpoint['model_config'], **changes})
+    except ValueError as e:
+        raise Error(str(e)) from e
+    state = dict(checkpoint['model'])
+    if config.arch == 'gpt2':
+        learned = len(state['wpe.weight'])
+        require(config.block_size <= learned, f'block_size={config.block_size} is more than the '
+                                              f'{learned} positions of these weights')
+        state['wpe.weight'] = state['wpe.weight'][:config.block_size]
+    model = GPT(config)
+    model.load_state_dict(state)
+    return model
+
+
+def load_optimizer(optimizer, scaler, checkpoint: dict):
+    """Load the states of optimizer and GradScaler; learning rate and weight decay stay those of
+    the settings. Raises Error if they do not fit the model."""
+    if checkpoint['scaler']:
+        scaler.load_state_dict(checkpoint['scaler'])
+    try:
+        groups = optimizer.state_dict()['param_groups']
+        saved = {'state': checkpoint['optimizer']['state'], 'param_groups': groups}
+        optimizer.load_state_dict(saved)
+        for group in optimizer.param_groups:
+            for p in group['params']:
+                state = optimizer.state[p]
+                require(state.keys() in ({'step', 'exp_avg', 'exp_avg_sq'}, {'step', 'momentum'}),
+                        'parts are missing')
+                for tensor in state.values():
+                    require(tensor.shape in (p.shape, ()), 'tensors have other shapes')
+    except Exception as e:                      # corrupt states can raise any exception
+        raise Error(f"the checkpoint's optimizer does not fit its model: {brief(e)}") from e
+
+
+# ---- starting a run
+def read_settings(path) -> dict:
+    """The settings in a checkpoint, without its tensors. Raises Error if it cannot be read."""
+    require(os.path.isfile(path), f'{path}: there is no run to resume; leave init_from out')
+    try:
+        return dict(torch.load(path, mmap=True, weights_only=True)['settings'])
+    except Exception as e:                      # corrupt files can raise any exception
+        raise Error(f'{path}: cannot read this checkpoint: {brief(e)}; use another one') from e
+
+
+def load_start(settings, meta: dict, tokenizer: Tokenizer, is_resumed: bool) -> dict | None:
+    """The checkpoint that a run starts from: its own if is_resumed, that of init_from, or None.
+
+    Raises Error if the dataset, the tokenizer, or a setting that cannot change contradicts it."""
+    out = Path(settings['out_dir']).expanduser()
+    if is_resumed:
+        checkpoint = read(out / 'ckpt.pt', *TYPES)
+        check_resume(settings, meta, checkpoint, out)
+    elif settings['init_from'] in ('scratch', 'auto'):
+        return None
+    else:
+        checkpoint = load(settings['init_from'], from_hub=True)
+    require(Tokenizer(checkpoint['tokenizer']) == tokenizer,
+            f'data/{settings["dataset"]} has a different tokenizer from the checkpoint; prepare it '
+            'with that one')
+    weights = checkpoint['model_config']
+    require(tokenizer.vocab_size <= weights['vocab_size'],
+            f'{tokenizer.vocab_size} tokens do not fit vocab_size={weights["vocab_size"]}')
+    may_differ = {'dropout'} if is_resumed else {'dropout', 'block_size'}
+    wrong = [f'{name}={value} (the checkpoint has {weights[name]})'
+             for name, value in settings.shape.items()
+             if name not in may_differ and value != weights[name]]
+    require(not wrong, f'{", ".join(wrong)}: the shape of trained weights cannot change; leave it '
+                       'out, or train another model in a different out_dir')
+    return checkpoint
+
+
+def check_resume(settings, meta: dict, checkpoint: dict, out: Path):
+    """Raise Error for a change that a resumed run cannot follow."""
+    require(not settings['overwrite'], f'init_from={settings["init_from"]} continues the run that '
+                                       'overwrite=True replaces: leave one out')
+    fixed = [f'{name}: {checkpoint["settings"].get(name)} -> {settings[name]}'
+             for name in ('seed', 'optimizer', 'dataset')
+             if settings[name] != checkpoint['settings'].get(name)]
+    require(not fixed, f'{", ".join(fixed)}: this cannot change on resume; leave it out, or use a '
+                       'different out_dir')
+    require(checkpoint['data'] == checksums(meta),
+            f'data/{settings["dataset"]} is not what {out}/ckpt.pt was trained on; use a different '
+            'out_dir')
+    require(checkpoint['step'] <= settings['max_iters'],
+            f'{out}/ckpt.pt is at step {checkpoint["step"]}: raise max_iters='
+            f'{settings["max_iters"]}')
+
+
+def checksums(meta: dict) -> dict:
+    """The checksums of a dataset's splits, which a checkpoint records."""
+    return {split: meta[split]['checksum'] for split in ('train', 'val')}
+
+
+def claim_folder(out: Path, is_resumed: bool, overwrite: bool):
+    """Create and lock out_dir. A new run deletes the files of an older one, if it may.
+
+    Raises Error if the folder holds a run that is not to be resumed or replaced."""
+    files = [out / name for name in ('ckpt.pt', 'best.pt', 'log.csv', 'loss.png')]
+    has_run = any(file.exists() for file in files[:3])
+    require(is_resumed or overwrite or not has_run,
+            f'{out} holds a run: continue it with --init_from=resume, replace it with '
+            '--overwrite=True, or choose a different --out_dir')
+    acquire_lock(out)
+    if not is_resumed:
+        for file in files:
+            file.unlink(missing_ok=True)

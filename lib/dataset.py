@@ -1,0 +1,245 @@
+"""Datasets: the files in data/NAME, the batches of training, and the windows of evaluation.
+
+train.bin and val.bin hold raw token ids, with end-of-text after every document; meta.json says
+what is in them. It is written last, so a folder without it is no dataset."""
+import contextlib
+import json
+import math
+import os
+import shutil
+import zlib
+from functools import lru_cache
+from pathlib import Path
+
+import numpy as np
+
+from lib.files import acquire_lock, checksum, sync
+from lib.settings import Error, require
+
+FORMAT = 2                      # of the files in data/NAME
+
+
+# ---- opening a dataset
+def open_dataset(name: str, verify: bool = False) -> tuple[dict, np.ndarray, np.ndarray]:
+    """Return (meta, train, val) of data/NAME; train and val are memory maps of ids (N,).
+
+    Checksums are verified up to 1 GB a file, with verify=True always. Raises Error, with the
+    command that makes the dataset, if it is missing or damaged."""
+    folder = Path('data', name)
+    command = f'python prepare.py --name={name} ...'
+    if name == 'stories':
+        command = 'python prepare.py'
+    others = ', '.join(sorted(path.parent.name for path in Path('data').glob('*/meta.json')))
+    require((folder / 'meta.json').exists(),
+            f'{folder} is missing or half written (data/ has {others or "no dataset yet"}); make '
+            f'it with: {command}')
+    try:
+        meta = json.loads((folder / 'meta.json').read_text(encoding='utf-8'))
+        check_meta(meta)
+        command = meta['command'].removesuffix(' --overwrite=True')
+        train, val = (open_split(folder, meta, split, verify) for split in ('train', 'val'))
+    except (OSError, ValueError, RecursionError, AttributeError, KeyError, TypeError) as e:
+        raise Error(f'{folder} is damaged ({type(e).__name__}: {e}); make it again with: '
+                    f'{command} --overwrite=True') from e
+    return meta, train, val
+
+
+def open_split(folder: Path, meta: dict, split: str, verify: bool) -> np.ndarray:
+    """The memory map of a split's ids (N,). Raises OSError or ValueError for a damaged file."""
+    path = folder / f'{split}.bin'
+    if path.stat().st_size != meta[split]['tokens'] * np.dtype(meta['dtype']).itemsize:
+        raise ValueError(f'{path.name} does not have the size that meta.json says')
+    ids = np.memmap(path, meta['dtype'], 'r')
+    if verify or ids.nbytes <= 10 ** 9:
+        if checksum(path) != meta[split]['checksum']:
+            raise ValueError(f'{path.name} does not have the checksum that meta.json says')
+        if ids.max() >= meta['vocab_size']:
+            raise ValueError(f'{path.name} has ids outside of the vocabulary')
+    return ids
+
+
+def check_meta(meta: dict):
+    """Raise ValueError, KeyError or TypeError if meta.json is damaged or impossible."""
+    if meta['format'] != FORMAT:
+        raise ValueError(f'format {meta["format"]}; this version reads {FORMAT}')
+    if meta['checksum'] != checksum_of_meta(meta):
+        raise ValueError('the checksum of meta.json is wrong')
+    counts = [meta['vocab_size'], meta['eot'] + 1]
+    for split in ('train', 'val'):
+        counts += [meta[split][key] for key in ('tokens', 'bytes', 'documents')]
+        if not 0 <= (meta[split]['nats'] or 0) < math.inf:
+            raise ValueError(f'nats={meta[split]["nats"]} in meta.json')
+    largest = {'uint16': 1 << 16, 'uint32': 1 << 32}[meta['dtype']]
+    are_counts = all(type(count) is int and count > 0 for count in counts)
+    if not are_counts or not meta['eot'] < meta['vocab_size'] <= largest:
+        raise ValueError('impossible numbers in meta.json')
+
+
+def checksum_of_meta(meta: dict) -> str:
+    content = {key: value for key, value in meta.items() if key != 'checksum'}
+    return f'{zlib.crc32(json.dumps(content, sort_keys=True).encode()):08x}'
+
+
+# ---- writing a dataset
+@contextlib.contextmanager
+def new_files(folder: Path):
+    """Yield an empty folder for a dataset's new files, which move to `folder` at the end: it holds
+    the old dataset, the new one, or none. Raises Error if another process is writing it."""
+    with acquire_lock(folder):
+        new = folder / '.new'
+        shutil.rmtree(new, ignore_errors=True)              # left over from a killed process
+        new.mkdir()
+        try:
+            yield new
+            replace_files(folder, new)
+        finally:
+            shutil.rmtree(new)
+
+
+def replace_files(folder: Path, new: Path):
+    """Move new files into a dataset's folder, meta.json last."""
+    files = [new / name for name in ('train.bin', 'val.bin', 'tokenizer.json', 'meta.json')]
+    files = [file for file in files if file.exists()]
+    for file in files:
+        sync(file)
+    for name in ('meta.json', 'tokenizer.json'):
+        (folder / name).unlink(missing_ok=True)
+    for file in files:
+        os.replace(file, folder / file.name)
+    sync(folder)
+
+
+# ---- training batches
+def windows_per_epoch(tokens: int, block_size: int) -> int:
+    """Windows of block_size inputs that an epoch cuts from the tokens: one fewer than fits, which
+    leaves room for a random offset."""
+    return max(1, (tokens - block_size) // block_size)
+
+
+@lru_cache(2)
+def window_starts(tokens: int, block_size: int, seed: int, epoch: int) -> np.ndarray:
+    """Where each window of an epoch starts, (windows,), in training order: a new random offset
+    and a new permutation each epoch; within an epoch windows do not overlap.
+
+    For example, 14 tokens and block_size 4 give 2 windows. With offset 3 their inputs are tokens
+    3 to 6 and 7 to 10, their targets 4 to 7 and 8 to 11; the starts are [3, 7] or [7, 3]."""
+    windows = windows_per_epoch(tokens, block_size)
+    rng = np.random.default_rng((seed, epoch))
+    offset = rng.integers(tokens - windows * block_size)
+    return offset + block_size * rng.permutation(windows)
+
+
+def get_batch(data, block_size: int, seed: int, sequences: range) -> tuple[np.ndarray, np.ndarray]:
+    """Inputs x and targets y, (len(sequences), block_size) each, of some of a run's sequences.
+
+    The sequences of a run are numbered from 0, and each step takes the next batch_size of them.
+    A batch depends on the arguments only: a resumed run needs no state of its data, and several
+    processes take slices of the same batch. Costs one copy of the tokens from the memory map."""
+    windows = windows_per_epoch(len(data), block_size)
+    rows = []
+    for i in sequences:
+        epoch, at = divmod(i, windows)
+        start = window_starts(len(data), block_size, seed, epoch)[at]
+        rows.append(data[start:start + block_size + 1])
+    ids = np.stack(rows).astype(np.int64)                   # (B, T + 1)
+    return ids[:, :-1], ids[:, 1:]
+
+
+# ---- evaluation
+def bits_per_byte(nats: float, size: int) -> float:
+    """Bits per byte of a text of `size` bytes and `nats` in all: comparable across tokenizers."""
+    return nats / size / math.log(2)
+
+
+class Validation:
+    """The validation split, or its first eval_tokens tokens, packed into windows.
+
+    floor: the entropy in nats per token, which no model can beat on average; None if unknown."""
+
+    def __init__(self, meta: dict, val, tokenizer, eval_tokens: int, block_size: int):
+        self.eot = meta['eot']
+        self.block_size = block_size
+        self.ids = val                                      # (N,), a memory map
+        self.bytes = meta['val']['bytes']                   # of the text in UTF-8
+        self.floor = None
+        if 0 < eval_tokens < len(val):
+            self.ids = val[:eval_tokens]
+            self.bytes = len(tokenizer.decode(self.ids).encode())
+        elif meta['val']['nats']:
+            self.floor = meta['val']['nats'] / len(val)
+        self.cuts = window_cuts(self.ids, self.eot, block_size)         # (windows + 1,)
+
+    def bits_per_byte(self, loss: float) -> float:
+        """A loss in nats per token as bits per byte."""
+        return bits_per_byte(loss * len(self.ids), self.bytes)
+
+    def batch(self, first: int, n: int) -> tuple[np.ndarray, np.ndarray]:
+        """Inputs and targets (n, T) of windows from `first` on. Windows past the last one are
+        padding, so that a compiled model sees one shape."""
+        cuts = self.cuts[first:first + n + 1]
+        x, y = read_windows(self.ids, self.eot, self.block_size, cuts)
+        missing = ((0, n - len(x)), (0, 0))
+        return np.pad(x, missing), np.pad(y, missing, constant_values=-1)
+
+    def evaluate(self, model, batch_size: int, autocast) -> float:
+        """Mean cross-entropy of a model, in nats per token: each token counts once.
+
+        Of several processes each evaluates every world_size-th batch, and all return the same
+        mean. The model's mode and the random state stay as they are."""
+        import torch  # not at the top: prepare.py does without it
+
+        rank, world_size = 0, 1
+        if torch.distributed.is_initialized():
+            rank, world_size = torch.distributed.get_rank(), torch.distributed.get_world_size()
+        was_training = model.training
+        model.eval()
+        device = next(model.parameters()).device
+        nats = [torch.zeros((), device=device)]             # of each batch; they stay on the device
+        windows = len(self.cuts) - 1
+        for first in range(rank * batch_size, windows, world_size * batch_size):
+            x, y = (torch.from_numpy(ids).to(device) for ids in self.batch(first, batch_size))
+            with torch.no_grad(), autocast:
+                mean = model(x, y)
+            nats.append(mean * (y >= 0).sum())
+        total = torch.stack(nats).cpu().double().sum()      # Apple's GPUs have no float64
+        if world_size > 1:
+            torch.distributed.all_reduce(total)
+        model.train(was_training)
+        return total.item() / len(self.ids)
+
+
+def window_cuts(ids, eot: int, block_size: int) -> np.ndarray:
+    """Where windows of at most block_size tokens begin and end in ids (N,), as (windows + 1,).
+
+    Documents, each ended by eot, are packed whole; only one longer than a window is cut."""
+    step = 1 << 24                                          # of a memory map, read piece by piece
+    ends = [np.flatnonzero(ids[i:i + step] == eot) + i + 1 for i in range(0, len(ids), step)]
+    ends = np.append(np.concatenate(ends), len(ids))
+    cuts, start = [0], 0
+    for end in ends.tolist():
+        if end - cuts[-1] > block_size and start > cuts[-1]:
+            cuts.append(start)                              # the document opens a new window
+        while end - cuts[-1] > block_size:
+            cuts.append(cuts[-1] + block_size)              # it is longer than a window
+        start = end
+    if len(ids) > cuts[-1]:
+        cuts.append(len(ids))
+    return np.array(cuts)
+
+
+def read_windows(ids, eot: int, block_size: int, cuts) -> tuple[np.ndarray, np.ndarray]:
+    """Inputs x and targets y, (windows, block_size) each, of the windows between the cuts.
+
+    The input at each position is the token before the target; the first is eot. With eot 0 and
+    block_size 4 the documents [5 6 0] and [7 8 9 0] become
+        y = [[5 6 0 -1] [7 8 9 0]]          targets of -1 do not count
+        x = [[0 5 6  0] [0 7 8 9]]"""
+    x = np.full((len(cuts) - 1, block_size), eot, np.int64)
+    y = np.full_like(x, -1)
+    for row, (start, end) in enumerate(zip(cuts, cuts[1:])):
+        length = end - start
+        y[row, :length] = ids[start:end]
+        x[row, 1:length] = y[row, :length - 1]
+        if start > 0:
+            x[row, 0] = ids[start - 1]
+    return x, y

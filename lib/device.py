@@ -1,0 +1,249 @@
+"""Device, precision, processes, memory, and stopping a run."""
+import contextlib
+import ctypes
+import os
+import signal
+import sys
+import time
+from typing import NamedTuple
+
+import torch
+from torch import distributed, nn
+
+from lib.settings import Error, require
+from lib.terminal import warn
+
+TOKENS_ON_CPU = 8192            # per micro-batch on a CPU; more takes memory and is no faster
+# Peak dense 16-bit TFLOP/s, by a word in a GPU's name
+PEAK_TFLOPS = {'H200': 989, 'H100': 989, 'A100': 312, 'L4': 121, 'T4': 65, '4090': 165, '3090': 71}
+
+
+# ---- device and precision
+def pick_device(device: str = 'auto') -> torch.device:
+    """The torch.device of that name; auto = cuda, mps or cpu, the first available. Raises Error if
+    it is not available."""
+    if device == 'auto':
+        device = 'cpu'
+        if torch.backends.mps.is_available():
+            device = 'mps'
+        if torch.cuda.is_available():
+            device = 'cuda'
+    try:
+        found = torch.empty(0, device=device).device
+        torch.autocast(found.type)                          # raises for a device without kernels
+    except Exception as e:
+        raise Error(f'device={device} is not available here; try --device=cpu') from e
+    return found
+
+
+def pick_dtype(dtype: str, device: torch.device) -> torch.dtype:
+    """The torch.dtype of matrix products; auto = the fastest that the hardware has natively.
+
+    torch.cuda.is_bf16_supported() also says yes where bf16 is emulated, which is slow."""
+    if dtype == 'auto':
+        dtype = 'float32'
+        if device.type == 'cuda':
+            is_ampere = torch.cuda.get_device_capability(device)[0] >= 8
+            dtype = 'bfloat16' if is_ampere else 'float16'
+        if device.type == 'cpu':
+            has = getattr(torch.cpu, 'get_capabilities', dict)()
+            if has.get('avx512_bf16') or has.get('amx_bf16'):
+                dtype = 'bfloat16'
+    allowed = ['float32', 'bfloat16']
+    if device.type == 'cuda':
+        allowed.append('float16')
+    require(dtype in allowed,
+            f'dtype={dtype} does not work on {device.type}: use auto, {", ".join(allowed)}')
+    return getattr(torch, dtype)
+
+
+class Hardware(NamedTuple):
+    """What this process computes with."""
+    device: torch.device
+    dtype: torch.dtype          # of matrix products
+    autocast: torch.autocast    # context manager that computes them in it
+    rank: int                   # this process's number
+    world_size: int             # processes in the run
+
+
+def start_hardware(device: str, dtype: str) -> Hardware:
+    """Pick device and dtype for training; under torchrun also join the process group, where each
+    process of a machine takes one of its GPUs. Raises Error if they are not available."""
+    rank, world_size = int(os.environ.get('RANK', 0)), int(os.environ.get('WORLD_SIZE', 1))
+    if world_size > 1 and device in ('auto', 'cuda') and torch.cuda.is_available():
+        device = f'cuda:{os.environ["LOCAL_RANK"]}'
+    found = pick_device(device)
+    if found.type == 'cuda':
+        torch.cuda.set_device(found)
+        torch.set_float32_matmul_precision('high')          # TF32 for what stays in fp32
+    else:
+        keep_memory()
+    if world_size > 1 and found.type == 'cuda':
+        distributed.init_process_group('cpu:gloo,cuda:nccl', device_id=found)
+    elif world_size > 1:
+        distributed.init_process_group('gloo')
+    kind = pick_dtype(dtype, found)
+    autocast = torch.autocast(found.type, kind, enabled=kind != torch.float32)
+    return Hardware(found, kind, autocast, rank, world_size)
+
+
+def keep_memory():
+    """Make glibc keep freed memory for the next step. By default it returns large tensors to the
+    system, and every step pays for mapping them again."""
+    if sys.platform != 'linux':
+        return
+    libc = ctypes.CDLL(None)
+    if hasattr(libc, 'mallopt'):
+        trim_threshold, mmap_threshold = -1, -3             # M_TRIM_THRESHOLD, M_MMAP_THRESHOLD
+        libc.mallopt(mmap_threshold, 1 << 25)
+        libc.mallopt(trim_threshold, 1 << 30)
+
+
+def can_compile(compile: str | bool, device: torch.device) -> bool:
+    """Whether to compile: with auto on CUDA only. torch.compile needs a C++ compiler, and Triton
+    for GPUs; warns if they are missing."""
+    if compile is False or (compile == 'auto' and device.type != 'cuda'):
+        return False
+    try:
+        torch.compile(lambda x: x + 1)(torch.ones(1, device=device))
+        return True
+    except Exception as e:                                  # compilers fail in many ways
+        warn('not compiled: ' + str(e).strip().partition('\n')[0])
+        return False
+
+
+# ---- processes
+def compile_and_parallelize(model: nn.Module, compile: str | bool) -> nn.Module:
+    """Compile the model in place, if asked for and possible, and with several processes wrap it
+    in DDP, which averages their gradients."""
+    if can_compile(compile, next(model.parameters()).device):
+        model.compile(dynamic=False)
+    if distributed.is_initialized():
+        return nn.parallel.DistributedDataParallel(model)
+    return model
+
+
+def mean_over_processes(values: torch.Tensor) -> torch.Tensor:
+    if distributed.is_initialized():
+        distributed.all_reduce(values)
+        values /= distributed.get_world_size()
+    return values
+
+
+def is_first_process() -> bool:
+    return not distributed.is_initialized() or distributed.get_rank() == 0
+
+
+# ---- memory
+def fit_micro_batch(model: nn.Module, autocast, share: int, wanted: int) -> int:
+    """Sequences per micro-batch: `wanted` or, if that is 0, as many as fit and divide `share`,
+    this process's sequences of a step. Warns if those wanted may not fit."""
+    if wanted == 1:
+        return 1
+    most = min(share, most_sequences(model, autocast))
+    fitting = max(n for n in range(1, most + 1) if share % n == 0)
+    on_gpu = next(model.parameters()).device.type == 'cuda'
+    if wanted > fitting and on_gpu and is_first_process():
+        warn(f'micro_batch_size={wanted} may not fit into the memory of the GPU; {fitting} would')
+    return wanted or fitting
+
+
+def most_sequences(model: nn.Module, autocast) -> int:
+    """The largest micro-batch that every process can hold, at least 1.
+
+    On a GPU it is extrapolated from the measured peaks of one and two sequences, against all
+    memory of the card, not what is free now: the same card always gives the same number."""
+    device, block_size = next(model.parameters()).device, model.config.block_size
+    most = TOKENS_ON_CPU // block_size
+    if device.type == 'cuda':
+        peaks = measure_peaks(model, autocast, device)
+        most = len(peaks)
+        if most == 2:
+            optimizer_state = 8 * model.num_params()        # bytes: two fp32 numbers each
+            memory = 0.85 * torch.cuda.get_device_properties(device).total_memory
+            most = int((memory - optimizer_state - peaks[0]) / (peaks[1] - peaks[0]))
+    if distributed.is_initialized():                        # all processes take the smallest
+        smallest = torch.tensor(most, device=device)
+        distributed.all_reduce(smallest, distributed.ReduceOp.MIN)
+        most = smallest.item()
+    return max(1, most)
+
+
+def measure_peaks(model: nn.Module, autocast, device: torch.device) -> list[int]:
+    """Peak bytes on a GPU with one and with two sequences; shorter if memory runs out."""
+    peaks = []
+    with contextlib.suppress(torch.OutOfMemoryError):
+        for n in (1, 2):
+            model.zero_grad()
+            idx = torch.zeros(n, model.config.block_size, dtype=torch.long, device=device)
+            torch.cuda.reset_peak_memory_stats(device)
+            with autocast:
+                model(idx, idx).backward()
+            peaks.append(torch.cuda.max_memory_allocated(device))
+    model.zero_grad()
+    return peaks
+
+
+def max_speed(model: nn.Module, device: torch.device) -> float | None:
+    """Tokens per second if training used every FLOP of the GPUs; None if their peak is unknown. The
+    share of it that a run reaches is its MFU (Chowdhery et al. 2022, appendix B)."""
+    if device.type != 'cuda':
+        return None
+    words = torch.cuda.get_device_name(device).replace('-', ' ').split()
+    peak = next((tera * 1e12 for name, tera in PEAK_TFLOPS.items() if name in words), None)
+    if 'H100' in words and 'PCIe' in words:                 # lower clocks
+        peak = 756e12
+    if peak is None:
+        return None
+    config = model.config
+    parameters = 6 * model.num_params()                     # 2 FLOPs forward, 4 backward
+    attention = 12 * config.n_layer * config.n_head * config.head_dim * config.block_size
+    processes = distributed.get_world_size() if distributed.is_initialized() else 1
+    return processes * peak / (parameters + attention)
+
+
+# ---- stopping
+class StopSignals:
+    """Ends a run after the current step: at a time limit, or at SIGINT (Ctrl-C), SIGTERM, SIGHUP
+    or SIGUSR1. A second signal ends the process at once, except within 2 s of the first, as
+    launchers send duplicates."""
+
+    def __init__(self, max_minutes: float):
+        self.deadline = time.monotonic() + 60 * max_minutes if max_minutes else float('inf')
+        self.status = 0                         # exit status: 128 + the signal's number
+        self.first_signal = 0.0
+        for name in ('SIGINT', 'SIGTERM', 'SIGHUP', 'SIGUSR1'):
+            number = getattr(signal, name, None)            # Windows lacks the last two
+            is_ignored = number and signal.getsignal(number) is signal.SIG_IGN     # as by nohup
+            if number and not is_ignored:
+                signal.signal(number, self.handle)
+
+    def handle(self, number, frame):
+        if not self.status:
+            self.status = 128 + number
+            self.first_signal = time.monotonic()
+            if is_first_process():
+                with contextlib.suppress(OSError):          # stderr may be closed
+                    os.write(2, b'\nstopping after this step; interrupt again to stop at once\n')
+        elif time.monotonic() - self.first_signal > 2:
+            os._exit(128 + number)
+
+    def requested(self) -> bool:
+        """Whether to stop before the next step. All processes of a run return the same."""
+        is_late = time.monotonic() > self.deadline
+        if distributed.is_initialized():
+            flags = torch.tensor([self.status, is_late])    # on the CPU: no wait for the GPU
+            distributed.all_reduce(flags, distributed.ReduceOp.MAX)
+            self.status, is_late = flags.tolist()
+        return bool(self.status or is_late)
+
+    def end_process(self, is_finished: bool):
+        """End the process, with the status of a signal if one stopped the run."""
+        status = 0 if is_finished else self.status
+        if distributed.is_initialized():
+            distributed.destroy_process_group()
+            sys.stdout.flush()
+            sys.stderr.flush()
+            os._exit(status)                    # a normal exit can crash in gloo's threads
+        if status:
+            sys.exit(status)

@@ -1,0 +1,252 @@
+"""What train.py writes to log.csv and shows on the terminal."""
+import csv
+import math
+import shlex
+import sys
+import time
+from pathlib import Path
+
+import torch
+from tqdm import tqdm
+
+from lib.device import max_speed, mean_over_processes
+from lib.files import atomic
+from lib.settings import Error, drop_output, extra, require
+from lib.terminal import columns, fit, warn
+
+COLUMNS = ['step', 'tokens', 'train_loss', 'val_loss', 'bits_per_byte', 'lr', 'grad_norm',
+           'tokens_per_second']
+FILES = ['best.pt', 'ckpt.pt', 'log.csv', 'loss.png']       # what a run writes to out_dir
+
+
+class Log:
+    """Rows of log.csv. On a terminal a progress bar, otherwise a line for each row."""
+
+    def __init__(self, settings: dict, step: int, tokens_per_step: int, hardware, model,
+                 floor: float | None):
+        """step: steps done so far. Rows after it, left by a crash, are dropped: these steps are
+        trained again. Only the first process writes and prints.
+
+        floor: the lowest possible validation loss, in nats per token, if known."""
+        self.settings = settings
+        self.out = Path(settings['out_dir']).expanduser()
+        self.path = self.out / 'log.csv'
+        self.max_iters = settings['max_iters']
+        self.hardware = hardware
+        self.is_writer = is_writer = hardware.rank == 0
+        self.tokens_per_step = tokens_per_step
+        self.floor = floor
+        self.max_speed = max_speed(model, hardware.device)
+        self.tracker = None                     # a run of Weights & Biases
+        self.first_step = step
+        self.began = self.clock = time.perf_counter()
+        self.overflows = 0                      # fp16 steps skipped since a row without any
+        self.pending = []                       # (loss, norm) since the last row, on the device
+        self.bar = tqdm(total=self.max_iters, initial=step, disable=None if is_writer else True,
+                        smoothing=0, dynamic_ncols=True,
+                        bar_format='{l_bar}{bar}| {n_fmt}/{total_fmt} steps, {remaining} left'
+                                   '{postfix}')
+        if is_writer:
+            rows = read_rows(self.path, step)
+            with atomic(self.path) as temporary:
+                with open(temporary, 'w', newline='', encoding='utf-8') as f:
+                    csv.writer(f).writerows([COLUMNS, *rows])
+            if settings['wandb_project']:
+                self.tracker = extra('tracking', needed_by='wandb_project').start(settings)
+
+    # ---- printing
+    def say(self, text: str = '', indent: str = ''):
+        """Print a text, above the progress bar."""
+        self.print_line(fit(text, indent, hang=' ' * 8))
+
+    def print_line(self, text: str):
+        """Print a line. A run goes on if stdout is closed, as after `| head`."""
+        if not self.is_writer:
+            return
+        try:
+            tqdm.write(text)
+            sys.stdout.flush()
+        except OSError:
+            drop_output()
+
+    def announce(self, meta: dict, model, micro: int):
+        """Print what is about to be trained, on what, and how."""
+        config, settings = model.config, self.settings
+        tokens, device = meta['train']['tokens'], self.hardware.device
+        self.say(f'model   {config.arch}, {model.num_params():,} parameters: {config.n_layer} '
+                 f'layers, {config.n_head} heads, {config.n_embd} channels, vocabulary '
+                 f'{meta["vocab_size"]:,}')
+        floor = f', entropy {self.floor:.4f} nats per token' if self.floor else ''
+        self.say(f'data    {settings["dataset"]}: {tokens:,} tokens for training, '
+                 f'{meta["val"]["tokens"]:,} for validation{floor}')
+        epochs = self.max_iters * self.tokens_per_step / tokens
+        self.say(f'steps   {self.max_iters:,} of {settings["batch_size"]} x {config.block_size} '
+                 f'tokens, {epochs:.2f} epochs')
+        name = str(device)
+        if device.type == 'cuda':
+            name = torch.cuda.get_device_name(device)
+        dtype = str(self.hardware.dtype).removeprefix('torch.')
+        self.say(f'device  {name}, {dtype}, {self.hardware.world_size} process(es), micro-batches '
+                 f'of {micro} sequences')
+
+    def announce_resume(self, checkpoint: dict, next_lr: float):
+        """Print where a run resumes and which settings changed; warn of a jump in the learning
+        rate, as when max_iters is raised."""
+        saved, settings = checkpoint['settings'], self.settings
+        changes = [f', {name}: {saved[name]} -> {settings[name]}' for name in settings
+                   if name in saved and settings[name] != saved[name]
+                   and name not in ('init_from', 'out_dir', 'overwrite', 'max_minutes')]
+        self.say(f'resume  {self.out}/ckpt.pt at step {checkpoint["step"]}' + ''.join(changes))
+        group = checkpoint['optimizer']['param_groups'][0]
+        last_lr = group['lr'] / group['lr_scale']
+        if self.is_writer and checkpoint['step'] > 0 and next_lr > 1.5 * last_lr:
+            warn(f'the learning rate jumps from {last_lr:.1e} to {next_lr:.1e}')
+
+    def sample(self, text: str):
+        """Print a sample, indented."""
+        for line in text.splitlines():
+            self.say(line, indent=' ' * 8)
+
+    # ---- rows
+    def step(self, step: int, loss: torch.Tensor, norm: torch.Tensor, lr: float, is_due: bool):
+        """Note the loss and gradient norm of a step, scalars on the device, and write a row if one
+        is due. Only then does the device have to finish."""
+        self.pending.append((loss, norm))
+        if not is_due:
+            self.bar.update(step - self.bar.n)
+            return
+        steps = len(self.pending)
+        losses, norms = self.read_pending(step)
+        tokens, seconds = steps * self.tokens_per_step, time.perf_counter() - self.clock
+        row = {'step': step, 'tokens': step * self.tokens_per_step, 'train_loss': losses[-1],
+               'grad_norm': norms[-1], 'lr': lr, 'tokens_per_second': round(tokens / seconds)}
+        self.clock = time.perf_counter()
+        self.show_step(row, skipped=sum(not math.isfinite(norm) for norm in norms))
+        self.write(row)
+
+    def read_pending(self, step: int) -> tuple[list[float], list[float]]:
+        """The pending losses and norms. Raises Error if a loss is not finite."""
+        if not self.pending:
+            return [], []
+        losses, norms = (torch.stack(values) for values in zip(*self.pending))
+        losses, norms = mean_over_processes(losses).tolist(), norms.tolist()
+        self.pending = []
+        for at, (loss, norm) in enumerate(zip(losses, norms), step - len(losses) + 1):
+            self.require_finite(at, 'loss', loss)
+            if self.hardware.dtype != torch.float16:        # its overflows are skipped
+                self.require_finite(at, 'gradient norm', norm)
+        return losses, norms
+
+    def require_finite(self, step: int, name: str, value: float):
+        require(math.isfinite(value), f'step {step}: the {name} is {value}: lower learning_rate; '
+                                      f'the last good checkpoint is in {self.out}')
+
+    def evaluation(self, step: int, val_loss: float, bits_per_byte: float):
+        """Write a row with the validation loss. Raises Error if it is not finite."""
+        self.require_finite(step, 'validation loss', val_loss)
+        text = f'step {step:>6}  val {val_loss:.4f}  {bits_per_byte:.4f} bits/byte'
+        if self.floor and step > 0:
+            text += f'  {val_loss / self.floor - 1:.1%} above the floor'
+        self.say(text)
+        if self.floor and val_loss < 0.995 * self.floor and self.is_writer:
+            warn(f'the validation loss {val_loss:.4f} is below the floor {self.floor:.4f}: '
+                 'validation text has leaked into the training text')
+        self.write({'step': step, 'tokens': step * self.tokens_per_step, 'val_loss': val_loss,
+                    'bits_per_byte': bits_per_byte})
+
+    def write(self, row: dict):
+        """Append a row to log.csv; columns without a value stay empty."""
+        if not self.is_writer:
+            return
+        try:
+            with open(self.path, 'a', newline='', encoding='utf-8') as f:
+                csv.writer(f).writerow([row.get(column, '') for column in COLUMNS])
+        except OSError as e:
+            raise Error(f'cannot write {self.path}: {e}; the last checkpoint is intact') from e
+        if self.tracker:
+            self.tracker.log(row, step=row['step'])
+
+    def show_step(self, row: dict, skipped: int):
+        """Advance the bar or, without a terminal, print the row. `skipped`: fp16 overflows."""
+        loss, speed = row['train_loss'], row['tokens_per_second']
+        if skipped == 0 or self.hardware.dtype != torch.float16:
+            self.overflows = 0
+        self.overflows += skipped
+        require(self.overflows < 100, f'step {row["step"]}: the last {self.overflows} steps '
+                'overflowed in float16 and were skipped: use dtype=bfloat16 or float32')
+        if self.bar.disable:
+            mfu = f'  MFU {speed / self.max_speed:.1%}' if self.max_speed else ''
+            skips = f'  {skipped} skipped' if skipped else ''
+            self.say(f'step {row["step"]:>6}  loss {loss:.4f}  lr {row["lr"]:.2e}  '
+                     f'norm {row["grad_norm"]:.2f}  {speed:>9,} tokens/s{mfu}{skips}')
+        postfix = f'loss {loss:.3f}'
+        if columns() >= 80:
+            postfix += f', {speed:,} tokens/s'
+        self.bar.set_postfix_str(postfix, refresh=False)
+        self.bar.update(row['step'] - self.bar.n)
+
+    def pause(self, text: str):
+        """Show on the bar what happens instead of training."""
+        self.bar.set_postfix_str(text)
+
+    def go_on(self):
+        """Leave the time since the last row out of the speed."""
+        self.clock = time.perf_counter()
+        self.bar.unpause()
+
+    # ---- the end
+    def close(self, step: int, best_val_loss: float, best_bits_per_byte: float):
+        """Draw the losses, and print what came out and what to do next."""
+        self.bar.close()
+        if self.tracker:
+            self.tracker.finish()
+        if not self.is_writer:
+            return
+        draw_losses(self.out, self.floor)
+        self.say()
+        if best_val_loss < math.inf:
+            above = f', {best_val_loss / self.floor - 1:.1%} above the floor' if self.floor else ''
+            self.say(f'best    val loss {best_val_loss:.4f}, {best_bits_per_byte:.4f} bits per '
+                     f'byte{above}')
+        if step < self.max_iters:
+            self.say(f'stopped at step {step:,} of {self.max_iters:,}')
+        minutes = (time.perf_counter() - self.began) / 60
+        memory = ''
+        if torch.cuda.is_initialized():
+            memory = f', {torch.cuda.max_memory_allocated() / 2 ** 30:.1f} GiB of GPU memory'
+        tokens = (step - self.first_step) * self.tokens_per_step
+        self.say(f'spent   {minutes:.1f} minutes, {tokens:,} tokens{memory}')
+        files = [str(self.out / name) for name in FILES if (self.out / name).exists()]
+        self.say('saved   ' + ', '.join(files))
+        script = 'sample.py' if step >= self.max_iters else 'train.py --init_from=resume'
+        where = ''
+        if self.settings['out_dir'] != 'out':
+            where = ' ' + shlex.quote(f'--out_dir={self.settings["out_dir"]}')
+        self.print_line(f'next    python {script}{where}')
+
+
+def read_rows(path: Path, step: int) -> list[list[str]]:
+    """The rows of log.csv up to a step; [] if there is none. A log that another program has
+    rewritten is kept as log.csv.old."""
+    if not path.exists():
+        if step > 0:
+            warn(f'{path} is missing: the new one begins after step {step}')
+        return []
+    with open(path, newline='', encoding='utf-8', errors='replace') as f:
+        header, *rows = list(csv.reader(f)) or [[]]
+    if header != COLUMNS:
+        copy = path.with_name('log.csv.old')
+        path.replace(copy)
+        warn(f'{path} was changed by another program: it is kept as {copy.name}')
+        return []
+    return [row for row in rows
+            if len(row) == len(COLUMNS) and row[0].isdigit() and int(row[0]) <= step]
+
+
+def draw_losses(out: Path, floor: float | None):
+    """Draw loss.png, if extras/plot.py and matplotlib are there."""
+    try:
+        if extra('plot'):
+            extra('plot').plot_losses([out], out / 'loss.png', floor)
+    except Error as e:
+        warn(f'no loss.png: {e}')

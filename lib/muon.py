@@ -1,0 +1,70 @@
+"""The optimizer Muon, with AdamW for the parameters that are not matrices of blocks."""
+import torch
+from torch import Tensor
+
+
+class Muon(torch.optim.AdamW):
+    """Muon (Jordan et al. 2024) for parameter groups with use_muon=True, AdamW for the others.
+
+    Muon makes the momentum of each matrix orthogonal, so that its update changes all directions
+    equally, and scales it to the size of an AdamW update (Liu et al. 2025): both share a learning
+    rate and weight decay. Matrix products are in `dtype`."""
+
+    def __init__(self, groups: list[dict], lr: float, betas: tuple[float, float],
+                 dtype: torch.dtype = torch.bfloat16):
+        # AdamW's fused kernel would decide by itself whether to skip an overflowed fp16 step.
+        is_on_cpu = groups[0]['params'][0].device.type == 'cpu'
+        super().__init__(groups, lr, betas, fused=is_on_cpu)
+        self.dtype = dtype
+
+    @torch.no_grad()
+    def step(self):
+        for group in self.param_groups:
+            if group['use_muon']:
+                self.update_matrices(group)
+                for p in group['params']:
+                    p.grad = None               # done; AdamW skips parameters without a gradient
+        super().step()
+
+    def update_matrices(self, group: dict):
+        """Update the matrices of a group, those of one shape together."""
+        same_shape = {}
+        for p in group['params']:
+            if p.grad is not None:
+                same_shape.setdefault(p.shape, []).append(p)
+        for shape, matrices in same_shape.items():
+            momenta = self.nesterov_momenta(matrices)
+            updates = orthogonalize(torch.stack(momenta), self.dtype).float()   # (n, rows, columns)
+            size = 0.2 * max(shape) ** 0.5                  # the root mean square of AdamW's
+            torch._foreach_mul_(matrices, 1 - group['lr'] * group['weight_decay'])
+            torch._foreach_add_(matrices, list(updates), alpha=-group['lr'] * size)
+
+    def nesterov_momenta(self, matrices: list[Tensor]) -> list[Tensor]:
+        """Advance the momentum of each matrix, and return a Nesterov step ahead of it.
+
+        The decay rises from 0.85 to 0.95 in 300 steps: early gradients are soon stale."""
+        momenta = []
+        for p in matrices:
+            state = self.state[p]
+            if not state:
+                state['step'] = torch.tensor(0.0)
+                state['momentum'] = torch.zeros_like(p)
+            state['step'] += 1
+            decay = 0.85 + 0.1 * min(1, state['step'].item() / 300)
+            state['momentum'].lerp_(p.grad, 1 - decay)
+            momenta.append(p.grad.lerp(state['momentum'], decay))
+        return momenta
+
+
+def orthogonalize(x: Tensor, dtype: torch.dtype = torch.bfloat16) -> Tensor:
+    """Move the singular values of matrices x (n, rows, columns) to about 1, by five steps of a
+    Newton-Schulz iteration."""
+    a, b, c = 3.4445, -4.7750, 2.0315
+    is_tall = x.shape[1] > x.shape[2]
+    if is_tall:
+        x = x.mT
+    x = (x / x.norm(dim=(1, 2), keepdim=True).clamp(min=1e-7)).to(dtype)
+    for _ in range(5):
+        s = x @ x.mT                                        # (n, rows, rows)
+        x = a * x + (b * s + c * s @ s) @ x
+    return x.mT if is_tall else x

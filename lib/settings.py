@@ -1,0 +1,293 @@
+"""Settings and errors, for every script and command.
+
+The public scalar globals at the top of a script are its settings. One call, configure(globals()),
+sets them from config files and --key=value arguments."""
+import sys
+
+if sys.version_info < (3, 11):  # noqa: UP036       # before anything that an older one cannot run
+    sys.stderr.write('error: Python 3.11 or later is needed; this is ' + sys.version[:4] + '\n')
+    sys.exit(2)
+
+import ast
+import difflib
+import importlib
+import os
+import re
+import shutil
+import tempfile
+import textwrap
+import time
+from pathlib import Path
+
+ROOT = Path(__file__).resolve().parent.parent
+RENAMED = {                     # settings of nanoGPT and others -> what replaces them
+    'gradient_accumulation_steps': 'micro_batch_size', 'eval_iters': 'eval_tokens',
+    'decay_lr': 'schedule', 'lr_decay_iters': 'max_iters', 'lr': 'learning_rate',
+    'wandb_log': 'wandb_project', 'backend': 'device', 'prompt': 'start',
+    'head_gain': 'output_lr_scale', 'decay_power': 'schedule'}
+
+
+# ---- settings
+class Settings(dict):
+    """A script's settings by name. `given` holds the names that a config file or an argument set,
+    `shape` the fields of a dataclass that they set."""
+
+    def __init__(self, values: dict):
+        super().__init__(values)
+        self.given = set()
+        self.shape = {}
+
+
+def configure(script: dict, dataclass: str = '', resume: bool = False,
+              argv: list[str] | None = None) -> Settings:
+    """Set the settings of a script, given its globals(), and return them.
+
+    Later values win: defaults, with resume=True the settings saved in the checkpoint that
+    init_from continues, then config files and --key=value arguments in their order. The command
+    line is read only if the script is __main__; `argv` replaces it. With a dataclass 'FILE:CLASS'
+    its fields are settings, too; those set are in `.shape`.
+
+    Raises Error for an unknown setting or a value of the wrong type."""
+    is_main = script['__name__'] == '__main__'
+    if is_main:
+        sys.excepthook = print_error
+        for stream in (sys.stdout, sys.stderr):
+            if hasattr(stream, 'reconfigure'):          # print what it cannot encode as ?
+                stream.reconfigure(errors='replace')
+    if argv is None:
+        argv = sys.argv[1:] if is_main else []
+    settings = Settings({name: value for name, value in script.items()
+                         if not name.startswith('_') and type(value) in (bool, int, float, str)})
+    fields = read_fields(dataclass) if dataclass else {}
+    defaults = {**fields, **settings}
+    types = {name: script.get('__annotations__', {}).get(name, type(value))
+             for name, value in defaults.items()}
+    if '-h' in argv or '--help' in argv:
+        print_help(script, settings, fields, dataclass)
+        sys.exit(0)
+    given = {}
+    for argument in argv:
+        if argument.startswith('-'):
+            found = parse_option(argument, types)
+        else:
+            found = run_config_file(argument, {**defaults, **given})
+        for name, value in found.items():
+            given[name] = check_type(name, value, types, defaults, argument)
+    settings.given = set(given)
+    if resume:
+        settings.update(saved_settings({**settings, **given}))
+    settings.update({name: given[name] for name in settings.keys() & given.keys()})
+    settings.shape = {name: given[name] for name in fields.keys() & given.keys()}
+    script.update(settings)
+    return settings
+
+
+def parse_option(argument: str, types: dict) -> dict:
+    """{name: value} of an argument --name=value, read as the setting's type."""
+    name, equals, text = argument.removeprefix('--').partition('=')
+    require(argument.startswith('--') and equals,
+            f'{argument}: write --key=value' + (f', as in --{name}=...' if name in types else ''))
+    kind = types.get(name, str)
+    value = text
+    if kind is not str and text in ('True', 'False'):
+        value = text == 'True'
+    elif kind in (int, float):
+        try:
+            value = kind(text)
+        except ValueError:                              # check_type reports it
+            pass
+    return {name: value}
+
+
+def check_type(name: str, value, types: dict, defaults: dict, where: str):
+    """The value, an int as a float where a float belongs. Raises Error for an unknown setting or
+    a value of the wrong type."""
+    if name not in types:
+        near = difflib.get_close_matches(name, types, 1)
+        hint = f'did you mean {near[0]}?' if near else '--help lists all'
+        if RENAMED.get(name) in types:
+            hint = f'use {RENAMED[name]}'
+        raise Error(f'{where}: unknown setting {name!r}: {hint}')
+    kind = types[name]
+    if kind is float and type(value) is int:
+        value = float(value)
+    is_bool_as_int = type(value) is bool and kind in (int, float)
+    expected = getattr(kind, '__name__', str(kind))
+    require(isinstance(value, kind) and not is_bool_as_int,
+            f'{where}: {name} expects {expected}, like {defaults[name]!r}; got {value!r}')
+    is_in_range = type(value) not in (int, float) or abs(value) < 2 ** 63      # nan fails, too
+    require(is_in_range, f'{where}: {name}={value!r} is out of range')
+    return value
+
+
+def run_config_file(name: str, namespace: dict) -> dict:
+    """{name: value} of the assignments in a config file, which sees the settings so far. Names
+    that begin with _ are its own."""
+    path = Path(name).expanduser()
+    if not path.is_file():
+        path = ROOT / name
+    if not path.is_file():
+        recipes = [f'config/{recipe.name}' for recipe in (ROOT / 'config').glob('*.py')]
+        near = difflib.get_close_matches(name, recipes, 1)
+        hint = f'did you mean {near[0]}?' if near else 'settings are given as --key=value'
+        raise Error(f'{name}: no such config file; {hint}')
+    require(path.suffix == '.py', f'{name} is not a config file, whose name ends in .py; settings '
+                                  'are given as --key=value')
+    namespace = {**namespace, '__file__': str(path)}
+    try:
+        tree = ast.parse(path.read_bytes(), str(path))
+        exec(compile(tree, str(path), 'exec'), namespace)
+    except Exception as e:
+        raise Error(f'{name}: {type(e).__name__}: {e}') from e
+    return {assigned: namespace[assigned] for assigned in assigned_names(tree)
+            if assigned in namespace and not assigned.startswith('_')}
+
+
+def assigned_names(tree: ast.AST) -> list[str]:
+    """The names that statements outside of functions and classes assign. The variable of a loop
+    is none of them."""
+    names = []
+    for node in ast.iter_child_nodes(tree):
+        if isinstance(node, ast.FunctionDef | ast.AsyncFunctionDef | ast.ClassDef | ast.expr):
+            continue
+        if isinstance(node, ast.Assign | ast.AugAssign | ast.AnnAssign):
+            targets = node.targets if isinstance(node, ast.Assign) else [node.target]
+            names += [part.id for target in targets for part in ast.walk(target)
+                      if isinstance(part, ast.Name) and isinstance(part.ctx, ast.Store)]
+        names += assigned_names(node)
+    return names
+
+
+def read_fields(dataclass: str) -> dict:
+    """{field: default} of a dataclass 'FILE:CLASS'. The file is parsed, not imported: importing
+    torch takes seconds, and --help should answer at once."""
+    file, _, name = dataclass.partition(':')
+    tree = ast.parse((ROOT / file).read_text(encoding='utf-8'))
+    body = next(node.body for node in tree.body
+                if isinstance(node, ast.ClassDef) and node.name == name)
+    return {field.target.id: ast.literal_eval(field.value) for field in body
+            if isinstance(field, ast.AnnAssign) and field.value is not None}
+
+
+def saved_settings(settings: dict) -> dict:
+    """The settings saved in the checkpoint that this run continues; {} if it starts anew."""
+    path = Path(settings['out_dir'], 'ckpt.pt').expanduser()
+    is_resumed = settings['init_from'] == 'resume' or (
+        settings['init_from'] == 'auto' and path.exists())
+    if not is_resumed:
+        return {}
+    from lib.checkpoint import read_settings  # imported late: torch takes seconds to load
+
+    of_this_start = ('init_from', 'out_dir', 'overwrite', 'max_minutes')
+    return {name: value for name, value in read_settings(path).items()
+            if name in settings and name not in of_this_start}
+
+
+def print_help(script: dict, settings: dict, fields: dict, dataclass: str):
+    """Print the script's docstring and each setting with its default and comment."""
+    width = shutil.get_terminal_size().columns if sys.stdout.isatty() else 1000
+
+    def show(values, path):
+        source = Path(path).read_text(encoding='utf-8')
+        comments = dict(re.findall(r'^ *(\w+)(?:: [^=]+)? = .*?  # (.*)$', source, re.M))
+        for name, value in values.items():
+            line = f'  --{name}={value!r}'.ljust(32) + ' ' + comments.get(name, '')
+            print(textwrap.fill(line, width, subsequent_indent=' ' * 33))
+
+    for line in script['__doc__'].splitlines():
+        print(textwrap.fill(line, width))
+    print('\nsettings, as --key=value or in a config file:')
+    show(settings, script['__file__'])
+    if fields:
+        print('\nand the shape of the model:')
+        show(fields, ROOT / dataclass.partition(':')[0])
+
+
+# ---- errors
+class Error(Exception):
+    """An error that the user can fix: printed as one line, exit status 2."""
+
+
+def require(condition, message: str):
+    """Raise Error(message) if the condition is false."""
+    if not condition:
+        raise Error(message)
+
+
+def brief(error: BaseException) -> str:
+    """The start of an error's message; those of libraries can be pages long."""
+    return textwrap.shorten(str(error), 200, placeholder=' ...') or type(error).__name__
+
+
+def extra(name: str, needed_by: str = ''):
+    """The module extras/NAME.py; if it is missing, None, or an Error if something needs it."""
+    try:
+        return importlib.import_module(f'extras.{name}')
+    except ModuleNotFoundError as e:
+        package, _, file = e.name.partition('.')
+        if package != 'extras':
+            raise Error(f'{needed_by or name} needs {package}: pip install {package}') from e
+        require(not needed_by, f'{needed_by} needs extras/{file or name}.py, which is missing')
+        return None
+
+
+def print_error(kind, error, trace):
+    """The excepthook of the scripts: one line for what the user can fix, a traceback for a bug."""
+    if issubclass(kind, KeyboardInterrupt):
+        sys.exit(130)
+    if issubclass(kind, BrokenPipeError) and 'RANK' not in os.environ:
+        drop_output()                       # the reader of the output has ended, as head does
+        sys.exit(141)                       # as the shell reports SIGPIPE
+    message = message_of(kind, error)
+    if message is None:
+        return sys.__excepthook__(kind, error, trace)
+    if is_first_to_report():
+        print('error:', ' '.join(message.split()), file=sys.__stderr__)
+    if 'RANK' in os.environ:                # leaving the process group in order could hang
+        sys.stdout.flush()
+        sys.stderr.flush()
+        os._exit(2)
+    sys.exit(2)
+
+
+def message_of(kind, error) -> str | None:
+    """What to tell the user about an exception; None for a bug."""
+    text = str(error)
+    if issubclass(kind, Error):
+        return text
+    if issubclass(kind, ModuleNotFoundError):
+        package = (error.name or '').partition('.')[0]
+        required = (ROOT / 'requirements.txt').read_text(encoding='utf-8')
+        if re.search(rf'^{re.escape(package)}==', required, re.M):
+            return (f'{package} is not installed: activate the environment (source '
+                    '.venv/bin/activate), or pip install -r requirements.txt')
+    is_out_of_memory = issubclass(kind, MemoryError) or kind.__name__ == 'OutOfMemoryError'
+    if is_out_of_memory or text.startswith('[enforce fail at alloc_cpu.cpp'):
+        return ('out of memory: use a smaller model, fewer samples or, in training, a smaller '
+                'micro_batch_size (0 = as many sequences as fit)')
+    is_network = kind.__name__ in ('DistBackendError', 'DistNetworkError', 'DistStoreError')
+    if is_network or 'gloo/transport' in text:
+        return ('another process of this run was lost; continue with --init_from=resume '
+                f'({text[:160]})')
+    return None
+
+
+def is_first_to_report() -> bool:
+    """Whether no other process of this run on this machine has reported an error in the last
+    minute. Under torchrun several processes often raise the same Error, or one raises alone."""
+    if 'RANK' not in os.environ:
+        return True
+    run = f'{os.getppid()}_{os.environ.get("TORCHELASTIC_RESTART_COUNT", 0)}'
+    marker = Path(tempfile.gettempdir(), f'slm_error_{run}')
+    try:
+        marker.touch(exist_ok=False)
+        return True
+    except FileExistsError:
+        return time.time() - marker.stat().st_mtime > 60
+    except OSError:
+        return True
+
+
+def drop_output():
+    """Send stdout to os.devnull from now on, with what its buffer still holds."""
+    os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())

@@ -1,0 +1,372 @@
+"""Text to token ids and back: class Tokenizer, and how a vocabulary is trained or read.
+
+bpe is trained on the text and gpt2 is GPT-2's: both are byte-level BPE, run by tiktoken. char has
+one token per character. hf is any other tokenizer.json, run by the tokenizers package."""
+import json
+import os
+import re
+import unicodedata
+from collections import deque
+from concurrent.futures import ThreadPoolExecutor
+from itertools import islice
+from pathlib import Path
+
+import numpy as np
+
+from lib.settings import Error, brief, require
+
+EOT = '<|endoftext|>'
+PIECE = 1 << 12                 # maximum bytes of a piece of text
+WINDOW = 1 << 18                # characters that hf encodes at once
+OVERLAP = 1 << 13               # characters that neighbouring windows share
+WORKERS = min(os.cpu_count() or 1, 16)
+# Cutting a text before a single space or after a single newline, between visible characters,
+# changes no token of bpe or gpt2: none reaches across such a border.
+BORDER = re.compile(r'(?<=\S)(?= \S)|(?<=\S\n)(?=\S)')
+# GPT-2's pattern for words, but most words match in the group, without its slow look-ahead.
+WORDS = r"(?:'(?:[sdmt]|ll|ve|re)| ?\p{L}+| ?\p{N}+| ?[^\s\p{L}\p{N}]+)|\s+(?!\S)|\s"
+
+
+class Tokenizer:
+    """Encodes text to ids and decodes them.
+
+    eot is the id of end-of-text, which follows every document; no text encodes to it, and it
+    decodes to ''. vocab_size counts all ids, including eot. spec is a dict of plain types that
+    rebuilds the tokenizer: {'kind': 'bpe', 'json': content of a tokenizer.json}, {'kind': 'gpt2'},
+    {'kind': 'char', 'alphabet': its characters} or {'kind': 'hf', 'json': ..., 'eot': id}.
+
+    A vocabulary of kind hf may not cover the text. Over all text encoded so far, `unknown` counts
+    the unknown tokens, and `lost` those of the `visible` characters that decode does not return."""
+    waiting_ids = frozenset()   # decode_stream waits after these: single bytes, special tokens
+
+    def __init__(self, spec: dict):
+        """Raises Error if the spec is damaged."""
+        self.spec = spec
+        self.unknown = self.visible = self.lost = 0
+        try:
+            self.kind = spec['kind']
+            setup = {'bpe': self._setup_bpe, 'gpt2': self._setup_bpe,
+                     'char': self._setup_char, 'hf': self._setup_hf}[self.kind]
+            setup()
+            if not 0 <= self.eot < self.vocab_size:
+                raise ValueError(f'end-of-text is {self.eot} of {self.vocab_size} tokens')
+        except Error:
+            raise
+        except Exception as e:                      # the libraries raise bare exceptions
+            raise Error(f'the tokenizer is damaged ({type(e).__name__}: {brief(e)})') from e
+
+    def __reduce__(self):
+        return Tokenizer, (self.spec,)              # copy and pickle by spec
+
+    def __eq__(self, other) -> bool:
+        """Whether both give the same ids; GPT-2's tokenizer, for one, can be of two kinds."""
+        if self.spec == other.spec:
+            return True
+        if (self.vocab_size, self.eot) != (other.vocab_size, other.eot):
+            return False
+        every_token = self.decode(range(self.vocab_size))
+        return every_token == other.decode(range(other.vocab_size)) \
+            and self.encode(every_token) == other.encode(every_token)
+
+    def _setup_bpe(self):
+        import tiktoken
+        ranks = gpt2_ranks() if self.kind == 'gpt2' else trained_ranks(self.spec['json'])
+        self.eot = len(ranks)
+        self.vocab_size = len(ranks) + 1
+        self.bpe = tiktoken.Encoding(self.kind, pat_str=WORDS, mergeable_ranks=ranks,
+                                     special_tokens={EOT: self.eot})
+
+    def _setup_char(self):
+        alphabet = self.spec['alphabet']
+        self.eot = len(alphabet)
+        self.vocab_size = len(alphabet) + 1
+        self.index = {character: i for i, character in enumerate(alphabet)}
+
+    def _setup_hf(self):
+        import tokenizers
+        self.hf = tokenizers.Tokenizer.from_str(self.spec['json'])
+        self.hf.no_truncation()
+        self.hf.no_padding()
+        self.hf.encode_special_tokens = True        # a special token's name in a text is just text
+        self.eot = self.spec['eot']
+        self.vocab_size = max(self.hf.get_vocab().values()) + 1
+        model = json.loads(self.spec['json'])['model']
+        require(not model.get('dropout'), 'this tokenizer drops merges at random: set "dropout" to '
+                                          'null in its tokenizer.json')
+        unk_token = model.get('unk_token')
+        self.unk = self.hf.token_to_id(unk_token) if unk_token else model.get('unk_id')
+        added = self.hf.get_added_tokens_decoder()
+        specials = {i for i, token in added.items() if token.special}
+        single_bytes = {self.hf.token_to_id(f'<0x{byte:02X}>') for byte in range(256)}
+        self.waiting_ids = specials | single_bytes | {self.eot}
+        # RoBERTa's kind adds a space (spelled Ġ) before the text, which its decoder leaves there.
+        splitter = self.hf.pre_tokenizer
+        adds_space = splitter and 'Ġe' in str(splitter.pre_tokenize_str('e'))
+        self.added_space = ' ' if adds_space else ''
+
+    # ---- encoding
+    def encode(self, text: str) -> list[int]:
+        """The ids of a text of any length. Raises Error for text that cannot be encoded, such as a
+        character that is not in the alphabet of char."""
+        raw = to_utf8(text)
+        if self.kind == 'hf':
+            return self.encode_documents([raw.decode()])[:-1].tolist()
+        try:
+            return self.encode_pieces([*cut(raw, 0, len(raw))])[:-1].tolist()
+        except KeyError as e:
+            character = e.args[0]
+            raise Error(f'character {character!r} (U+{ord(character):04X}) is not in the alphabet '
+                        'of this model') from e
+
+    def encode_stream(self, pieces):
+        """Yield the ids of documents, with eot after each, in arrays. The documents come in pieces
+        (text, ends), as cut yields them; `ends` is set on the last piece of each."""
+        if self.kind == 'hf':                       # a piece alone may give other ids
+            yield from map(self.encode_documents, join(pieces))
+            return
+        pieces, running = iter(pieces), deque()
+        with ThreadPoolExecutor(WORKERS) as pool:
+            while chunk := list(islice(pieces, 1000)):
+                running.append(pool.submit(self.encode_pieces, chunk))
+                if len(running) > 2 * WORKERS:
+                    yield running.popleft().result()
+            for future in running:
+                yield future.result()
+
+    def encode_pieces(self, pieces: list[tuple[str, bool]]) -> np.ndarray:
+        """The ids of pieces (text, ends) by bpe, gpt2 or char, with eot after each that ends."""
+        texts, ends = zip(*pieces)
+        if self.kind == 'char':
+            ids = np.array([i for text in texts
+                            for i in (*(self.index[character] for character in text), self.eot)])
+        elif any(EOT in text for text in texts):    # it is ordinary text there, so do not join
+            arrays = [self.bpe.encode_to_numpy(text, disallowed_special=()) for text in texts]
+            ids = np.concatenate([np.append(array, np.uint32(self.eot)) for array in arrays])
+        else:
+            joined = EOT.join([*texts, ''])
+            ids = self.bpe.encode_to_numpy(joined, allowed_special={EOT}, disallowed_special=())
+        eots = np.flatnonzero(ids == self.eot)      # one after each piece
+        return np.delete(ids, eots[~np.array(ends)])
+
+    # ---- encoding with the tokenizers package
+    def encode_documents(self, texts: list[str]) -> np.ndarray:
+        """The ids of whole documents by hf, with eot after each. Counts what gets lost."""
+        try:
+            if max(map(len, texts)) > WINDOW:
+                rows = [self.encode_long(text) for text in texts]
+            else:
+                encodings = self.hf.encode_batch_fast(texts, add_special_tokens=False)
+                rows = [np.array(encoding.ids, np.uint32) for encoding in encodings]
+        except Exception as e:
+            raise Error(f'this tokenizer cannot encode the text ({brief(e)})') from e
+        for text, ids in zip(texts, rows):
+            require(self.eot not in ids, 'this tokenizer encodes ordinary text as end-of-text, '
+                    f'{self.hf.id_to_token(self.eot)}: use another tokenizer')
+            self.unknown += int((ids == self.unk).sum())
+            before = count_visible(text)
+            parts = np.array_split(ids, len(ids) // WINDOW + 1)         # to bound the memory
+            after = sum(count_visible(self.decode(part)) for part in parts)
+            self.visible += before
+            self.lost += max(0, before - after)
+        return np.concatenate([np.append(ids, np.uint32(self.eot)) for ids in rows])
+
+    def encode_long(self, text: str) -> np.ndarray:
+        """The ids that hf gives the whole text, in overlapping windows, as encoding it at once
+        takes up to 300 bytes of memory per character.
+
+        Tokens depend on nearby text only: where two windows agree on 100 tokens in the middle of
+        their overlap, the second takes over. If they disagree, as in a word of thousands of
+        letters, the first is encoded again at twice the length."""
+        def encode(begin, end):                     # (tokens, 2): id, position in text
+            found = self.hf.encode(text[begin:end], add_special_tokens=False)
+            positions = [begin + first for first, _ in found.offsets]
+            return np.array([found.ids, positions], np.uint32).T
+
+        begin, end = 0, WINDOW
+        window = encode(begin, end)
+        ids, done = [], 0                           # done: tokens of this window in ids
+        while end < len(text):
+            next_window = encode(end - OVERLAP, end + WINDOW)
+            middle = end - OVERLAP // 2
+            i = np.searchsorted(window[:, 1], middle)
+            j = np.searchsorted(next_window[:, 1], middle)
+            if np.array_equal(window[max(0, i - 50):i + 50], next_window[max(0, j - 50):j + 50]):
+                ids.append(window[done:i, 0])
+                begin, end = end - OVERLAP, end + WINDOW
+                window, done = next_window, j
+            else:
+                end += end - begin
+                window = encode(begin, end)
+        return np.concatenate([*ids, window[done:, 0]])
+
+    # ---- decoding
+    def decode(self, ids) -> str:
+        """The text of ids. Invalid UTF-8 becomes U+FFFD, special tokens ''. Raises Error for an id
+        outside [0, vocab_size)."""
+        ids = [int(i) for i in ids if i != self.eot]
+        for i in ids:
+            if not 0 <= i < self.vocab_size:
+                raise Error(f'{i} is not a token id: they are 0 to {self.vocab_size - 1}')
+        if self.kind == 'char':
+            return ''.join(self.spec['alphabet'][i] for i in ids)
+        if self.kind == 'hf':
+            return self.hf.decode(ids, skip_special_tokens=True).removeprefix(self.added_space)
+        return self.bpe.decode(ids)
+
+    def decode_stream(self, ids, prompt=()):
+        """Yield the text that each id adds, '' until its character is complete; then the rest.
+
+        prompt: the ids before these. Many tokenizers of kind hf drop the space before the first
+        word, so without the prompt a continuation would stick to it."""
+        context, new = list(prompt), []
+        shown = self.decode(context)
+        for i in ids:
+            new.append(i)
+            text = shown if i in self.waiting_ids else self.decode(context + new)
+            if text == shown or text.endswith('\ufffd'):
+                yield ''
+                continue
+            yield text[len(shown):]
+            context, new = [i], []                  # hf may decode the next id by this one
+            shown = self.decode(context)
+        yield self.decode(context + new)[len(shown):]
+
+    def label(self, i: int) -> str:
+        """The text of one id with spaces and newlines made visible: '·named', '\\n', '<eot>'."""
+        text = self.decode([i])
+        if self.kind == 'hf':                       # the first token may lose its space
+            text = self.decode([i, i])[len(text):] or self.hf.id_to_token(i) or ''
+        if i == self.eot:
+            return '<eot>'
+        return repr(text)[1:-1].replace(' ', '·')
+
+
+# ---- texts
+def to_utf8(text: str) -> bytes:
+    """The text in UTF-8. A surrogate pair becomes its character, a lone surrogate U+FFFD."""
+    try:
+        return text.encode()
+    except UnicodeEncodeError:
+        return text.encode('utf-16', 'surrogatepass').decode('utf-16', 'replace').encode()
+
+
+def cut(raw, start: int, end: int):
+    """Yield (text, is_last) for the UTF-8 bytes raw[start:end], in pieces of at most PIECE bytes.
+
+    A piece ends at the first BORDER in its second half, where cutting changes no token."""
+    while end - start > PIECE:
+        text = str(raw[start:start + PIECE], 'utf-8', 'ignore')     # drop a partial character
+        border = BORDER.search(text, len(text) // 2)
+        if border:
+            text = text[:border.start()]
+        start += len(text.encode())
+        yield text, False
+    yield str(raw[start:end], 'utf-8'), True
+
+
+def join(pieces):
+    """Yield lists of whole documents from pieces (text, ends), about WINDOW characters each."""
+    documents, parts, size = [], [], 0
+    for text, ends in pieces:
+        parts.append(text)
+        size += len(text)
+        require(size < 100_000_000, 'a document has 100 million characters, too many for this '
+                                    'tokenizer: divide it, or use --tokenizer=bpe')
+        if ends:
+            documents.append(''.join(parts))
+            parts = []
+        if ends and size > WINDOW:
+            yield documents
+            documents, size = [], 0
+    if documents:
+        yield documents
+
+
+def count_visible(text: str) -> int:
+    """The number of characters that are not white space, however accents are spelled."""
+    return len(''.join(unicodedata.normalize('NFKC', text).split()))
+
+
+# ---- vocabularies
+def gpt2_ranks() -> dict[bytes, int]:
+    """GPT-2's tokens and their ids; tiktoken downloads them once. Raises Error if it cannot."""
+    import tiktoken
+    try:
+        gpt2 = tiktoken.get_encoding('gpt2')
+    except Exception as e:
+        raise Error('cannot fetch the gpt2 vocabulary: go online once, set TIKTOKEN_CACHE_DIR to a '
+                    'folder that has it, or use --tokenizer=bpe '
+                    f'({type(e).__name__}: {brief(e)})') from e
+    return {gpt2.decode_single_token_bytes(i): i for i in range(gpt2.eot_token)}
+
+
+def trained_ranks(tokenizer_json: str) -> dict[bytes, int]:
+    """The tokens of a byte-level BPE and their ids, which are also the ranks of their merges.
+
+    A tokenizer.json spells each byte as a visible character: a printable one as itself, the others
+    from U+0100 on."""
+    visible = [b for b in range(256) if chr(b).isprintable() and b != 32]
+    hidden = [b for b in range(256) if b not in visible]
+    byte_of = {chr(b): b for b in visible} | {chr(256 + i): b for i, b in enumerate(hidden)}
+    vocabulary = json.loads(tokenizer_json)['model']['vocab']
+    ranks = {bytes(byte_of[c] for c in token): rank for token, rank in vocabulary.items()}
+    has_all_bytes = all(bytes([b]) in ranks for b in range(256))
+    if sorted(ranks.values()) != list(range(len(ranks))) or not has_all_bytes:
+        raise ValueError('ids or bytes are missing')
+    return ranks
+
+
+def train_bpe(texts, size: int) -> dict:
+    """Train a byte-level BPE (Sennrich et al. 2016) of `size` tokens, including eot, on texts, and
+    return its spec. It has fewer tokens if too few pairs occur at least twice."""
+    from tokenizers import Tokenizer, decoders, models, pre_tokenizers, trainers
+    bpe = Tokenizer(models.BPE())
+    bpe.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=False)
+    bpe.decoder = decoders.ByteLevel()
+    every_byte = pre_tokenizers.ByteLevel.alphabet()    # without it, bytes not in texts are dropped
+    trainer = trainers.BpeTrainer(vocab_size=size - 1, min_frequency=2, initial_alphabet=every_byte,
+                                  show_progress=False)
+    bpe.train_from_iterator(limit_words(texts), trainer)
+    bpe.add_special_tokens([EOT])                       # after training: its id is the last
+    return {'kind': 'bpe', 'json': bpe.to_str()}
+
+
+def limit_words(texts, limit: int = 4_000_000):
+    """Yield texts until their distinct words exceed `limit` characters, each of which costs 100
+    bytes in training. Words are broken after 200 characters, as long ones train slowly."""
+    seen = set()
+    for text in texts:
+        new = set(text.split()) - seen
+        seen |= new
+        limit -= sum(map(len, new))
+        yield re.sub(r'\S{200}', r'\g<0>\n', text)
+        if limit < 0:
+            return
+
+
+def read_tokenizer(source: str) -> dict:
+    """Spec of the tokenizer.json in a folder or Hugging Face repository, with its eos token as
+    end-of-text. Raises Error if there is none."""
+    from tokenizers import Tokenizer
+    try:
+        folder = Path(source).expanduser()
+        if not folder.is_dir():
+            from huggingface_hub import snapshot_download
+            folder = Path(snapshot_download(source, allow_patterns='tokenizer*.json'))
+        text = (folder / 'tokenizer.json').read_text(encoding='utf-8')
+        config_file = folder / 'tokenizer_config.json'
+        config = {}
+        if config_file.exists():
+            config = json.loads(config_file.read_text(encoding='utf-8'))
+        tokenizer = Tokenizer.from_str(text)
+        eos = config.get('eos_token')
+        if isinstance(eos, dict):
+            eos = eos['content']
+    except Exception as e:
+        raise Error(f'--tokenizer={source}: neither bpe, gpt2, char nor a folder or repository '
+                    f'with a tokenizer.json ({type(e).__name__}: {brief(e)})') from e
+    for token in (eos, EOT, '</s>', '<eos>'):
+        if token and tokenizer.token_to_id(token) is not None:
+            return {'kind': 'hf', 'json': text, 'eot': tokenizer.token_to_id(token)}
+    raise Error(f'--tokenizer={source} has no end-of-text: name an eos_token in its '
+                'tokenizer_config.json')

@@ -1,0 +1,391 @@
+"""Documents from files and datasets: one reader for each kind of file.
+
+A reader yields a Piece for each document. To add a kind of file, write a function read_KIND with
+the same arguments and give its suffix a line in READERS."""
+import codecs
+import csv
+import gzip
+import io
+import json
+import math
+import os
+import re
+import string
+import textwrap
+from collections import Counter
+from pathlib import Path
+from typing import NamedTuple
+
+from tqdm import tqdm
+
+from lib.settings import Error, brief, require
+from lib.terminal import warn
+
+BLOCK = 1 << 20                 # bytes or characters of a text file to read at once
+ROWS = 16                       # rows to read at once; a row may be megabytes long
+LONGEST_LINE = 1 << 26          # maximum characters in a line of .jsonl, or a field of .csv
+MAX_GLUED = 0.02                # warn of a PDF with a larger share of glued words
+SEPARATOR = '<|endoftext|>'     # the default; files without it are normal
+HELD_OUT = ('validation', 'valid', 'val', 'dev', 'test')        # names of splits, best first
+BYTE_ORDER_MARKS = {            # UTF-32 first: its mark begins with that of UTF-16
+    codecs.BOM_UTF32_LE: 'utf-32', codecs.BOM_UTF32_BE: 'utf-32', codecs.BOM_UTF8: 'utf-8-sig',
+    codecs.BOM_UTF16_LE: 'utf-16', codecs.BOM_UTF16_BE: 'utf-16'}
+
+
+class Piece(NamedTuple):
+    """A document, or part of one that is too long for memory: its last part has ends=True."""
+    text: str
+    ends: bool = True
+    nats: float = math.nan      # -ln of the document's probability, where it is known
+
+
+# ---- encodings
+ASCII = bytes(range(128))
+LETTERS = string.ascii_letters.encode()
+# Bytes that are common in Windows-1252 text of Western Europe, and rarer in other encodings
+SMALL = 'àâäáãåæçèéêëìíîïñòóôöõøœùúûüÿ'
+ACCENTED = (SMALL + SMALL.upper() + 'ß').encode('cp1252')
+SIGNS = '“”‘’„‚–—…•€£§°©®™«»¡¿·ªº²½\xa0'.encode('cp1252')
+QUOTE_IN_WORD = re.compile(rb'[a-zA-Z][\x82\x84\x91\x93-\x95][a-zA-Z]')
+
+
+def open_binary(path):
+    return gzip.open(path) if str(path).endswith('.gz') else open(path, 'rb')
+
+
+def open_text(path, newline: str | None = None):
+    """Open a text file, gzipped or not, in its encoding. Invalid bytes become U+FFFD."""
+    return io.TextIOWrapper(open_binary(path), guess_encoding(path), 'replace', newline)
+
+
+def blocks(file):
+    """Yield the rest of an open file, BLOCK bytes or characters at a time."""
+    block = file.read(BLOCK)
+    while block:
+        yield block
+        block = file.read(BLOCK)
+
+
+def guess_encoding(path) -> str:
+    """The encoding of a text file: from its byte order mark, else UTF-16 or UTF-8 if most bytes
+    fit, else Windows-1252 if they clearly do. Otherwise warns and returns UTF-8."""
+    with open_binary(path) as file:
+        start = file.read(BLOCK)
+        for mark, encoding in BYTE_ORDER_MARKS.items():
+            if start.startswith(mark):
+                return encoding
+        # Most characters of European text in UTF-16 have one zero byte, always on the same side.
+        zeros, even, odd = start.count(0), start[::2].count(0), start[1::2].count(0)
+        if zeros > 0.35 * len(start) and min(even, odd) < 0.05 * zeros:
+            return 'utf-16-le' if odd > even else 'utf-16-be'
+        for encoding, fits in (('utf-8', is_utf8), ('cp1252', is_western)):
+            file.seek(0)
+            if fits(file):
+                return encoding
+    warn(f'{path} is not UTF-8, and its encoding is not clear; is it text at all? Bytes that are '
+         'not UTF-8 become U+FFFD: convert it to UTF-8, or remove it')
+    return 'utf-8'
+
+
+def is_utf8(file) -> bool:
+    """Whether most bytes beyond ASCII are valid UTF-8: a damaged file is still UTF-8."""
+    decode = codecs.getincrementaldecoder('utf-8')('ignore').decode
+    not_ascii = invalid = 0
+    for block in blocks(file):
+        not_ascii += len(block.translate(None, ASCII))
+        invalid += len(block) - len(decode(block).encode())
+    return invalid <= not_ascii / 2
+
+
+def is_western(file) -> bool:
+    """Whether this is clearly Windows-1252, or its subset Latin-1: no rare bytes, no quotes inside
+    words, few accented letters."""
+    accented = letters = 0
+    for block in blocks(file):
+        not_ascii = block.translate(None, ASCII + SIGNS)
+        has_rare = not_ascii.translate(None, ACCENTED) or b'\0' in block
+        if has_rare or QUOTE_IN_WORD.search(block):
+            return False
+        accented += len(not_ascii)
+        letters += len(block) - len(block.translate(None, LETTERS))
+    return accented <= 0.1 * letters
+
+
+# ---- text
+def read_text(path, text_column: str, separator: str):
+    """A .txt file, divided into documents at `separator` ('' = the file is one document).
+
+    Line breaks around a separator belong to it. NUL is dropped, and so is U+FEFF, the byte order
+    mark that is left inside when files are joined."""
+    rest = ''                                   # read, but not yielded yet
+    at_start = False                            # whether rest begins right after a separator
+    dropped = 0
+    with open_text(path) as file:
+        for block in blocks(file):
+            text = block.replace('\0', '').replace('\ufeff', '')
+            dropped += len(block) - len(text)
+            *documents, rest = (rest + text).split(separator) if separator else [rest + text]
+            for document in documents:
+                if at_start:
+                    document = document.lstrip('\n')
+                yield Piece(document.rstrip('\n'))
+                at_start = True
+            if at_start:
+                rest = rest.lstrip('\n')
+            if len(rest) > BLOCK:               # keep what may be the start of a separator
+                end = len(rest[:-len(separator) or None].rstrip('\n'))
+                yield Piece(rest[:end], ends=False)
+                rest = rest[end:]
+                at_start = False
+        yield Piece(rest)
+    if dropped:
+        warn(f'{path}: dropped {dropped:,} NUL characters and byte order marks inside the text')
+
+
+def read_markdown(path, text_column: str, separator: str):
+    """A .md file, which is one document."""
+    yield from read_text(path, text_column, separator='')
+
+
+def read_pdf(path, text_column: str, separator: str):
+    """A .pdf file, which is one document. Raises ValueError if it cannot be read."""
+    from text.layout import glued
+    from text.pdf import read_pdf_file
+    text = read_pdf_file(path)
+    if not text:
+        raise ValueError('it has no text; is it a scan?')
+    if glued(text) > MAX_GLUED:
+        warn(f'{path}: {glued(text):.1%} of its text is in words of 18 letters or more; '
+             'spaces seem to be missing')
+    yield Piece(text)
+
+
+# ---- rows
+def text_of_row(row, text_column: str, where: str) -> str:
+    """The text of a row, '' for None. Raises ValueError if there is none; the message starts with
+    `where`, which says what row it is."""
+    if not isinstance(row, dict):
+        raise ValueError(f'{where} is not an object, as in {{"{text_column}": "..."}}')
+    if text_column not in row:
+        columns = textwrap.shorten(', '.join(row) or 'none', 200, placeholder=' ...')
+        is_chat = 'messages' in row or 'conversations' in row
+        advice = 'join each chat into one text' if is_chat else 'set --text_column'
+        raise ValueError(f'{where} has no column {text_column}, but {columns}; {advice}')
+    text = row[text_column]
+    if not isinstance(text, str | None):
+        kind = type(text).__name__
+        raise ValueError(f'{where} has {kind} in column {text_column}, not text; '
+                         'set --text_column')
+    return text or ''
+
+
+def read_jsonl(path, text_column: str, separator: str):
+    """A .jsonl file: each line is a JSON object."""
+    with open_text(path) as file:
+        lines = iter(lambda: file.readline(LONGEST_LINE), '')
+        for number, line in enumerate(lines, 1):
+            where = f'line {number}'
+            if len(line) == LONGEST_LINE:
+                raise ValueError(f'{where} is longer than {LONGEST_LINE:,} characters')
+            line = line.strip().strip('\ufeff')
+            if not line:
+                continue
+            try:
+                row = json.loads(line)
+            except ValueError as e:
+                reason = str(e).partition(': line ')[0]         # json calls each line its line 1
+                raise ValueError(f'{where} is not JSON ({reason}): mend or remove it') from e
+            yield Piece(text_of_row(row, text_column, where))
+
+
+def read_csv(path, text_column: str, separator: str):
+    """A .csv file whose first row names the columns; they are divided by , ; or tabs."""
+    csv.field_size_limit(LONGEST_LINE)
+    with open_text(path, newline='') as file:
+        header = file.readline()
+        file.seek(0)
+        rows = csv.DictReader(file, delimiter=max(',;\t', key=header.count))
+        try:
+            for row in rows:
+                where = f'line {rows.line_num}'
+                if None in row:                 # DictReader puts cells without a column there
+                    raise ValueError(f'{where} has too many cells: put text with commas in quotes')
+                yield Piece(text_of_row(row, text_column, where))
+        except csv.Error as e:
+            raise ValueError(f'line {rows.line_num}: {e}') from e
+
+
+def read_parquet(path, text_column: str, separator: str):
+    """A .parquet file, of which only the column of the text is read."""
+    from pyarrow.parquet import ParquetFile
+    with ParquetFile(path, buffer_size=BLOCK) as file:          # 0 would read whole row groups
+        is_there = text_column in file.schema_arrow.names
+        columns = [text_column] if is_there else None           # all, to name them in the error
+        yield from read_arrow(file.iter_batches(ROWS, columns=columns), text_column)
+
+
+def read_arrow(batches, text_column: str):
+    """The documents in Arrow tables or batches of rows."""
+    for batch in batches:
+        for row in batch.to_pylist():
+            yield Piece(text_of_row(row, text_column, 'it'))
+
+
+# ---- files
+READERS = {
+    '.txt': read_text,
+    '.md': read_markdown,
+    '.pdf': read_pdf,
+    '.jsonl': read_jsonl,
+    '.jsonl.gz': read_jsonl,
+    '.csv': read_csv,
+    '.parquet': read_parquet,
+}
+
+
+def find_reader(name):
+    """The reader for a file of this name, or None."""
+    name = str(name).lower()
+    return next((READERS[suffix] for suffix in READERS if name.endswith(suffix)), None)
+
+
+def find_files(patterns: str) -> list[Path]:
+    """The files with a reader that paths, folders and globs name, with commas between them.
+    Prints what is left out. Raises Error if one of them names nothing that can be read."""
+    parts = [part.strip() for part in patterns.split(',') if part.strip()]
+    if not parts or os.path.exists(os.path.expanduser(patterns)):
+        parts = [patterns]                      # a path may have commas itself
+    found = []
+    left_out = Counter()
+    for part in parts:
+        files = []
+        for path in sorted(expand(part, left_out)):
+            if find_reader(path) and path.is_file():
+                files.append(path)
+            else:
+                kind = path.suffix.lower() or 'without a suffix'
+                left_out[kind if path.exists() else 'broken link'] += 1
+        require(files, f'--input={part}: nothing there can be read; the kinds of files that '
+                       f'can are {" ".join(READERS)}')
+        found += files
+    if left_out:
+        kinds = [f'{n:,} {kind}' for kind, n in left_out.most_common(10)]
+        print(f'left out   {", ".join(kinds)}' + (', ...' if len(left_out) > 10 else ''))
+    return found
+
+
+def expand(pattern: str, left_out: Counter) -> list[Path]:
+    """The files that a path, a folder or a glob names. Raises Error if there are none."""
+    path = Path(pattern).expanduser()
+    if os.path.isdir(path):
+        return list(walk(path, left_out))
+    if os.path.exists(path):
+        return [path]
+    root = Path(path.anchor)
+    try:
+        paths = [found for found in root.glob(str(path.relative_to(root))) if not found.is_dir()]
+    except (OSError, ValueError):               # too long, or not a pattern
+        paths = []
+    require(paths, f'--input={pattern}: there is no such file or folder')
+    # As in a shell, wildcards do not match hidden files.
+    return [found for found in paths
+            if not any(part[0] == '.' and part not in path.parts for part in found.parts)]
+
+
+def walk(folder: Path, left_out: Counter):
+    """Yield the files in a folder and its subfolders; count what is skipped in left_out.
+
+    A link to a folder is followed, unless that folder was read already or contains this one."""
+    real = folder.resolve()
+    seen = {real, *real.parents}
+
+    def skip_unreadable(error: OSError):
+        left_out['unreadable folder'] += 1
+
+    for parent, folders, names in os.walk(folder, onerror=skip_unreadable, followlinks=True):
+        for name in sorted(folders):
+            path = Path(parent, name)
+            is_foreign = name[0] == '.' or name in ('__MACOSX', 'node_modules')
+            is_environment = (path / 'pyvenv.cfg').exists()
+            if is_foreign or is_environment or path.resolve() in seen:
+                left_out[f'{name}/'] += 1
+                folders.remove(name)
+            seen.add(path.resolve())
+        visible = [name for name in names if name[0] != '.']
+        if len(visible) < len(names):
+            left_out['hidden'] += len(names) - len(visible)
+        yield from (Path(parent, name) for name in visible)
+
+
+def read_files(files: list[Path], text_column: str, separator: str):
+    """The documents of files. A PDF that cannot be read is left out with a warning; any other
+    file is an Error. The separator may have the escapes \\n, \\t and \\\\."""
+    escapes = {r'\n': '\n', r'\t': '\t', r'\\': '\\'}
+    separator = re.sub(r'\\[nt\\]', lambda escape: escapes[escape[0]], separator)
+    texts = documents = 0                       # .txt files, and documents in them
+    with tqdm(files, 'file', position=1, disable=None, leave=False) as bar:
+        for path in bar:
+            bar.set_postfix_str(path.name[-40:])
+            read = find_reader(path)
+            is_text = read is read_text
+            texts += is_text
+            try:
+                for piece in read(path, text_column, separator):
+                    documents += is_text and piece.ends
+                    yield piece
+            except Error:
+                raise
+            except Exception as e:              # a damaged file makes a library raise anything
+                reason = str(e) or type(e).__name__
+                if read is not read_pdf:
+                    raise Error(f'{path} cannot be read: {reason}') from e
+                warn(f'{path} is left out: {reason}')
+    if texts and documents == texts and separator not in ('', SEPARATOR):
+        warn(f'the separator {separator!r} is in none of the .txt files: each is one document')
+
+
+# ---- datasets
+def read_dataset(source: str, text_column: str, config: str = '',
+                 split: str = '') -> tuple[dict, str | None]:
+    """({split: iterator of its documents}, licence) of a Hugging Face dataset, a name or a folder.
+
+    The splits are 'train', the source's split `split` ('' = train), and 'val', its held-out split:
+    for train_sft that is validation_sft, test_sft or the like. Without one the only split is ''.
+    Raises Error if the dataset, configuration or split is not there."""
+    import datasets
+    try:
+        builder = datasets.load_dataset_builder(source, config or None)
+    except Exception as e:
+        hint = '; set --dataset_config' if isinstance(e, ValueError) else ''
+        reason = f'{type(e).__name__}: {brief(e)}'
+        raise Error(f'dataset {source} cannot be opened ({reason}){hint}') from e
+    require(builder.name != 'text', f'dataset {source} holds text files: use --input')
+    splits = builder.config.data_files or {}    # the paths or URLs of each split
+    train = split or 'train'
+    require(train in splits, f'dataset {source} has no split {train}, but '
+                             f'{", ".join(map(str, splits))}; set --split')
+    held_out = [train.replace('train', name) for name in HELD_OUT]
+    held_out = [name for name in held_out if name in splits and name != train]
+    licence = builder.info.license or None
+    if not held_out:
+        return {'': read_split(source, config, train, splits[train], text_column)}, licence
+    # val comes first: a document that is in both stays there
+    return {side: read_split(source, config, name, splits[name], text_column)
+            for side, name in (('val', held_out[0]), ('train', train))}, licence
+
+
+def read_split(source: str, config: str, split: str, files: list[str], text_column: str):
+    """The documents of a split with these files, which are paths or URLs."""
+    import datasets
+    try:
+        if all(map(find_reader, files)):
+            paths = datasets.DownloadManager().download(list(files))
+            yield from read_files([Path(path) for path in paths], text_column, separator='')
+        else:                                   # kinds of files that only `datasets` can read
+            rows = datasets.load_dataset(source, config or None, split=split, streaming=True)
+            yield from read_arrow(rows.with_format('arrow').iter(ROWS), text_column)
+    except Error:
+        raise
+    except Exception as e:
+        reason = f'{type(e).__name__}: {brief(e)}'
+        raise Error(f'dataset {source} cannot be read ({reason})') from e
