@@ -4,18 +4,18 @@ PIP = $(BIN)/pip install --quiet --disable-pip-version-check
 
 .PHONY: demo test test-all slow lint clean
 
-demo: .venv                      # a storyteller from nothing, in a few minutes on two CPU cores
+demo: .venv                      # train a storyteller: about 3 minutes on two CPU cores
 	$(BIN)/python prepare.py
-	$(BIN)/python train.py --overwrite=True --out_dir=out/demo
-	$(BIN)/python sample.py --out_dir=out/demo
+	$(BIN)/python train.py config/stories.py --overwrite=True
+	$(BIN)/python sample.py --out_dir=out/stories
 
-test: .venv/tests lint           # at most 4 minutes on two cores
+test: .venv/tests lint           # about 4 minutes on two cores
 	$(BIN)/python -m pytest
 
-test-all: .venv/tests lint
+test-all: .venv/tests lint       # the slow tests, too
 	$(BIN)/python -m pytest -m ''
 
-slow: .venv/tests                # only what test leaves out
+slow: .venv/tests                # only the slow tests
 	$(BIN)/python -m pytest -m slow
 
 lint: .venv/tests
@@ -34,5 +34,5 @@ lint: .venv/tests
 	$(PIP) -r requirements.txt -r tests/requirements.txt
 	touch $@
 
-clean:                           # what can be made again; trained models and data stay
-	rm -rf .venv .pytest_cache .ruff_cache
+clean:                           # remove what can be made again; data and models stay
+	rm -rf .venv .pytest_cache .ruff_cache .hypothesis

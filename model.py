@@ -326,7 +326,8 @@ class GPT(nn.Module):
             logits = self.next_logits(new, cache)                       # (B, V)
             if repetition_penalty != 1:
                 logits = penalize(logits, seen, repetition_penalty, eot)
-            logits[:, vocab_size:] = -math.inf
+            if vocab_size is not None:
+                logits[:, vocab_size:] = -math.inf
             draw = torch.cat([torch.rand(1, generator=generator) for generator in generators])
             next_id = choose(logits, draw.to(idx.device), temperature, top_k, top_p)    # (B,)
             if eot is not None:

@@ -258,6 +258,8 @@ def make_dataset(folder: Path, splits: dict, about: dict) -> dict:
         tok = make_tokenizer(tokenizer, size, raw, corpus, sides['train'])
         meta = write_dataset(folder, tok, raw, corpus, sides, about)
     report(meta, duplicates=len(found.hash) - len(np.unique(found.hash)))
+    if tok.kind == 'hf':
+        warn_of_lost_text(tok.hf, meta)
     print(f'{folder} made in {time.time() - began:.1f} s')
     return meta
 
@@ -278,6 +280,14 @@ def report(meta: dict, duplicates: int):
         print(fit(line, hang=' ' * 11))
     if val['tokens'] < 1000:
         warn(f'only {val["tokens"]} tokens for validation: their loss says little')
+
+
+def warn_of_lost_text(hf, meta: dict):
+    """Warn if a tokenizer.json does not cover the text; hf: a ForeignTokenizer."""
+    tokens = meta['train']['tokens'] + meta['val']['tokens']
+    if hf.unknown or hf.lost:
+        warn(f'this tokenizer does not cover the text: {hf.unknown / tokens:.1%} of the tokens are '
+             f'unknown, {hf.lost / max(1, hf.visible):.1%} of the text is lost')
 
 
 def check_settings():

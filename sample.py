@@ -52,7 +52,11 @@ class LanguageModel:
     def stream(self, prompt: str = '', **sampling):
         """Yield the continuation as it is sampled, in strings of whole characters."""
         steps = self.sample_ids(prompt, num_samples=1, **sampling)
-        yield from self.tokenizer.decode_stream(ids.item() for ids in steps)
+        yield from self.decode(prompt, (ids.item() for ids in steps))
+
+    def decode(self, prompt: str, ids):
+        """Yield the text of ids that follow a prompt, in strings of whole characters."""
+        return self.tokenizer.decode_stream(ids, prompt=self.tokenizer.encode(prompt))
 
     def rows(self, prompt: str = '', num_samples: int = num_samples, **sampling):
         """The ids of several continuations, a list each, without end-of-text."""
@@ -105,6 +109,7 @@ def load(path='out', device: str = 'auto', dtype: str = 'auto',
             f'{model.config.vocab_size}')
     found = pick_device(device)
     model.to(found, pick_dtype(dtype, found)).eval()
+    checkpoints.require_finite_logits(model, path)
     if compile:
         model = extra('compiled', needed_by='compile').compile_decoding(model)
     return LanguageModel(model, tokenizer, checkpoint['settings'])
@@ -133,7 +138,7 @@ def print_samples(lm: LanguageModel, prompt: str):
         tokens = sum(len(row) for row in rows)
         for row in rows:
             screen = Screen()
-            screen.write(prompt + lm.tokenizer.decode(row))
+            screen.write(prompt + ''.join(lm.decode(prompt, row)))
             screen.end_line()
             print('-' * 60)
     print(f'{tokens / (time.perf_counter() - began):,.0f} tokens per second', file=sys.stderr)
@@ -151,7 +156,7 @@ def print_one(lm: LanguageModel, prompt: str) -> int:
     screen = Screen()
     steps = lm.sample_ids(prompt)
     screen.write(prompt)
-    for text in lm.tokenizer.decode_stream(collect(steps)):
+    for text in lm.decode(prompt, collect(steps)):
         screen.write(text)
     screen.end_line()
     return len(ids)

@@ -56,9 +56,9 @@ from lib.dataset import Validation, get_batch, open_dataset
 from lib.device import StopSignals, compile_and_parallelize, fit_micro_batch, start_hardware
 from lib.log import Log
 from lib.muon import Muon
-from lib.settings import Error, require
+from lib.settings import require
 from lib.tokenizer import Tokenizer
-from model import GPT, GPTConfig
+from model import GPT
 
 
 def learning_rate_at(step: int) -> float:
@@ -105,10 +105,7 @@ def make_model(checkpoint: dict | None, n_tokens: int, device_type: str) -> GPT:
         return checkpoints.build_model(checkpoint, **changes)
     if device_type == 'cuda':
         n_tokens = math.ceil(n_tokens / 64) * 64        # GPUs multiply such matrices faster
-    try:
-        return GPT(GPTConfig(n_tokens, **settings.shape))
-    except ValueError as e:
-        raise Error(str(e)) from e
+    return GPT(checkpoints.make_config(vocab_size=n_tokens, **settings.shape))
 
 
 def make_optimizer(model: GPT, torch_dtype: torch.dtype) -> torch.optim.Optimizer:
@@ -203,6 +200,7 @@ if __name__ == '__main__':
     log.announce(meta, model, micro)
     if is_resumed:
         log.announce_resume(checkpoint, learning_rate_at(step + 1))
+    is_pretrained = checkpoint is not None      # a new model is not worth a best.pt
     checkpoint = None                           # frees its memory
     stop = StopSignals(max_minutes)
 
@@ -226,11 +224,12 @@ if __name__ == '__main__':
             progress = {'step': step, 'evaluated_at': evaluated_at, 'best_val_loss': best_val_loss,
                         'tokenizer': tokenizer.spec, 'settings': dict(settings),
                         'data': checkpoints.checksums(meta)}
+            # best.pt comes first: a run killed in between repeats this step, and saves both.
+            if hardware.rank == 0 and is_best and (step > 0 or is_pretrained):
+                checkpoints.save(out / 'best.pt', model, **progress)
             if hardware.rank == 0:
                 checkpoints.save(out / 'ckpt.pt', model, **progress, optimizer=opt.state_dict(),
                                  scaler=scaler.state_dict())
-            if hardware.rank == 0 and is_best:
-                checkpoints.save(out / 'best.pt', model, **progress)
         if is_evaluated and step > 0:
             log.sample(sample_text(model, tokenizer))
         if is_done or is_stopped:

@@ -1,2 +1,1 @@
-"""What prepare, model, train and sample do without: one feature a file, imported by the knob
-that asks for it."""
+"""Commands: python -m extras.NAME, and what they need. Everything else works without them."""

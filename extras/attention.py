@@ -1,74 +1,105 @@
-"""A picture of what each head of each layer looks at, for --attention=FILE.png"""
+"""Draw what each head of each layer attends to: python -m extras.attention --start=TEXT"""
+from lib.settings import configure
+
+out_dir = 'out'             # a run, a checkpoint, or the folder of a Hugging Face model
+start = ''                  # the text, or FILE:path to read it from; at most 63 tokens
+to = 'attention.png'        # the picture, a .png file
+settings = configure(globals())
+
 import math
+from pathlib import Path
 
 import torch
+from torch import Tensor
 
-from config import require
-from config._files import atomic
-from model import Attention
+from extras.picture import new_picture
+from lib.settings import require
+from model import GPT, Attention, GPTConfig, rotate
+from sample import LanguageModel, load, read_prompt
 
-MOST_TOKENS = 64                # more could not be read in the picture
-MOST_PIXELS = 12000             # on its longer side: more would not fit into memory
-
-
-class WatchedAttention(Attention):
-    """Attention that keeps its weights, (H, T, T) of the first sequence, as `weights`."""
-
-    def attend(self, q, k, v):
-        # Fused attention does not return its weights, but weights @ identity are the weights.
-        B, K, S, D = v.shape
-        identity = torch.eye(S, dtype=v.dtype, device=v.device).expand(B, K, S, S)
-        self.weights = super().attend(q, k, identity)[0]
-        return super().attend(q, k, v)
+MAX_TOKENS = 64                 # labels of more would be too small to read
+MAX_PIXELS = 12_000             # of the longer side, to fit in memory
 
 
-def attention_weights(model, idx) -> list:
-    """The weights (H, T, T) of each layer for ids (1, T): how much token i takes from each
-    token up to i."""
-    layers = [block.attn for block in model.h]
-    classes = [type(layer) for layer in layers]
-    try:
-        for layer, kind in zip(layers, classes):
-            layer.__class__ = type('Watched', (WatchedAttention, kind), {})
-        with torch.inference_mode():
-            model(idx)
-        return [layer.__dict__.pop('weights') for layer in layers]
-    finally:
-        for layer, kind in zip(layers, classes):
-            layer.__class__ = kind
+def attention_weights(model: GPT, idx: Tensor) -> list[Tensor]:
+    """The attention weights of each layer, (H, T, T) each, for ids (1, T). Row i says how much
+    token i attends to each token; those after i get 0."""
+    weights = []
+
+    def record(layer: Attention, inputs: tuple):
+        x, rope, _ = inputs                                         # x (1, T, C)
+        weights.append(layer_weights(layer, x, rope))
+
+    hooks = [block.attn.register_forward_pre_hook(record) for block in model.h]
+    with torch.inference_mode():
+        model.hidden(idx)
+    for hook in hooks:
+        hook.remove()
+    return weights
 
 
-def draw_attention(lm, prompt: str, path):
-    """Draw the attention of each layer (down) and head (across) in the prompt into a picture at
-    path."""
-    from matplotlib.colors import PowerNorm
-    from matplotlib.figure import Figure
-    config, ids = lm.model.config, [lm.tokenizer.eot, *lm.tokenizer.encode(prompt)]
-    T, most = len(ids), min(MOST_TOKENS, config.block_size)
-    require(2 <= T <= most, f'attention draws a start of 1 to {most - 1} tokens, and this one has '
-                            f'{T - 1}: set start')
-    side = max(1.6, 0.11 * T)                               # inches of a head's square
-    size = config.n_head * side + 2, config.n_layer * side + 1
-    figure = Figure(size, layout='compressed')
-    figure.supylabel('each token', fontsize=9)
-    figure.supxlabel('the tokens that it looks at', fontsize=9)
-    axes = figure.subplots(config.n_layer, config.n_head, sharex=True, sharey=True, squeeze=False)
+def layer_weights(layer: Attention, x: Tensor, rope) -> Tensor:
+    """softmax(q k^T / sqrt(D)), (H, T, T), for inputs x (1, T, C): the part of Attention.forward
+    that the fused kernel does not return."""
+    T, H, K, D = x.shape[1], layer.n_head, layer.n_kv_head, layer.head_dim
+    q = layer.q_norm(layer.q_proj(x).view(1, T, H, D))
+    k = layer.k_norm(layer.k_proj(x).view(1, T, K, D))
+    if rope is not None:
+        q, k = rotate(q, rope), rotate(k, rope)
+    q, k = q[0].transpose(0, 1), k[0].transpose(0, 1)               # (H or K, T, D)
+    k = k.repeat_interleave(H // K, dim=0)                          # (H, T, D)
+    mask = torch.full((T, T), -math.inf, device=x.device).triu(1)
+    return (q @ k.mT / math.sqrt(D) + mask).softmax(dim=-1)         # (H, T, T)
+
+
+def draw_attention(lm: LanguageModel, prompt: str, path):
+    """Draw the attention weights of a prompt, a row for each layer and a column for each head, to
+    a picture at `path`. Raises Error if the prompt has no tokens, or too many."""
+    config = lm.model.config
+    ids = [lm.tokenizer.eot, *lm.tokenizer.encode(prompt)]
+    T, most = len(ids), min(MAX_TOKENS, config.block_size)
+    require(2 <= T <= most, f'start has {T - 1:,} tokens; set it to a text of 1 to {most - 1}')
     idx = torch.tensor([ids], device=lm.model.wte.weight.device)
-    style = dict(labels=[lm.tokenizer.label(i) for i in ids], fontsize=7, parse_math=False)
-    future = torch.ones(T, T).triu(1) > 0
-    norm = PowerNorm(0.5, 0, 1)                             # so that small shares can be seen
-    for layer, weights in enumerate(attention_weights(lm.model, idx)):
-        for head, shares in enumerate(weights.float().cpu()):
+    labels = [lm.tokenizer.label(i) for i in ids]
+    side = max(1.6, 0.11 * T)                                       # inches of a head's square
+    size = (config.n_head * side + 2, config.n_layer * side + 1)
+    dpi = min(220, MAX_PIXELS / max(size))
+    with new_picture(path, size, ''.join(labels), 'compressed', dpi) as figure:
+        draw_heads(figure, config, attention_weights(lm.model, idx), labels)
+
+
+def draw_heads(figure, config: GPTConfig, weights: list[Tensor], labels: list[str]):
+    """Draw the weights (H, T, T) of each layer as squares, with a label for each token."""
+    from matplotlib.colors import PowerNorm
+
+    T = len(labels)
+    ticks = dict(ticks=range(T), labels=labels, fontsize=7, parse_math=False)
+    future = torch.ones(T, T, dtype=torch.bool).triu(1)
+    norm = PowerNorm(0.5, 0, 1)                                     # small weights are visible
+    figure.supylabel('token', fontsize=9)
+    figure.supxlabel('tokens it attends to', fontsize=9)
+    axes = figure.subplots(config.n_layer, config.n_head, sharex=True, sharey=True, squeeze=False)
+    for layer in range(config.n_layer):
+        for head in range(config.n_head):
             axis = axes[layer, head]
-            shown = shares.masked_fill(future, math.nan)
+            shown = weights[layer][head].cpu().masked_fill(future, math.nan)
             image = axis.imshow(shown.numpy(), cmap='Blues', norm=norm)
-            axis.set_facecolor('0.92')                      # of the future
+            axis.set_facecolor('0.92')                              # of the future
             axis.set_title(f'layer {layer + 1}, head {head + 1}', fontsize=9)
-            axis.set_xticks(range(T), rotation=90, **style)
-            axis.set_yticks(range(T), **style)
-    bar = figure.colorbar(image, ax=axes, fraction=0.2 / size[0], aspect=40,
+            axis.set_xticks(**ticks, rotation=90)
+            axis.set_yticks(**ticks)
+    bar = figure.colorbar(image, ax=axes, fraction=0.2 / figure.get_figwidth(), aspect=40,
                           ticks=[0, 0.05, 0.25, 0.5, 1], format='{x:.0%}')
-    bar.set_label("share of a token's attention", fontsize=9)
+    bar.set_label('attention weight', fontsize=9)
     bar.ax.tick_params(labelsize=8)
-    with atomic(path) as temporary:
-        figure.savefig(temporary, format='png', dpi=min(220, MOST_PIXELS / max(size)))
+
+
+def main():
+    path = Path(to).expanduser()
+    require(path.suffix == '.png', f'to={to}: the name must end in .png')
+    draw_attention(load(out_dir, dtype='float32'), read_prompt(start), path)
+    print(f'written: {path}')
+
+
+if __name__ == '__main__':
+    main()

@@ -1,50 +1,51 @@
-"""One file for llama.cpp, in fp32, for --export=FILE.gguf"""
+"""Models as GGUF files, in fp32, for llama.cpp and what is built on it."""
 import json
-from importlib.util import find_spec
 from pathlib import Path
 
-from config import require
-from config._files import atomic
-from extras.hf_export import to_hugging_face
+from gguf import MODEL_ARCH, GGUFWriter, TokenType, get_tensor_name_map
+from torch import Tensor
+
 from extras.hf_tokenizer import tokenizer_json
+from extras.huggingface import is_conv1d
+from lib.files import atomic
+from lib.settings import require
+from lib.tokenizer import Tokenizer
+from model import GPTConfig
+
+SIGNATURE = 'exported by slm'       # the first field of our files
 
 
-def export_gguf(lm, path: str):
-    """Write the model. Raises Error if llama.cpp does not divide text as this tokenizer does, and
-    if path is a file of another kind."""
-    require(find_spec('gguf'), 'export to GGUF needs gguf: pip install gguf')
-    require(not Path(path).exists() or is_gguf(path),
-            f'export={path}: there is something else of this name; choose another')
-    from gguf import MODEL_ARCH, GGUFWriter, get_tensor_name_map
-    config = lm.model.config
-    fields = model_fields(config, Path(path).stem) | tokenizer_fields(lm, path)
+def write(path: Path, config: GPTConfig, tokenizer: Tokenizer, tensors: dict[str, Tensor]):
+    """Write a model with tensors by their Hugging Face names. Raises Error if the file is not one
+    of ours, or if llama.cpp does not have the tokenizer."""
+    require(not path.exists() or is_ours(path), f'{path} is not a file that this command wrote: '
+                                                'choose a different name')
+    fields = {'description': SIGNATURE, 'name': path.stem, **model_fields(config),
+              **tokenizer_fields(tokenizer, config.vocab_size)}
     names = get_tensor_name_map(MODEL_ARCH[config.arch.upper()], config.n_layer)
-    _, tensors = to_hugging_face(lm.model, lm.tokenizer.eot)
     with atomic(path) as temporary:
         writer = GGUFWriter(temporary, config.arch)
         for field, value in fields.items():
             getattr(writer, f'add_{field}')(value)
         for name, tensor in tensors.items():
-            if config.arch == 'gpt2' and '.c_' in name:     # Conv1D: back to (out, in)
-                tensor = tensor.t().contiguous()
-            writer.add_tensor(names.get_name(name, ('.weight', '.bias')), tensor.float().numpy())
+            tensor = tensor.t().contiguous() if is_conv1d(name) else tensor
+            writer.add_tensor(names.get_name(name, ('.weight', '.bias')), tensor.numpy())
         writer.write_header_to_file()
         writer.write_kv_data_to_file()
         writer.write_tensors_to_file()
         writer.close()
 
 
-def is_gguf(path) -> bool:
-    """Whether a file begins as a GGUF file does."""
-    if not Path(path).is_file():
+def is_ours(path: Path) -> bool:
+    if not path.is_file():
         return False
     with open(path, 'rb') as f:
-        return f.read(4) == b'GGUF'
+        return SIGNATURE.encode() in f.read(256)
 
 
-def model_fields(config, name: str) -> dict:
-    """Fields of a GGUF file that describe the model, by the names of GGUFWriter's methods."""
-    return {'name': name, 'context_length': config.block_size, 'embedding_length': config.n_embd,
+def model_fields(config: GPTConfig) -> dict:
+    """The shape of a model, by the names of GGUFWriter's methods."""
+    return {'context_length': config.block_size, 'embedding_length': config.n_embd,
             'block_count': config.n_layer, 'feed_forward_length': config.n_inner,
             'head_count': config.n_head, 'head_count_kv': config.n_kv_head,
             'key_length': config.head_dim, 'value_length': config.head_dim,
@@ -52,23 +53,22 @@ def model_fields(config, name: str) -> dict:
             'layer_norm_rms_eps': config.norm_eps}
 
 
-def tokenizer_fields(lm, path: str) -> dict:
-    """Fields of a GGUF file that describe the tokenizer."""
-    from gguf import TokenType
-    bpe = json.loads(tokenizer_json(lm.tokenizer.spec))
-    split = bpe['pre_tokenizer'] or {}
-    is_like_gpt2 = (bpe['model']['type'] == 'BPE' and not bpe['normalizer']
-                    and split.get('type') == 'ByteLevel' and split.get('use_regex', True)
-                    and not split.get('add_prefix_space'))
-    require(is_like_gpt2, f'export={path}: llama.cpp can only divide text as GPT-2 does, and this '
-                          f'{lm.tokenizer.kind} tokenizer does not; exporting to a folder works')
+def tokenizer_fields(tokenizer: Tokenizer, vocab_size: int) -> dict:
+    """A tokenizer, by the names of GGUFWriter's methods."""
+    bpe = json.loads(tokenizer_json(tokenizer.spec))
+    splitter = bpe['pre_tokenizer'] or {}
+    splits_like_gpt2 = (bpe['model']['type'] == 'BPE' and not bpe['normalizer']
+                        and splitter.get('type') == 'ByteLevel' and splitter.get('use_regex', True)
+                        and not splitter.get('add_prefix_space'))
+    require(splits_like_gpt2, 'llama.cpp splits text into words as GPT-2 does, which this '
+                              f'{tokenizer.kind} tokenizer does not: export to a folder')
     vocab = {i: (token, TokenType.NORMAL) for token, i in bpe['model']['vocab'].items()}
     vocab |= {token['id']: (token['content'], TokenType.CONTROL) for token in bpe['added_tokens']}
-    rows = range(lm.model.config.vocab_size)
-    tokens, types = zip(*(vocab.get(i, (f'[PAD{i}]', TokenType.UNUSED)) for i in rows))
+    padded = [vocab.get(i, (f'[PAD{i}]', TokenType.UNUSED)) for i in range(vocab_size)]
+    tokens, types = zip(*padded)
     merges = [merge if isinstance(merge, str) else ' '.join(merge)
               for merge in bpe['model']['merges']]
     return {'tokenizer_model': 'gpt2', 'tokenizer_pre': 'gpt-2', 'token_list': tokens,
-            'token_types': types, 'token_merges': merges, 'bos_token_id': lm.tokenizer.eot,
-            'eos_token_id': lm.tokenizer.eot,
-            'add_bos_token': True}                     # a prompt begins a document, as it does here
+            'token_types': types, 'token_merges': merges, 'bos_token_id': tokenizer.eot,
+            'eos_token_id': tokenizer.eot,
+            'add_bos_token': True}                          # as sample.py begins every prompt

@@ -1,51 +1,31 @@
-"""Models of Hugging Face come in: GPT2LMHeadModel and Qwen3ForCausalLM, folders with safetensors.
+"""Hugging Face models: GPT2LMHeadModel and Qwen3ForCausalLM in safetensors.
 
-The tables say how modules and settings are called there; extras/hf_export.py uses them, too.
-Several names for one module are matrices that are stacked in ours. GPT-2's linear layers are
-transposed there (Conv1D)."""
-import contextlib
+The tables map our names to theirs, for import and for export. GPT-2 differs in two ways there: one
+matrix, c_attn, stacks queries, keys and values, and linear layers (Conv1D) hold their weight as
+(in, out)."""
 import json
 import re
-import sys
+from dataclasses import asdict
 from pathlib import Path
 
 import torch
 from torch import Tensor
 
-from config import Error, brief, require
-from config._files import checksum
-from data.tokenizer import read_tokenizer
+from lib.files import checksum
+from lib.settings import Error, brief, require
+from lib.terminal import warn
+from lib.tokenizer import read_tokenizer
 from model import GPT, GPTConfig
 
-MODULES = {
-    'gpt2': {
-        'wte': ['transformer.wte'],
-        'wpe': ['transformer.wpe'],
-        'h.N.norm_1': ['transformer.h.N.ln_1'],
-        'h.N.attn.c_attn': ['transformer.h.N.attn.c_attn'],
-        'h.N.attn.c_proj': ['transformer.h.N.attn.c_proj'],
-        'h.N.norm_2': ['transformer.h.N.ln_2'],
-        'h.N.mlp.c_fc': ['transformer.h.N.mlp.c_fc'],
-        'h.N.mlp.c_proj': ['transformer.h.N.mlp.c_proj'],
-        'norm_f': ['transformer.ln_f'],
-        'lm_head': ['lm_head'],
-    },
-    'qwen3': {
-        'wte': ['model.embed_tokens'],
-        'h.N.norm_1': ['model.layers.N.input_layernorm'],
-        'h.N.attn.c_attn': ['model.layers.N.self_attn.q_proj', 'model.layers.N.self_attn.k_proj',
-                            'model.layers.N.self_attn.v_proj'],
-        'h.N.attn.q_norm': ['model.layers.N.self_attn.q_norm'],
-        'h.N.attn.k_norm': ['model.layers.N.self_attn.k_norm'],
-        'h.N.attn.c_proj': ['model.layers.N.self_attn.o_proj'],
-        'h.N.norm_2': ['model.layers.N.post_attention_layernorm'],
-        'h.N.mlp.c_fc': ['model.layers.N.mlp.gate_proj', 'model.layers.N.mlp.up_proj'],
-        'h.N.mlp.c_proj': ['model.layers.N.mlp.down_proj'],
-        'norm_f': ['model.norm'],
-        'lm_head': ['lm_head'],
-    },
+PREFIX = {'gpt2': 'transformer.', 'qwen3': 'model.'}
+NAMES = {               # parts of parameter names
+    'gpt2': {'norm_1': 'ln_1', 'q_proj': 'c_attn', 'k_proj': 'c_attn', 'v_proj': 'c_attn',
+             'o_proj': 'c_proj', 'norm_2': 'ln_2', 'up_proj': 'c_fc', 'down_proj': 'c_proj',
+             'norm_f': 'ln_f'},
+    'qwen3': {'wte': 'embed_tokens', 'h': 'layers', 'norm_1': 'input_layernorm',
+              'attn': 'self_attn', 'norm_2': 'post_attention_layernorm', 'norm_f': 'norm'},
 }
-SETTINGS = {            # GPTConfig: config.json
+SETTINGS = {            # GPTConfig -> config.json
     'gpt2': {'vocab_size': 'vocab_size', 'block_size': 'n_positions', 'n_layer': 'n_layer',
              'n_head': 'n_head', 'n_embd': 'n_embd', 'n_inner': 'n_inner',
              'norm_eps': 'layer_norm_epsilon', 'tie_weights': 'tie_word_embeddings'},
@@ -55,112 +35,131 @@ SETTINGS = {            # GPTConfig: config.json
               'n_inner': 'intermediate_size', 'rope_theta': 'rope_theta',
               'norm_eps': 'rms_norm_eps', 'tie_weights': 'tie_word_embeddings'},
 }
-FIXED = {               # settings that can differ there, and not here
+OPTIONAL = ('n_kv_head', 'head_dim', 'n_inner', 'norm_eps', 'tie_weights')     # have defaults there
+FIXED = {               # what model.py computes, among the variants that a config.json can ask for
     'gpt2': {'activation_function': 'gelu_new', 'scale_attn_weights': True,
              'scale_attn_by_inverse_layer_idx': False, 'add_cross_attention': False},
     'qwen3': {'hidden_act': 'silu', 'attention_bias': False, 'use_sliding_window': False,
               'sliding_window': None, 'rope_scaling': None},
 }
-SAME = {'swish': 'silu', 'gelu_pytorch_tanh': 'gelu_new', 'gelu_fast': 'gelu_new'}
+SYNONYMS = {'swish': 'silu', 'gelu_pytorch_tanh': 'gelu_new', 'gelu_fast': 'gelu_new'}
 
 
-def their_tensors(model: GPT):
-    """Yield (name, tensor) for each tensor there, as a view of ours: read for export, written
-    for import."""
-    config, modules = model.config, dict(model.named_modules())
-    for pattern, theirs in MODULES[config.arch].items():
-        for layer in range(config.n_layer if 'N' in pattern else 1):
-            ours = pattern.replace('N', str(layer))
-            if ours == 'lm_head' and config.tie_weights:
-                continue
-            for kind, tensor in modules[ours].named_parameters(recurse=False):
-                sizes = modules[ours].stacked_rows if len(theirs) > 1 else len(tensor)
-                for name, part in zip(theirs, tensor.data.split(sizes)):
-                    if config.arch == 'gpt2' and '.c_' in name:
-                        part = part.t()                     # Conv1D: (in, out)
-                    yield f'{name.replace("N", str(layer))}.{kind}', part
+# ---- names and tensors
+def their_name(name: str, arch: str) -> str:
+    """Hugging Face's name for one of our parameters."""
+    renamed = '.'.join(NAMES[arch].get(part, part) for part in name.split('.'))
+    return renamed if renamed.startswith('lm_head') else PREFIX[arch] + renamed
 
 
+def by_their_name(model: GPT) -> dict[str, dict[str, Tensor]]:
+    """{their name: {our name: parameter}}, with three parameters for a c_attn."""
+    groups = {}
+    for name, parameter in model.named_parameters():        # a tied lm_head is not among them
+        groups.setdefault(their_name(name, model.config.arch), {})[name] = parameter.detach()
+    return groups
+
+
+def is_conv1d(name: str) -> bool:
+    return '.c_' in name
+
+
+def to_theirs(name: str, parts: dict[str, Tensor]) -> Tensor:
+    """The tensor that holds these parameters of ours."""
+    stacked = torch.cat([*parts.values()])
+    return stacked.t() if is_conv1d(name) else stacked
+
+
+def to_state_dict(config: GPTConfig, tensors: dict[str, Tensor]) -> dict[str, Tensor]:
+    """The fp32 state_dict of a GPT. Raises Error if their tensors do not fit its config."""
+    with torch.device('meta'):                  # takes no memory, whatever config.json says
+        groups = by_their_name(GPT(config))
+    unused, state = dict(tensors), {}
+    for name, parts in groups.items():
+        found = name if name in unused else name.partition('.')[2]      # saved without lm_head
+        require(found in unused, f'tensor {name} is missing')
+        tensor = unused.pop(found)
+        shape, expected = tuple(tensor.shape), tuple(to_theirs(name, parts).shape)
+        require(shape == expected, f'tensor {name} is {shape}, but its config says {expected}')
+        ours = tensor.t() if is_conv1d(name) else tensor
+        for our_name, part in zip(parts, ours.split([len(part) for part in parts.values()])):
+            state[our_name] = part.float().contiguous()
+    for name in unused:                         # causal masks and a tied lm_head are no parameters
+        require(re.search(r'attn\.(masked_)?bias$|^lm_head', name), f'tensor {name} is unknown')
+    if config.tie_weights:
+        state['lm_head.weight'] = state['wte.weight']
+    return state
+
+
+# ---- loading
 def load(source) -> dict:
-    """A checkpoint of a GPT-2 or Qwen3 and its tokenizer, from a folder or by its Hugging Face
-    name.
+    """A checkpoint made of a GPT-2 or Qwen3 and its tokenizer, in a folder or by Hugging Face name.
 
-    Raises Error if there is none, and for what GPT cannot compute."""
+    Raises Error if there is none, or if model.py cannot compute it."""
     try:
-        return {**read_model(source), 'tokenizer': read_tokenizer(str(source)), 'config': {}}
-    except Exception as e:                  # no such name, no network, damaged files: any exception
-        raise Error(f'{source}: neither a checkpoint nor a Hugging Face model that can be used: '
+        folder = Path(source)
+        if not folder.is_dir():
+            from huggingface_hub import snapshot_download
+            files = ['*.json', 'model*.safetensors']
+            folder = Path(snapshot_download(str(source), allow_patterns=files))
+        return {**read_model(folder), 'tokenizer': read_tokenizer(str(folder)), 'settings': {}}
+    except Exception as e:                      # a bad name, no network, damaged files: anything
+        raise Error(f'{source}: neither a checkpoint nor a Hugging Face model that can be loaded: '
                     f'{brief(e)}') from e
 
 
-def read_model(source) -> dict:
-    """{'model_config', 'model'} of a Hugging Face model."""
-    folder = Path(source)
-    if not folder.is_dir():
-        from huggingface_hub import snapshot_download
-        files = ['*.json', 'model*.safetensors']
-        folder = Path(snapshot_download(str(source), allow_patterns=files))
+def read_model(folder) -> dict:
+    """The model_config and model of a checkpoint, from a folder."""
+    folder = Path(folder)
     theirs = json.loads((folder / 'config.json').read_text(encoding='utf-8'))
-    theirs |= theirs.get('rope_parameters') or {}
-    tensors = read_tensors(folder)
-    config = read_config(theirs)
-    with torch.device('meta'):                  # takes no memory, whatever the numbers say
-        size = GPT(GPTConfig(**config)).num_params()
-    held = sum(tensor.numel() for tensor in tensors.values())
-    require(size <= 2 * held, 'config.json describes a larger model than the tensors hold')
-    model = GPT(GPTConfig(**config))
-    for name, part in their_tensors(model):
-        found = name if name in tensors else name.partition('.')[2]         # saved without a head
-        require(found in tensors, f'tensor {name} is missing')
-        shape = tuple(tensors[found].shape)
-        require(shape == part.shape,
-                f'tensor {name} is {shape}, config.json says {tuple(part.shape)}')
-        part.copy_(tensors.pop(found))
-    for name in tensors:                        # masks, or a head that is tied, may be left
-        require(re.search(r'attn\.(masked_)?bias$|^lm_head', name),
-                f'tensor {name} has no place here')
-    return {'model_config': vars(model.config), 'model': model.state_dict()}
+    theirs |= theirs.get('rope_parameters') or {}           # as transformers 5 writes rope_theta
+    config = GPTConfig(**read_config(theirs))
+    return {'model_config': asdict(config), 'model': to_state_dict(config, read_tensors(folder))}
+
+
+def read_config(theirs: dict) -> dict:
+    """The fields of GPTConfig for a config.json. Raises Error for what model.py cannot compute."""
+    arch = theirs.get('model_type')
+    require(arch in ('gpt2', 'qwen3'), f'model_type={arch!r} is not supported, only gpt2 and qwen3')
+    all_full = ['full_attention'] * len(theirs.get('layer_types') or [])
+    fixed = {**FIXED[arch], 'rope_type': 'default', 'layer_types': all_full}
+    for name, value in fixed.items():
+        found = theirs.get(name)
+        if isinstance(found, str):
+            found = SYNONYMS.get(found, found)
+        require(found in (value, None), f'{name}={found!r} in config.json is not supported')
+    config = {'arch': arch, 'bias': arch == 'gpt2', 'tie_weights': arch == 'gpt2'}
+    for ours, name in SETTINGS[arch].items():
+        value = theirs.get(name)
+        if value is None and ours in OPTIONAL:
+            continue
+        require(isinstance(value, int | float) and abs(value) < 1e12,
+                f'{name}={str(value)[:50]} in config.json is not a number in range')
+        default = getattr(GPTConfig, ours, 0)
+        config[ours] = type(default)(value)
+    return config
 
 
 def read_tensors(folder: Path) -> dict[str, Tensor]:
-    """The tensors of model.safetensors or of its shards; other files may be beside them."""
+    """The tensors in model.safetensors or its shards. Warns if they changed since their export."""
     from safetensors.torch import load_file
     whole = folder / 'model.safetensors'
     files = [whole] if whole.exists() else sorted(folder.glob('model-*-of-*.safetensors'))
-    require(files, 'there is no model.safetensors; other formats are not read')
-    checksums = {}
-    with contextlib.suppress(OSError, ValueError):          # only an export of this project has it
-        checksums = json.loads((folder / 'checksums.json').read_text(encoding='utf-8'))
+    require(files, 'model.safetensors is missing; other formats are not read')
+    checksums = read_checksums(folder)
     tensors = {}
     for file in files:
         if file.name in checksums and checksums[file.name] != checksum(file):
-            print(f'warning: {file} is not as it was exported: trained since, or damaged',
-                  file=sys.stderr)
+            warn(f'{file} has changed since it was exported: trained since, or damaged')
         tensors |= load_file(file)
     require(tensors, 'model.safetensors is empty')
     return tensors
 
 
-def read_config(theirs: dict) -> dict:
-    """The fields of GPTConfig for a config.json. Raises Error, with the setting's name."""
-    arch = theirs.get('model_type')
-    require(arch in ('gpt2', 'qwen3'),
-            f'model_type={arch!r} is not known here, only gpt2 and qwen3')
-    all_full = ['full_attention'] * len(theirs.get('layer_types') or [])
-    known = {**FIXED[arch], 'rope_type': 'default', 'layer_types': all_full}
-    for name, value in known.items():
-        found = theirs.get(name)
-        if isinstance(found, str):
-            found = SAME.get(found, found)
-        require(found in (value, None), f'{name}={found!r} is not known here')
-    config = {'arch': arch, 'bias': arch == 'gpt2', 'tie_weights': arch == 'gpt2'}
-    for ours, name in SETTINGS[arch].items():
-        value = theirs.get(name)
-        default = getattr(GPTConfig, ours, None)            # vocab_size has none
-        may_be_missing = ours in config or default == 0
-        if value is None and may_be_missing:
-            continue
-        require(isinstance(value, int | float) and abs(value) < 1e12,
-                f'{name}={str(value)[:50]} in config.json is not a sensible number')
-        config[ours] = int(value) if default is None else type(default)(value)
-    return config
+def read_checksums(folder: Path) -> dict:
+    """{name: CRC-32} of the files that extras/export.py wrote to a folder; {} if it wrote none."""
+    try:
+        checksums = json.loads((folder / 'checksums.json').read_text(encoding='utf-8'))
+        return checksums if 'model.safetensors' in checksums else {}
+    except (OSError, ValueError, TypeError):
+        return {}

@@ -1,94 +1,84 @@
-"""Checkpoints of nanoGPT (github.com/karpathy/nanoGPT) come in: --init_from and --out_dir take
-the ckpt.pt of an out-*/ folder there. Only weights are taken, and no code in the file can run."""
+"""Checkpoints of nanoGPT (github.com/karpathy/nanoGPT): sample from its out-*/ckpt.pt with
+--out_dir, or train on from its weights with --init_from. No code in such a file can run."""
 import os
 import pickle
-import sys
 import zipfile
 from pathlib import Path
 
 import torch
 
-from config import Error, brief, require
-from config._checkpoint import check_size, check_weights
-from model import FORMAT, GPT, GPTConfig
+from extras.huggingface import is_conv1d, to_state_dict
+from lib.settings import Error, brief, require
+from lib.terminal import warn
+from model import GPTConfig
 
-GPT2_TOKENS = range(50257, 50305)       # nanoGPT rounds the rows of GPT-2's embedding up to 50,304
-MODULES = {'transformer.wte.': 'wte.', 'transformer.wpe.': 'wpe.', 'transformer.h.': 'h.',
-           'transformer.ln_f.': 'norm_f.', '.ln_1.': '.norm_1.', '.ln_2.': '.norm_2.'}
-NOTE = ('note: nanoGPT computes the exact GELU and this its tanh form: the logits differ, by about '
-        '0.1 % of the largest')
+GPT2_SIZES = range(50257, 50305)        # nanoGPT pads GPT-2's vocabulary up to 50,304
 
 
 def is_checkpoint(path) -> bool:
-    """Whether nanoGPT wrote this file: the shape of its model is called model_args there."""
+    """Whether nanoGPT wrote this file: it holds a model_args."""
     try:
         with zipfile.ZipFile(path) as file:
             pickled = next(name for name in file.namelist() if name.endswith('/data.pkl'))
             return file.getinfo(pickled).file_size < 1 << 26 and b'model_args' in file.read(pickled)
-    except Exception:                           # not a zip, or a damaged one: any exception
+    except Exception:                           # not a zip file, or a damaged one: anything
         return False
 
 
 def load(path) -> dict:
-    """The checkpoint. Raises Error if it is damaged, or its characters are not known."""
+    """A checkpoint: model, model_config, tokenizer and settings. Raises Error if it is damaged, or
+    if its characters cannot be found."""
     try:
         size = os.path.getsize(path)
-        with zipfile.ZipFile(path) as file:
-            require(sum(entry.file_size for entry in file.infolist()) <= size,
-                    'its content inflates')
         found = torch.load(path, map_location='cpu', weights_only=True, mmap=True)
-        checkpoint = convert(found, Path(path))
-        check_weights(checkpoint, GPT, GPTConfig)
-        check_size(checkpoint, size)
-        state = {name: tensor.float().clone() for name, tensor in checkpoint['model'].items()}
+        checkpoint = convert(found, size, read_tokenizer(found, Path(path)))
     except Exception as e:                      # corrupt files can raise any exception
-        raise Error(f'{path}: this checkpoint of nanoGPT cannot be read: {brief(e)}') from e
-    if checkpoint['tokenizer']['kind'] == 'char':
-        # nanoGPT's characters have no end-of-text. The mean of their rows becomes its row: then
-        # it is never likelier than 1 in as many as there are.
-        embedding = state['wte.weight']
-        state['wte.weight'] = torch.cat((embedding, embedding.mean(0, keepdim=True)))
-        checkpoint['model_config']['vocab_size'] += 1
-    state['lm_head.weight'] = state['wte.weight']
-    print(NOTE, file=sys.stderr)
-    return {**checkpoint, 'model': state}
+        raise Error(f'{path}: cannot read this checkpoint of nanoGPT: {brief(e)}') from e
+    warn('nanoGPT computes the exact GELU and slm its tanh approximation: logits differ by about '
+         '0.1 % of the largest')
+    return checkpoint
 
 
-def convert(found: dict, path: Path) -> dict:
-    """A checkpoint of this project from what torch.load found at path."""
-    shape, state = found['model_args'], {}
+def convert(found: dict, size: int, tokenizer: dict) -> dict:
+    """A checkpoint of slm, from what torch.load found in a file of `size` bytes."""
+    shape, tensors = found['model_args'], {}
     for name, tensor in found['model'].items():
-        name = name.removeprefix('_orig_mod.')              # of a compiled model
-        for theirs, ours in MODULES.items():
-            name = name.replace(theirs, ours)
-        is_mask = name.endswith('.attn.bias')
-        if not is_mask:
-            state[name] = tensor
-    config = {name: shape[name] for name in ('vocab_size', 'block_size', 'n_layer', 'n_head',
-                                             'n_embd')}
-    tokenizer = {'kind': 'gpt2'}
-    if config['vocab_size'] not in GPT2_TOKENS:
-        dataset = found.get('config', {}).get('dataset', '')
-        tokenizer = {'kind': 'char', 'alphabet': read_alphabet(path, str(dataset))}
-        require(len(tokenizer['alphabet']) == config['vocab_size'],
-                f'its meta.pkl is of a different dataset: put the right one into {path.parent}')
-    return {'format': FORMAT, 'model': state, 'tokenizer': tokenizer, 'config': {},
-            'model_config': {'arch': 'gpt2', 'bias': shape.get('bias', True), **config}}
+        name = name.removeprefix('_orig_mod.')  # which compiled models have
+        tensors[name] = tensor.t() if is_conv1d(name) else tensor       # as Hugging Face has them
+    require(sum(t.nbytes for t in tensors.values()) <= 2 * size, 'its tensors exceed the file')
+    names = ('vocab_size', 'block_size', 'n_layer', 'n_head', 'n_embd')
+    config = {'arch': 'gpt2', 'bias': shape.get('bias', True), **{n: shape[n] for n in names}}
+    state = to_state_dict(GPTConfig(**config), tensors)
+    if tokenizer['kind'] == 'char':
+        # Its vocabulary has no end-of-text. With the mean of all rows as its embedding, its logit
+        # is the mean of all logits: it is never the most likely token.
+        embedding = state['wte.weight']
+        embedding = torch.cat((embedding, embedding.mean(0, keepdim=True)))
+        state['wte.weight'] = state['lm_head.weight'] = embedding
+        config['vocab_size'] += 1
+    return {'model': state, 'model_config': config, 'tokenizer': tokenizer, 'settings': {}}
+
+
+def read_tokenizer(found: dict, path: Path) -> dict:
+    """The spec of a checkpoint's tokenizer: GPT-2's by its size, or else the characters in the
+    meta.pkl of its dataset."""
+    vocab_size = found['model_args']['vocab_size']
+    if vocab_size in GPT2_SIZES:
+        return {'kind': 'gpt2'}
+    dataset = str(found.get('config', {}).get('dataset', ''))
+    folders = [path.parent, path.parent.parent / 'data' / dataset, Path('data') / dataset]
+    files = [folder / 'meta.pkl' for folder in folders if (folder / 'meta.pkl').is_file()]
+    require(files, f'its tokens are not those of GPT-2: copy the meta.pkl of its dataset, which '
+                   f'has its characters, to {path.parent}')
+    with open(files[0], 'rb') as f:
+        characters = PlainUnpickler(f).load()['itos']
+    require(len(characters) == vocab_size,
+            f'{files[0]} is of a different dataset: copy the right one to {path.parent}')
+    return {'kind': 'char', 'alphabet': ''.join(characters[i] for i in range(vocab_size))}
 
 
 class PlainUnpickler(pickle.Unpickler):
-    """It makes plain types only, so that nothing in the file can run."""
+    """Reads plain types only, so that no code in the file can run."""
 
     def find_class(self, module, name):
         raise Error(f'meta.pkl holds a {module}.{name}')
-
-
-def read_alphabet(path: Path, dataset: str) -> str:
-    """The characters of a model, from the meta.pkl beside its checkpoint or in data/DATASET."""
-    folders = [path.parent, path.parent.parent / 'data' / dataset, Path('data') / dataset]
-    files = [folder / 'meta.pkl' for folder in folders if (folder / 'meta.pkl').is_file()]
-    require(files, f'its tokens are not those of GPT-2: put the meta.pkl of its dataset, which has '
-                   f'its characters, into {path.parent}')
-    with open(files[0], 'rb') as f:
-        characters = PlainUnpickler(f).load()['itos']
-    return ''.join(characters[i] for i in range(len(characters)))

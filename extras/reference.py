@@ -1,8 +1,6 @@
-"""GPT-2 and Qwen3 as transformers computes them, from a config.json and its tensors by plain
-operations.
+"""GPT-2 and Qwen3 as transformers computes them, in plain operations on a config.json and tensors.
 
-An export compares the model with this before it writes anything. It shares no code with
-model.py."""
+An export compares the model's logits with these. This file shares no code with model.py."""
 import torch
 import torch.nn.functional as F
 from torch import Tensor
@@ -10,7 +8,8 @@ from torch import Tensor
 
 def reference_logits(config: dict, tensors: dict[str, Tensor], idx: Tensor) -> Tensor:
     """Logits (B, T, V) of ids (B, T)."""
-    return {'gpt2': gpt2_logits, 'qwen3': qwen3_logits}[config['model_type']](config, tensors, idx)
+    compute = gpt2_logits if config['model_type'] == 'gpt2' else qwen3_logits
+    return compute(config, tensors, idx)
 
 
 def attention(q: Tensor, k: Tensor, v: Tensor) -> Tensor:
@@ -22,7 +21,7 @@ def attention(q: Tensor, k: Tensor, v: Tensor) -> Tensor:
 
 
 def split_heads(x: Tensor, heads: int) -> Tensor:
-    """(B, T, heads * D) -> (B, heads, T, D)."""
+    """(B, T, heads * D) to (B, heads, T, D)."""
     return x.unflatten(2, (heads, -1)).transpose(1, 2)
 
 
@@ -68,8 +67,9 @@ def qwen3_logits(config: dict, t: dict[str, Tensor], idx: Tensor) -> Tensor:
     for layer in range(config['num_hidden_layers']):
         h = f'model.layers.{layer}.'
         y = norm(x, h + 'input_layernorm')
-        q, k, v = (split_heads(linear(y, h + f'self_attn.{name}_proj'), heads)
-                   for name, heads in (('q', H), ('k', K), ('v', K)))
+        q = split_heads(linear(y, h + 'self_attn.q_proj'), H)
+        k = split_heads(linear(y, h + 'self_attn.k_proj'), K)
+        v = split_heads(linear(y, h + 'self_attn.v_proj'), K)
         q = rotate(norm(q, h + 'self_attn.q_norm'))
         k = rotate(norm(k, h + 'self_attn.k_norm'))
         k, v = k.repeat_interleave(H // K, dim=1), v.repeat_interleave(H // K, dim=1)

@@ -1,14 +1,30 @@
-"""A page that colours each token of a text by how unexpected it was, for --surprise=FILE.html"""
+"""Color each token of a text by its surprise, as a web page: python -m extras.surprise
+
+Surprise, -log2 of a token's probability, is high where a text branches and low where the context
+determines what follows."""
+from lib.settings import configure
+
+out_dir = 'out'             # a run, a checkpoint, or the folder of a Hugging Face model
+start = ''                  # the text, or FILE:path; '' = the first held-out document
+to = 'surprise.html'        # the page, a .html file
+dataset = ''                # NAME of data/NAME; '' = the one that the model was trained on
+eval_tokens = 0             # tokens of the validation split to read; 0 = all
+settings = configure(globals())
+
 import math
 from html import escape
+from pathlib import Path
 
 import torch
 
-from config._files import atomic
-from data.files import bits_per_byte
+from extras.evaluate import open_validation
+from lib.dataset import bits_per_byte
+from lib.files import atomic
+from lib.settings import require
+from sample import LanguageModel, load, read_prompt
 
-MOST_TOKENS = 2000              # of the text that is shown
-GUESSES = 5                     # tokens that the model expected, beside each one that came
+MAX_TOKENS = 2000               # of the text
+TOP = 5                         # predicted tokens to show for each position
 PAGE = """<!doctype html><html lang="en"><meta charset="utf-8"><title>Surprise</title>
 <meta name="viewport" content="width=device-width">
 <meta name="color-scheme" content="light dark"><style>
@@ -27,81 +43,90 @@ small { display: none; position: absolute; left: 0; top: 1.7em; z-index: 1; widt
 span:hover small, span:focus small { display: block }
 s { text-decoration: none; opacity: .4 } s::before { content: "\\21b5" }
 @media (max-width: 72rem) { small { position: fixed; inset: auto 0 0 0; width: auto } }
-</style><p>%s of <b style="--bits:0">&nbsp;0&nbsp;</b><b
+</style><p>%s. Color is surprise: <b style="--bits:0">&nbsp;0&nbsp;</b><b
 style="--bits:5">&nbsp;5&nbsp;</b><b
-style="--bits:10">&nbsp;10&nbsp;</b> bits: the model gave it a chance of 1 in 2<sup>bits</sup>.
-Point at a token to see what the model expected in its place.
+style="--bits:10">&nbsp;10&nbsp;</b> bits, -log<sub>2</sub> of a token's probability.
+Hover over a token to see what the model predicted.
 <b class="eot" style="--bits:0">&lt;eot&gt;</b> ends a text.</p>
 <main>%s</main></html>
 """
 
 
-def token_surprise(lm, ids: list[int]) -> list[tuple[float, list, list]]:
-    """For each id: its surprise, -log2 of its probability; and the likeliest ids, as
-    probabilities and ids.
+def token_surprise(lm: LanguageModel, ids: list[int]) -> list[tuple]:
+    """For each id its surprise in bits, and the probabilities and ids of the likeliest tokens.
 
-    The model reads a long text as in generation: when its window is full, it goes on from the
-    last half."""
+    A long text is read as in generation: a full context restarts on its last half."""
     stream = torch.tensor([lm.tokenizer.eot, *ids], device=lm.model.wte.weight.device)
     inputs, targets = stream[:-1], stream[1:]
     block_size = lm.model.config.block_size
-    surprises, start = [], 0                                # start of the window in inputs
-    while len(surprises) < len(ids):
-        read = inputs[start:start + block_size]
-        known = len(surprises) - start                      # inputs that an earlier window has read
+    found, start = [], 0                                    # start of the window in inputs
+    while len(found) < len(ids):
+        window = inputs[start:start + block_size]
+        known = len(found) - start                          # positions that the last window had
         with torch.inference_mode():
-            log_p = lm.model(read[None])[0, known:].float().log_softmax(-1)         # (new, V)
-        new = targets[start + known:start + len(read), None]                        # (new, 1)
-        bits = -log_p.gather(1, new)[:, 0] / math.log(2)
-        tokens = lm.tokenizer.vocab_size                    # the embedding may have more rows
-        best = log_p[:, :tokens].topk(min(GUESSES, tokens))
-        surprises += zip(bits.tolist(), best.values.exp().tolist(), best.indices.tolist())
-        start += len(read) - max(1, block_size // 2) + 1
-    return surprises
+            log_p = lm.model(window[None])[0, known:].log_softmax(-1)               # (new, V)
+        new = targets[start + known:start + len(window), None]                      # (new, 1)
+        bits = -log_p.gather(1, new)[:, 0] / math.log(2)                            # (new,)
+        vocab_size = lm.tokenizer.vocab_size                # the embedding may have more rows
+        best = log_p[:, :vocab_size].topk(min(TOP, vocab_size))
+        found += zip(bits.tolist(), best.values.exp().tolist(), best.indices.tolist())
+        start += len(window) - max(1, block_size // 2) + 1
+    return found
 
 
-def colored(text: str) -> str:
-    """A token as HTML. Its color begins behind its space, which may be at the end of a line."""
+def render(lm: LanguageModel, ids: list[int], surprises: list[tuple]) -> str:
+    """The tokens as HTML. Tokens that make up one character are shown as one."""
+    html, bits, predicted = '', 0.0, ''
+    *texts, rest = lm.tokenizer.decode_stream(ids)
+    for i, text, (surprise, probabilities, likeliest) in zip(ids, texts, surprises):
+        bits += surprise
+        if not predicted:
+            predicted = '\n'.join(f'{p:6.1%}  {lm.tokenizer.label(j)}'
+                                  for p, j in zip(probabilities, likeliest))
+        shown = render_text(text)
+        if i == lm.tokenizer.eot:
+            shown = f'<b class="eot">{escape(lm.tokenizer.label(i))}</b>'
+        if shown:                                           # else its character is incomplete
+            html += (f'<span tabindex="0" style="--bits:{bits:.1f}">{shown}'
+                     f'<small>{bits:.1f} bits; predicted:\n{escape(predicted)}</small></span>')
+            bits, predicted = 0.0, ''
+    return html + escape(rest)
+
+
+def render_text(text: str) -> str:
+    """A token's text as HTML. The space before a word, which may end a line, gets no color."""
     word = text.lstrip(' ') or text
     space = text[:len(text) - len(word)]
     shown = escape(word).replace('\n', '<s>\n</s>')
     return f'{space}<b>{shown}</b>' if text else ''
 
 
-def render(lm, ids: list[int], surprises: list) -> str:
-    """The tokens as HTML. Tokens that make up one character are shown together."""
-    html, bits, guesses = '', 0.0, ''
-    *texts, rest = lm.tokenizer.decode_stream(ids)
-    for i, text, (surprise, chances, likeliest) in zip(ids, texts, surprises):
-        bits += surprise
-        if not guesses:
-            guesses = '\n'.join(f'{p:6.1%}  {lm.tokenizer.label(j)}'
-                                for p, j in zip(chances, likeliest))
-        if i == lm.tokenizer.eot:
-            shown = f'<b class="eot">{escape(lm.tokenizer.label(i))}</b>'
-        else:
-            shown = colored(text)
-        if shown:                                           # else its character is not complete
-            html += (f'<span tabindex="0" style="--bits:{bits:.1f}">{shown}'
-                     f'<small>{bits:.1f} bits; expected:\n{escape(guesses)}</small></span>')
-            bits, guesses = 0.0, ''
-    return html + escape(rest)
-
-
-def draw_surprise(lm, prompt: str, path, dataset: str = '', eval_tokens: int = 0):
-    """Write a page of the prompt or, if there is none, of the first validation document."""
-    if prompt:
-        ids = lm.tokenizer.encode(prompt)
-    else:
-        from extras.evaluation import open_validation
-        ids = open_validation(lm, dataset, eval_tokens).documents[0].tolist()
-    of_all = f' of {len(ids):,}' if len(ids) > MOST_TOKENS else ''
-    ids = ids[:MOST_TOKENS]
+def write_page(lm: LanguageModel, ids: list[int], path):
+    """Write the page of a text's first MAX_TOKENS ids. Raises Error if it is empty."""
+    of_all = f' of {len(ids):,}' if len(ids) > MAX_TOKENS else ''
+    ids = ids[:MAX_TOKENS]
+    size = len(lm.tokenizer.decode(ids).encode())
+    require(size > 0, 'the text is empty: set start to another, or leave it out')
     surprises = token_surprise(lm, ids)
     bits = sum(surprise for surprise, *_ in surprises)
-    size = len(lm.tokenizer.decode(ids).encode())
-    per_byte = bits_per_byte(bits * math.log(2), size)
-    summary = (f'{len(ids):,}{of_all} tokens, {bits / len(ids):.2f} bits each, '
-               f'{per_byte:.2f} per byte. A surprise')
+    summary = (f'{len(ids):,}{of_all} tokens, {bits / len(ids):.2f} bits per token, '
+               f'{bits_per_byte(bits * math.log(2), size):.2f} bits per byte')
     with atomic(path) as temporary:
         temporary.write_text(PAGE % (summary, render(lm, ids, surprises)), encoding='utf-8')
+
+
+def main():
+    path = Path(to).expanduser()
+    require(path.suffix == '.html', f'to={to}: the name must end in .html')
+    prompt = read_prompt(start)
+    lm = load(out_dir, dtype='float32')
+    if start:
+        ids = lm.tokenizer.encode(prompt)
+    else:
+        ids = open_validation(lm, dataset, eval_tokens)[1][0].tolist()
+    write_page(lm, ids, path)
+    print(f'written: {path}')
+
+
+if __name__ == '__main__':
+    main()

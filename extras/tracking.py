@@ -1,24 +1,25 @@
-"""Weights & Biases beside log.csv, for --wandb_project=NAME. A resumed run goes on in the same
-run there."""
+"""Log a training run to Weights & Biases, too: train.py --wandb_project=NAME."""
 from pathlib import Path
 
 import wandb
 
-from config import Error, require
+from lib.settings import Error, require
 
 
-def start(project: str, out: Path, config: dict):
-    """A run of wandb, with log(row, step) and finish(). Its id is kept in out_dir/wandb_id.txt.
+def start(settings: dict):
+    """A wandb run with the settings of train.py, which has log(row, step) and finish(). Its id is
+    in out_dir/wandb_id.txt, so that a resumed run continues it.
 
     Raises Error without an account or a network."""
+    project, out = settings['wandb_project'], Path(settings['out_dir']).expanduser()
     id_file = out / 'wandb_id.txt'
-    is_continued = config['init_from'] in ('resume', 'auto') and id_file.exists()
-    run_id = id_file.read_text() if is_continued else None      # None: wandb makes one
+    may_continue = settings['init_from'] in ('resume', 'auto') and id_file.exists()
+    run_id = id_file.read_text(encoding='utf-8') if may_continue else None
     try:
         run = wandb.init(project=project, name=str(out), id=run_id, resume='allow',
-                         config=dict(config), dir=str(out))
+                         config=dict(settings), dir=str(out))
     except wandb.Error as e:
-        raise Error(f'wandb_project={project}: {e}; WANDB_MODE=offline needs neither') from e
-    require(run is not None, f'wandb_project={project}: wandb gave no run')
-    id_file.write_text(run.id)
+        raise Error(f'wandb_project={project}: {e}; WANDB_MODE=offline needs no account') from e
+    require(run is not None, f'wandb_project={project}: wandb started no run')
+    id_file.write_text(run.id, encoding='utf-8')
     return run

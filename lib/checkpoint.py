@@ -83,10 +83,16 @@ def read_sealed(path) -> tuple[dict, int]:
         f.seek(0)
         seal = SEAL + checksum(f, size).encode()
         require(f.read() == seal, 'it is damaged, or not a checkpoint of slm')
-        unpacked = sum(entry.file_size for entry in zipfile.ZipFile(f).infolist())
-        require(unpacked <= size, 'it is compressed')
+        require_uncompressed(f, size)
         f.seek(0)
         return torch.load(f, map_location='cpu', weights_only=True), size
+
+
+def require_uncompressed(file, size: int):
+    """Raise Error for a zip file that takes more than its `size` in memory; save compresses
+    nothing."""
+    unpacked = sum(entry.file_size for entry in zipfile.ZipFile(file).infolist())
+    require(unpacked <= size, 'it is compressed')
 
 
 def check_weights(checkpoint: dict, size: int):
@@ -100,13 +106,18 @@ def check_weights(checkpoint: dict, size: int):
     checkpoint['model_config'] = asdict(model.config)
 
 
+def make_config(**fields) -> GPTConfig:
+    """GPTConfig(**fields). Raises Error, in place of its ValueError, for an impossible shape."""
+    try:
+        return GPTConfig(**fields)
+    except ValueError as e:
+        raise Error(str(e)) from e
+
+
 def build_model(checkpoint: dict, **changes) -> GPT:
     """The model of a checkpoint. `changes` are other values of its GPTConfig: dropout, or a
     smaller block_size. Raises Error for an impossible one."""
-    try:
-        config = GPTConfig(**{**checkpoint['model_config'], **changes})
-    except ValueError as e:
-        raise Error(str(e)) from e
+    config = make_config(**{**checkpoint['model_config'], **changes})
     state = dict(checkpoint['model'])
     if config.arch == 'gpt2':
         learned = len(state['wpe.weight'])
@@ -118,6 +129,16 @@ def build_model(checkpoint: dict, **changes) -> GPT:
     return model
 
 
+def require_finite_logits(model: GPT, source):
+    """Raise Error if a model cannot predict: its weights are damaged, or too large for their
+    dtype."""
+    with torch.inference_mode():
+        logits = model(torch.zeros(1, 1, dtype=torch.long, device=model.wte.weight.device))
+    require(logits.isfinite().all(),
+            f'{source}: its logits are not finite: the weights are damaged, or overflow in this '
+            'dtype; try --dtype=float32')
+
+
 def load_optimizer(optimizer, scaler, checkpoint: dict):
     """Load the states of optimizer and GradScaler; learning rate and weight decay stay those of
     the settings. Raises Error if they do not fit the model."""
@@ -127,6 +148,8 @@ def load_optimizer(optimizer, scaler, checkpoint: dict):
         groups = optimizer.state_dict()['param_groups']
         saved = {'state': checkpoint['optimizer']['state'], 'param_groups': groups}
         optimizer.load_state_dict(saved)
+        if not saved['state']:                  # the checkpoint is from before the first step
+            return
         for group in optimizer.param_groups:
             for p in group['params']:
                 state = optimizer.state[p]
@@ -143,6 +166,7 @@ def read_settings(path) -> dict:
     """The settings in a checkpoint, without its tensors. Raises Error if it cannot be read."""
     require(os.path.isfile(path), f'{path}: there is no run to resume; leave init_from out')
     try:
+        require_uncompressed(path, os.path.getsize(path))
         return dict(torch.load(path, mmap=True, weights_only=True)['settings'])
     except Exception as e:                      # corrupt files can raise any exception
         raise Error(f'{path}: cannot read this checkpoint: {brief(e)}; use another one') from e

@@ -40,7 +40,7 @@ class Log:
         self.tracker = None                     # a run of Weights & Biases
         self.first_step = step
         self.began = self.clock = time.perf_counter()
-        self.overflows = 0                      # fp16 steps skipped since a row without any
+        self.overflows = 0                      # fp16 steps skipped in succession
         self.pending = []                       # (loss, norm) since the last row, on the device
         self.bar = tqdm(total=self.max_iters, initial=step, disable=None if is_writer else True,
                         smoothing=0, dynamic_ncols=True,
@@ -99,7 +99,7 @@ class Log:
         self.say(f'resume  {self.out}/ckpt.pt at step {checkpoint["step"]}' + ''.join(changes))
         group = checkpoint['optimizer']['param_groups'][0]
         last_lr = group['lr'] / group['lr_scale']
-        if self.is_writer and checkpoint['step'] > 0 and next_lr > 1.5 * last_lr:
+        if self.is_writer and checkpoint['step'] > 1 and next_lr > 1.5 * last_lr:
             warn(f'the learning rate jumps from {last_lr:.1e} to {next_lr:.1e}')
 
     def sample(self, text: str):
@@ -121,6 +121,7 @@ class Log:
         row = {'step': step, 'tokens': step * self.tokens_per_step, 'train_loss': losses[-1],
                'grad_norm': norms[-1], 'lr': lr, 'tokens_per_second': round(tokens / seconds)}
         self.clock = time.perf_counter()
+        self.count_overflows(step, norms)
         self.show_step(row, skipped=sum(not math.isfinite(norm) for norm in norms))
         self.write(row)
 
@@ -166,14 +167,16 @@ class Log:
         if self.tracker:
             self.tracker.log(row, step=row['step'])
 
+    def count_overflows(self, step: int, norms: list[float]):
+        """Raise Error if the last 100 steps have all overflowed in fp16 and been skipped."""
+        for norm in norms:
+            self.overflows = 0 if math.isfinite(norm) else self.overflows + 1
+        require(self.overflows < 100, f'step {step}: the last {self.overflows} steps overflowed in '
+                                      'float16 and were skipped: use dtype=bfloat16 or float32')
+
     def show_step(self, row: dict, skipped: int):
         """Advance the bar or, without a terminal, print the row. `skipped`: fp16 overflows."""
         loss, speed = row['train_loss'], row['tokens_per_second']
-        if skipped == 0 or self.hardware.dtype != torch.float16:
-            self.overflows = 0
-        self.overflows += skipped
-        require(self.overflows < 100, f'step {row["step"]}: the last {self.overflows} steps '
-                'overflowed in float16 and were skipped: use dtype=bfloat16 or float32')
         if self.bar.disable:
             mfu = f'  MFU {speed / self.max_speed:.1%}' if self.max_speed else ''
             skips = f'  {skipped} skipped' if skipped else ''

@@ -75,7 +75,9 @@ def configure(script: dict, dataclass: str = '', resume: bool = False,
             given[name] = check_type(name, value, types, defaults, argument)
     settings.given = set(given)
     if resume:
-        settings.update(saved_settings({**settings, **given}))
+        saved = saved_settings({**settings, **given})
+        settings.update({name: check_type(name, value, types, defaults, 'the checkpoint')
+                         for name, value in saved.items() if name not in given})
     settings.update({name: given[name] for name in settings.keys() & given.keys()})
     settings.shape = {name: given[name] for name in fields.keys() & given.keys()}
     script.update(settings)
@@ -189,7 +191,7 @@ def print_help(script: dict, settings: dict, fields: dict, dataclass: str):
 
     def show(values, path):
         source = Path(path).read_text(encoding='utf-8')
-        comments = dict(re.findall(r'^ *(\w+)(?:: [^=]+)? = .*?  # (.*)$', source, re.M))
+        comments = dict(re.findall(r'^ *(\w+)(?:: [^=\n]+)? = .*?  # (.*)$', source, re.M))
         for name, value in values.items():
             line = f'  --{name}={value!r}'.ljust(32) + ' ' + comments.get(name, '')
             print(textwrap.fill(line, width, subsequent_indent=' ' * 33))

@@ -1,11 +1,10 @@
 """Text to token ids and back: class Tokenizer, and how a vocabulary is trained or read.
 
 bpe is trained on the text and gpt2 is GPT-2's: both are byte-level BPE, run by tiktoken. char has
-one token per character. hf is any other tokenizer.json, run by the tokenizers package."""
+one token per character. hf is any other tokenizer.json: lib/foreign.py."""
 import json
 import os
 import re
-import unicodedata
 from collections import deque
 from concurrent.futures import ThreadPoolExecutor
 from itertools import islice
@@ -13,12 +12,10 @@ from pathlib import Path
 
 import numpy as np
 
-from lib.settings import Error, brief, require
+from lib.settings import Error, brief
 
 EOT = '<|endoftext|>'
 PIECE = 1 << 12                 # maximum bytes of a piece of text
-WINDOW = 1 << 18                # characters that hf encodes at once
-OVERLAP = 1 << 13               # characters that neighbouring windows share
 WORKERS = min(os.cpu_count() or 1, 16)
 # Cutting a text before a single space or after a single newline, between visible characters,
 # changes no token of bpe or gpt2: none reaches across such a border.
@@ -33,16 +30,12 @@ class Tokenizer:
     eot is the id of end-of-text, which follows every document; no text encodes to it, and it
     decodes to ''. vocab_size counts all ids, including eot. spec is a dict of plain types that
     rebuilds the tokenizer: {'kind': 'bpe', 'json': content of a tokenizer.json}, {'kind': 'gpt2'},
-    {'kind': 'char', 'alphabet': its characters} or {'kind': 'hf', 'json': ..., 'eot': id}.
-
-    A vocabulary of kind hf may not cover the text. Over all text encoded so far, `unknown` counts
-    the unknown tokens, and `lost` those of the `visible` characters that decode does not return."""
+    {'kind': 'char', 'alphabet': its characters} or {'kind': 'hf', 'json': ..., 'eot': id}."""
     waiting_ids = frozenset()   # decode_stream waits after these: single bytes, special tokens
 
     def __init__(self, spec: dict):
         """Raises Error if the spec is damaged."""
         self.spec = spec
-        self.unknown = self.visible = self.lost = 0
         try:
             self.kind = spec['kind']
             setup = {'bpe': self._setup_bpe, 'gpt2': self._setup_bpe,
@@ -83,26 +76,11 @@ class Tokenizer:
         self.index = {character: i for i, character in enumerate(alphabet)}
 
     def _setup_hf(self):
-        import tokenizers
-        self.hf = tokenizers.Tokenizer.from_str(self.spec['json'])
-        self.hf.no_truncation()
-        self.hf.no_padding()
-        self.hf.encode_special_tokens = True        # a special token's name in a text is just text
-        self.eot = self.spec['eot']
-        self.vocab_size = max(self.hf.get_vocab().values()) + 1
-        model = json.loads(self.spec['json'])['model']
-        require(not model.get('dropout'), 'this tokenizer drops merges at random: set "dropout" to '
-                                          'null in its tokenizer.json')
-        unk_token = model.get('unk_token')
-        self.unk = self.hf.token_to_id(unk_token) if unk_token else model.get('unk_id')
-        added = self.hf.get_added_tokens_decoder()
-        specials = {i for i, token in added.items() if token.special}
-        single_bytes = {self.hf.token_to_id(f'<0x{byte:02X}>') for byte in range(256)}
-        self.waiting_ids = specials | single_bytes | {self.eot}
-        # RoBERTa's kind adds a space (spelled Ġ) before the text, which its decoder leaves there.
-        splitter = self.hf.pre_tokenizer
-        adds_space = splitter and 'Ġe' in str(splitter.pre_tokenize_str('e'))
-        self.added_space = ' ' if adds_space else ''
+        from lib.foreign import ForeignTokenizer
+        self.hf = ForeignTokenizer(self.spec['json'], self.spec['eot'])
+        self.eot = self.hf.eot
+        self.vocab_size = self.hf.vocab_size
+        self.waiting_ids = self.hf.waiting_ids
 
     # ---- encoding
     def encode(self, text: str) -> list[int]:
@@ -110,7 +88,7 @@ class Tokenizer:
         character that is not in the alphabet of char."""
         raw = to_utf8(text)
         if self.kind == 'hf':
-            return self.encode_documents([raw.decode()])[:-1].tolist()
+            return self.hf.encode_documents([raw.decode()])[:-1].tolist()
         try:
             return self.encode_pieces([*cut(raw, 0, len(raw))])[:-1].tolist()
         except KeyError as e:
@@ -122,7 +100,7 @@ class Tokenizer:
         """Yield the ids of documents, with eot after each, in arrays. The documents come in pieces
         (text, ends), as cut yields them; `ends` is set on the last piece of each."""
         if self.kind == 'hf':                       # a piece alone may give other ids
-            yield from map(self.encode_documents, join(pieces))
+            yield from self.hf.encode_stream(pieces)
             return
         pieces, running = iter(pieces), deque()
         with ThreadPoolExecutor(WORKERS) as pool:
@@ -148,57 +126,6 @@ class Tokenizer:
         eots = np.flatnonzero(ids == self.eot)      # one after each piece
         return np.delete(ids, eots[~np.array(ends)])
 
-    # ---- encoding with the tokenizers package
-    def encode_documents(self, texts: list[str]) -> np.ndarray:
-        """The ids of whole documents by hf, with eot after each. Counts what gets lost."""
-        try:
-            if max(map(len, texts)) > WINDOW:
-                rows = [self.encode_long(text) for text in texts]
-            else:
-                encodings = self.hf.encode_batch_fast(texts, add_special_tokens=False)
-                rows = [np.array(encoding.ids, np.uint32) for encoding in encodings]
-        except Exception as e:
-            raise Error(f'this tokenizer cannot encode the text ({brief(e)})') from e
-        for text, ids in zip(texts, rows):
-            require(self.eot not in ids, 'this tokenizer encodes ordinary text as end-of-text, '
-                    f'{self.hf.id_to_token(self.eot)}: use another tokenizer')
-            self.unknown += int((ids == self.unk).sum())
-            before = count_visible(text)
-            parts = np.array_split(ids, len(ids) // WINDOW + 1)         # to bound the memory
-            after = sum(count_visible(self.decode(part)) for part in parts)
-            self.visible += before
-            self.lost += max(0, before - after)
-        return np.concatenate([np.append(ids, np.uint32(self.eot)) for ids in rows])
-
-    def encode_long(self, text: str) -> np.ndarray:
-        """The ids that hf gives the whole text, in overlapping windows, as encoding it at once
-        takes up to 300 bytes of memory per character.
-
-        Tokens depend on nearby text only: where two windows agree on 100 tokens in the middle of
-        their overlap, the second takes over. If they disagree, as in a word of thousands of
-        letters, the first is encoded again at twice the length."""
-        def encode(begin, end):                     # (tokens, 2): id, position in text
-            found = self.hf.encode(text[begin:end], add_special_tokens=False)
-            positions = [begin + first for first, _ in found.offsets]
-            return np.array([found.ids, positions], np.uint32).T
-
-        begin, end = 0, WINDOW
-        window = encode(begin, end)
-        ids, done = [], 0                           # done: tokens of this window in ids
-        while end < len(text):
-            next_window = encode(end - OVERLAP, end + WINDOW)
-            middle = end - OVERLAP // 2
-            i = np.searchsorted(window[:, 1], middle)
-            j = np.searchsorted(next_window[:, 1], middle)
-            if np.array_equal(window[max(0, i - 50):i + 50], next_window[max(0, j - 50):j + 50]):
-                ids.append(window[done:i, 0])
-                begin, end = end - OVERLAP, end + WINDOW
-                window, done = next_window, j
-            else:
-                end += end - begin
-                window = encode(begin, end)
-        return np.concatenate([*ids, window[done:, 0]])
-
     # ---- decoding
     def decode(self, ids) -> str:
         """The text of ids. Invalid UTF-8 becomes U+FFFD, special tokens ''. Raises Error for an id
@@ -210,7 +137,7 @@ class Tokenizer:
         if self.kind == 'char':
             return ''.join(self.spec['alphabet'][i] for i in ids)
         if self.kind == 'hf':
-            return self.hf.decode(ids, skip_special_tokens=True).removeprefix(self.added_space)
+            return self.hf.decode(ids)
         return self.bpe.decode(ids)
 
     def decode_stream(self, ids, prompt=()):
@@ -233,11 +160,9 @@ class Tokenizer:
 
     def label(self, i: int) -> str:
         """The text of one id with spaces and newlines made visible: '·named', '\\n', '<eot>'."""
-        text = self.decode([i])
-        if self.kind == 'hf':                       # the first token may lose its space
-            text = self.decode([i, i])[len(text):] or self.hf.id_to_token(i) or ''
         if i == self.eot:
             return '<eot>'
+        text = self.hf.label(i) if self.kind == 'hf' else self.decode([i])
         return repr(text)[1:-1].replace(' ', '·')
 
 
@@ -262,29 +187,6 @@ def cut(raw, start: int, end: int):
         start += len(text.encode())
         yield text, False
     yield str(raw[start:end], 'utf-8'), True
-
-
-def join(pieces):
-    """Yield lists of whole documents from pieces (text, ends), about WINDOW characters each."""
-    documents, parts, size = [], [], 0
-    for text, ends in pieces:
-        parts.append(text)
-        size += len(text)
-        require(size < 100_000_000, 'a document has 100 million characters, too many for this '
-                                    'tokenizer: divide it, or use --tokenizer=bpe')
-        if ends:
-            documents.append(''.join(parts))
-            parts = []
-        if ends and size > WINDOW:
-            yield documents
-            documents, size = [], 0
-    if documents:
-        yield documents
-
-
-def count_visible(text: str) -> int:
-    """The number of characters that are not white space, however accents are spelled."""
-    return len(''.join(unicodedata.normalize('NFKC', text).split()))
 
 
 # ---- vocabularies

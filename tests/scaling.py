@@ -1,10 +1,10 @@
 """A scaling study, run by hand: python tests/scaling.py [--tokens=N]
 
-Models of 0.1M to 2.8M parameters train on the same tokens of the stories by train.py's own recipe, each in a
-process of its own, on one thread. Their evaluations become rows of assets/scaling.csv; a run that is there is
-not repeated: remove the file when recipe or grammar change. assets/scaling.png shows how far the losses are
-above the entropy of the text. The learning rate has decayed only at the end of a run: what lies before is
-worse than a run would be that ends there."""
+Models of 0.1M to 2.8M parameters train on the same tokens of the stories with config/stories.py,
+each in a process of its own, on one thread. Their evaluations become rows of assets/scaling.csv. A
+run that is there is not repeated: delete the file when recipe or grammar change.
+assets/scaling.png shows how far the losses are above the entropy of the text. The learning rate has
+decayed only at the end of a run: points before it are worse than a run that ends there."""
 import json
 import os
 import re
@@ -19,46 +19,53 @@ sys.path.insert(0, str(ROOT))
 
 import numpy as np  # noqa: E402
 
-from config import configure  # noqa: E402
+from lib.settings import configure  # noqa: E402
 
 tokens = 1_600_000          # that each model trains on
-config = configure(globals())
+settings = configure(globals())
 
-SHAPES = '1x2x48 1x2x64 2x4x80 2x4x112 2x3x144 2x4x192 2x8x256 3x8x256'.split()     # layers, heads, channels
+# layers x heads x channels
+SHAPES = '1x2x48 1x2x64 2x4x80 2x4x112 2x3x144 2x4x192 2x8x256 3x8x256'.split()
 POINTS = 8                  # evaluations of a run
-ITERS = tokens // (12 * 160 * POINTS) * POINTS      # steps of train.py's own batch_size and block_size
+ITERS = tokens // (12 * 160 * POINTS) * POINTS      # batch_size x block_size of the recipe
 COLUMNS = 'parameters,layers,heads,channels,iters,tokens,val_loss,bits_per_byte,train_seconds,floor'
 TABLE = ROOT / 'assets/scaling.csv'
 read_csv = partial(np.genfromtxt, delimiter=',', names=True, ndmin=1)
 
 
 def python(script, *options) -> str:
-    """What a script prints, run in the current folder; its progress bar shows."""
+    """The output of a script, run in the current folder; its progress bar shows."""
     command = [sys.executable, ROOT / script, *options]
     return subprocess.run(command, stdout=subprocess.PIPE, text=True, check=True).stdout
 
 
 def find_run(shape: str):
-    """The rows of a run in the table, in order; none if it is yet to be made."""
+    """The rows of a run in the table, in order; none if it was not run yet."""
     table, key = read_csv(TABLE), [*map(int, shape.split('x')), ITERS]
-    return table[np.all([table[column] == n for column, n in zip(COLUMNS.split(',')[1:], key)], 0)]
+    columns = COLUMNS.split(',')[1:5]
+    return table[np.all([table[column] == n for column, n in zip(columns, key)], axis=0)]
 
 
 def train(shape: str):
-    """Train a model in the current folder, which has the stories, and append its evaluations to the table."""
-    shown = python('train.py', *map('--{}={}'.format, ('n_layer', 'n_head', 'n_embd'), shape.split('x')),
-                   f'--max_iters={ITERS}', f'--eval_interval={ITERS // POINTS}', '--overwrite=True')
-    parameters = re.search(r' ([\d,]+) parameters', shown)[1].replace(',', '')
+    """Train a model in the current folder, which has the stories, and append its evaluations to
+    the table."""
+    L, H, C = shape.split('x')
+    output = python('train.py', 'config/stories.py', f'--n_layer={L}', f'--n_head={H}',
+                    f'--n_embd={C}', f'--max_iters={ITERS}', f'--eval_interval={ITERS // POINTS}',
+                    '--out_dir=out', '--overwrite=True')
+    parameters = re.search(r' ([\d,]+) parameters', output)[1].replace(',', '')
     val = json.loads(Path('data/stories/meta.json').read_text())['val']
-    floor = val['entropy'] / val['tokens']
-    log = read_csv('out/log.csv')[1:]                       # without step 0
-    seconds = np.cumsum(np.diff(log['tokens'], prepend=0) / log['tokens_per_second'])
+    floor, spent, last = val['nats'] / val['tokens'], 0.0, 0
     with open(TABLE, 'a') as f:
-        for row, spent in zip(log, seconds):
-            if row['val_loss'] > 0:                         # it is nan between evaluations
-                f.write(f'{parameters},{shape.replace("x", ",")},{ITERS},{row["tokens"]:.0f},'
+        for row in read_csv('out/log.csv'):
+            if row['tokens_per_second'] > 0:                # nan in the row of an evaluation
+                spent += (row['tokens'] - last) / row['tokens_per_second']
+                last = row['tokens']
+            elif row['step'] > 0:
+                f.write(f'{parameters},{L},{H},{C},{ITERS},{row["tokens"]:.0f},'
                         f'{row["val_loss"]:.6f},{row["bits_per_byte"]:.6f},{spent:.1f},{floor}\n')
-    print(f'{shape:8}{parameters:>8} parameters,{spent:4.0f} s', *re.findall('\nbest(.*)', shown), flush=True)
+    best = re.search('^best +(.*)', output, re.M)[1]
+    print(f'{shape:8}{parameters:>8} parameters, {spent:.0f} s, {best}', flush=True)
 
 
 def draw(runs: list):
@@ -97,7 +104,7 @@ if __name__ == '__main__':
         os.chdir(folder)
         for shape in SHAPES:
             if not len(find_run(shape)):
-                python('prepare.py')                        # does nothing where the stories are already
+                python('prepare.py')                        # does nothing the second time
                 train(shape)
         os.chdir(ROOT)
     draw([find_run(shape) for shape in SHAPES])

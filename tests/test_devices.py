@@ -1,27 +1,94 @@
-"""What runs on GPUs: as far as it can be tried without one, and all of it where there is one."""
+"""Devices, precision and memory: what can be tried without a GPU, and all of it with one."""
 import contextlib
-import os
 import re
-import subprocess
-import sys
 from types import SimpleNamespace
 
+import numpy as np
 import pytest
 import torch
-from conftest import ROOT, TINY, read_log
+from conftest import ROOT, TINY, command, read_log
 from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_leaves
 
-from config._run import pick_micro_batch
-from model import GPT, GPTConfig, choose, evaluate, load_checkpoint, save_checkpoint
+from lib import checkpoint as checkpoints
+from lib import device as device_file
+from lib.dataset import Validation
+from lib.device import fit_micro_batch, pick_device, pick_dtype, start_hardware
+from lib.muon import Muon
+from lib.settings import Error
+from model import GPT, GPTConfig, choose
 from sample import load
 
 on_gpu = pytest.mark.skipif(not torch.cuda.is_available(), reason='no GPU')
-SHAPE = dict(vocab_size=50, block_size=16, n_layer=2, n_head=2, n_embd=32)
+SHAPE = {'vocab_size': 50, 'block_size': 16, 'n_layer': 2, 'n_head': 2, 'n_embd': 32}
 
 
+# ---- device and precision
+@pytest.fixture
+def machine(monkeypatch):
+    """machine(cuda=..., ...): torch's probes answer as on such a machine."""
+    def answer(cuda=False, mps=False, capability=8, avx512_bf16=False, amx=False):
+        values = {
+            'cuda.is_available': lambda: cuda,
+            'cuda.get_device_capability': lambda device=None: (capability, 0),
+            'cuda.is_bf16_supported': lambda *a, **k: True,         # also if only emulated
+            'cuda.set_device': lambda device: None,
+            'backends.mps.is_available': lambda: mps,
+            'cpu.get_capabilities': lambda: {'avx512_bf16': avx512_bf16, 'amx_bf16': amx},
+            'empty': lambda size, device: SimpleNamespace(device=torch.device(device))}
+        for name, value in values.items():
+            monkeypatch.setattr(f'torch.{name}', value)
+        monkeypatch.setattr(device_file, 'keep_memory', lambda: None)
+    precision = torch.get_float32_matmul_precision()
+    yield answer
+    torch.set_float32_matmul_precision(precision)
+
+
+@pytest.mark.parametrize('has, device, dtype', [
+    ({'cuda': True, 'mps': True}, 'cuda', torch.bfloat16),
+    ({'cuda': True, 'capability': 9}, 'cuda', torch.bfloat16),
+    ({'cuda': True, 'capability': 7}, 'cuda', torch.float16),
+    ({'cuda': True, 'capability': 6, 'amx': True}, 'cuda', torch.float16),
+    ({'mps': True, 'amx': True}, 'mps', torch.float32),
+    ({}, 'cpu', torch.float32),
+    ({'avx512_bf16': True}, 'cpu', torch.bfloat16),
+    ({'amx': True}, 'cpu', torch.bfloat16)])
+def test_auto_picks_the_best_device_and_its_native_precision(machine, has, device, dtype):
+    machine(**has)
+    torch.set_float32_matmul_precision('highest')
+    hardware = start_hardware('auto', 'auto')
+    assert (hardware.device.type, hardware.dtype) == (device, dtype)
+    assert (hardware.rank, hardware.world_size) == (0, 1)
+    is_fp32 = dtype == torch.float32
+    assert hardware.autocast._enabled == (not is_fp32)
+    expected = 'high' if device == 'cuda' else 'highest'
+    assert torch.get_float32_matmul_precision() == expected
+
+
+def test_what_is_asked_for_wins_over_auto_or_is_an_error(machine):
+    machine(cuda=True, amx=True)
+    cpu, cuda = torch.device('cpu'), torch.device('cuda:1')
+    assert pick_device('cpu') == cpu and pick_device('cuda:1') == cuda
+    assert pick_dtype('auto', cpu) == torch.bfloat16
+    assert pick_dtype('float32', cuda) == torch.float32
+    assert pick_dtype('float16', cuda) == torch.float16
+    for device, dtype in ((cpu, 'float16'), (cpu, 'float64'), (cuda, 'int8'), (cpu, '')):
+        with pytest.raises(Error, match=f'dtype={dtype} does not work on {device.type}'):
+            pick_dtype(dtype, device)
+    for device in ('', 'gpu', 'meta', 'cpu:x', 'True'):
+        with pytest.raises(Error, match='try --device=cpu'):
+            pick_device(device)
+
+
+def test_auto_compiles_on_cuda_only():
+    for compile in ('auto', False):
+        assert not device_file.can_compile(compile, torch.device('cpu'))
+    assert not device_file.can_compile(False, torch.device('cuda'))
+
+
+# ---- what a GPU is asked to compute
 class Precisions(TorchDispatchMode):
-    """Keeps the precisions of all tensors on a device that has no values, as a GPU's are far away."""
+    """Notes the dtypes of all tensors on a device without values, as a GPU's are far away."""
 
     def __init__(self):
         super().__init__()
@@ -29,7 +96,8 @@ class Precisions(TorchDispatchMode):
 
     def __torch_dispatch__(self, function, types, args=(), kwargs=None):
         out = function(*args, **(kwargs or {}))
-        self.seen += [t.dtype for t in tree_leaves(out) if isinstance(t, torch.Tensor) and t.is_meta]
+        self.seen += [t.dtype for t in tree_leaves(out)
+                      if isinstance(t, torch.Tensor) and t.is_meta]
         return out
 
 
@@ -40,58 +108,98 @@ def test_training_and_generation_read_no_value_of_a_gpu_and_use_no_float64(arch)
         idx = torch.zeros(3, 16, dtype=torch.long)
         model(idx, idx).backward()
         with torch.inference_mode():
-            logits = model.eval().next_logits(idx[:, :5])
-            new = choose(logits, torch.rand(3, 1), 0.8, 5, 0.9)
+            cache = model.eval().new_cache(3)
+            logits = model.next_logits(idx[:, :5], cache)
+            new = choose(logits, torch.rand(3), 0.8, 5, 1.0)
     assert new.shape == (3,) and len(precisions.seen) > 100
     assert torch.float64 not in precisions.seen
+
+
+def test_muon_reads_no_value_of_a_gpu_and_uses_no_float64():
+    with torch.device('meta'), Precisions() as precisions:
+        matrices = [torch.nn.Parameter(torch.empty(4, 8)) for _ in range(3)]
+        muon = Muon([{'params': matrices, 'use_muon': True, 'weight_decay': 0.1}], 0.1, (0.9, 0.9))
+        for p in matrices:
+            p.grad = torch.empty(4, 8)
+            muon.state[p] = {'step': torch.tensor(0.0, device='cpu'),
+                             'momentum': torch.empty(4, 8)}
+        muon.step()
+    assert len(precisions.seen) > 20 and torch.float64 not in precisions.seen
 
 
 def test_evaluation_uses_no_float64_on_a_gpu():
     with torch.device('meta'):
         model = GPT(GPTConfig(**SHAPE))
-    x = torch.zeros(7, 16, dtype=torch.long)
-    with Precisions() as precisions, pytest.raises(NotImplementedError):    # at the end it has no value
-        evaluate(model, x, x, 2, contextlib.nullcontext())
+    meta = {'eot': 49, 'val': {'bytes': 100, 'nats': None}}
+    validation = Validation(meta, np.zeros(7 * 16, np.uint16), None, 0, 16)
+    with Precisions() as precisions, pytest.raises(NotImplementedError):    # its end has no value
+        validation.evaluate(model, 2, contextlib.nullcontext())
     assert precisions.seen.count(torch.float32) > 4 * 20, 'four batches were computed'
     assert torch.float64 not in precisions.seen
 
 
-@pytest.mark.parametrize(('wanted', 'held', 'picked', 'warning'), [
+# ---- memory
+@pytest.mark.parametrize('wanted, held, fits, warning', [
     (0, 100, 12, ''), (0, 5, 4, ''), (0, 1, 1, ''), (4, 5, 4, ''), (1, 1, 1, ''),
-    (12, 5, 12, 'micro_batch_size=12 may need more memory than the GPU has; 4 would fit'),
-    (2, 1, 2, 'micro_batch_size=2 may need more memory than the GPU has; 1 would fit')])
-def test_as_many_sequences_as_fit_and_a_warning_with_their_number(wanted, held, picked, warning, monkeypatch,
-                                                                  capsys):
-    monkeypatch.setattr('config._run.most_sequences', lambda *_: held)
-    gpu = SimpleNamespace(wte=SimpleNamespace(weight=SimpleNamespace(device=torch.device('cuda'))))
-    assert pick_micro_batch(gpu, None, 12, wanted) == picked
-    assert ' '.join(capsys.readouterr().err.split()) == (warning and f'warning: {warning}')
+    (12, 5, 12, 'micro_batch_size=12 may not fit into the memory of the GPU; 4 would'),
+    (2, 1, 2, 'micro_batch_size=2 may not fit into the memory of the GPU; 1 would')])
+def test_a_micro_batch_is_what_fits_or_gets_a_warning(wanted, held, fits, warning, monkeypatch,
+                                                      capsys):
+    monkeypatch.setattr(device_file, 'most_sequences', lambda *_: held)
+    on_cuda = SimpleNamespace(device=torch.device('cuda'))
+    model = SimpleNamespace(parameters=lambda: iter([on_cuda]))
+    assert fit_micro_batch(model, None, 12, wanted) == fits
+    assert capsys.readouterr().err.strip() == (warning and f'warning: {warning}')
+
+
+@pytest.mark.parametrize('peaks, sequences', [
+    ([], 1), ([900], 1), ([100, 110], 68), ([100, 900], 1)])
+def test_memory_is_extrapolated_from_one_and_two_sequences(peaks, sequences, monkeypatch):
+    """Of a card with 1,000 bytes, 85% may be used, and 8 a parameter are the optimizer's."""
+    monkeypatch.setattr(device_file, 'measure_peaks', lambda *_: peaks)
+    monkeypatch.setattr(torch.cuda, 'get_device_properties',
+                        lambda device: SimpleNamespace(total_memory=1000))
+    parameter = SimpleNamespace(device=torch.device('cuda'))
+    model = SimpleNamespace(parameters=lambda: iter([parameter]), num_params=lambda: 8,
+                            config=SimpleNamespace(block_size=16))
+    assert device_file.most_sequences(model, None) == sequences
+
+
+def test_max_speed_counts_six_flops_a_parameter_and_those_of_attention(monkeypatch):
+    model, cuda = GPT(GPTConfig(**SHAPE)), torch.device('cuda')
+    flops = 6 * model.num_params() + 12 * 2 * 32 * 16           # of one token
+    for name, peak in {'NVIDIA H100 80GB HBM3': 989e12, 'NVIDIA H100 PCIe': 756e12,
+                       'Tesla T4': 65e12, 'NVIDIA A100-SXM4-40GB': 312e12, 'unknown': None}.items():
+        monkeypatch.setattr(torch.cuda, 'get_device_name', lambda device, name=name: name)
+        expected = peak and pytest.approx(peak / flops)
+        assert device_file.max_speed(model, cuda) == expected
+    assert device_file.max_speed(model, torch.device('cpu')) is None
 
 
 @pytest.mark.slow
-def test_evaluation_adds_one_compiled_graph_and_changes_none(run, dataset, monkeypatch):
+def test_evaluation_adds_one_compiled_graph_and_changes_none(run, dataset):
     counters = torch._dynamo.utils.counters
     torch._dynamo.reset()
     counters.clear()
-    monkeypatch.setattr('extras.loss.MAX_LOGITS', 100)            # many pieces, if it were not compiled
-    knobs = run('train.py', f'--dataset={dataset}', *TINY, '--compile=True', '--batch_size=6')
-    assert len(knobs['val_x']) % 6, 'the last batch of an evaluation is smaller'
-    assert counters['stats']['unique_graphs'] == 3          # of the trial, training and evaluation
+    done = run('train.py', f'--dataset={dataset}', *TINY, '--compile=True', '--batch_size=6')
+    windows = len(done['validation'].cuts) - 1
+    assert windows % 6, 'the last batch of an evaluation is smaller'
+    assert counters['stats']['unique_graphs'] == 3          # of a trial, training and evaluation
     assert not counters['graph_break']
 
 
-# ---- where there is a GPU
+# ---- with a GPU
 @on_gpu
-def test_training_waits_for_the_gpu_only_for_a_row(dataset):
+def test_training_waits_for_the_gpu_only_for_a_row(dataset, tmp_path):
     """Steps without a row add no synchronizing operation: 40 have as many as 20."""
-    code = ('import runpy, sys, torch; torch.cuda.set_sync_debug_mode("warn"); '
-            'runpy.run_path(sys.argv[0], run_name="__main__")')
-    counts = []
+    script, counts = tmp_path / 'script.py', []
+    script.write_text('import runpy, sys, torch\ntorch.cuda.set_sync_debug_mode("warn")\n'
+                      f'runpy.run_path({str(ROOT / "train.py")!r}, run_name="__main__")\n')
     for steps in (20, 40):
-        args = [*TINY, f'--dataset={dataset}', '--device=cuda', f'--max_iters={steps}', '--log_interval=1000',
-                '--eval_interval=0', '--compile=False', f'--out_dir=out{steps}', '--dropout=0.1']
-        ran = subprocess.run([sys.executable, '-W', 'always', '-c', f'import sys; sys.argv = {[str(ROOT / "train.py"), *args]}; {code}'],
-                             capture_output=True, text=True, env=os.environ | {'PYTHONPATH': str(ROOT)})
+        ran = command(str(script), *TINY, f'--dataset={dataset}', '--device=cuda',
+                      f'--max_iters={steps}', '--log_interval=1000', '--eval_interval=0',
+                      '--compile=False', f'--out_dir=out{steps}', '--dropout=0.1',
+                      env={'PYTHONWARNINGS': 'always'})
         assert ran.returncode == 0, ran.stderr
         counts.append(len(re.findall('synchronizing CUDA', ran.stderr)))
     assert counts[0] == counts[1] > 0
@@ -104,23 +212,26 @@ def test_a_captured_step_gives_what_the_model_gives(arch, tmp_path):
     for p in model.parameters():
         p.data.mul_(2)
     alphabet = ''.join(map(chr, range(0x100, 0x100 + 63)))
-    save_checkpoint(tmp_path / 'm.pt', model, {'kind': 'char', 'alphabet': alphabet}, config={})
-    plain, fast = (load(tmp_path / 'm.pt', 'cuda', 'float32', fast=fast) for fast in (False, True))
-    for knobs in ({'temperature': 0.0}, {'temperature': 1.0, 'top_p': 0.9}, {'repetition_penalty': 1.5}):
-        expected = plain.rows('', 3, max_new_tokens=60, **knobs)        # longer than the window
-        assert fast.rows('', 3, max_new_tokens=60, **knobs) == expected
-    mixed = zip(fast.ids('', 1, max_new_tokens=20, seed=1), fast.ids('', 1, max_new_tokens=20, seed=2))
-    assert [(a.item(), b.item()) for a, b in mixed] == list(zip(
-        *([i.item() for i in plain.ids('', 1, max_new_tokens=20, seed=seed)] for seed in (1, 2))))
+    checkpoints.save(tmp_path / 'm.pt', model, tokenizer={'kind': 'char', 'alphabet': alphabet},
+                     settings={}, step=0)
+    plain, compiled = (load(tmp_path / 'm.pt', 'cuda', 'float32', compile=compile)
+                       for compile in (False, True))
+    for sampling in ({'temperature': 0.0}, {'temperature': 1.0, 'top_p': 0.9},
+                     {'repetition_penalty': 1.5}):
+        expected = plain.rows('', 3, max_new_tokens=60, **sampling)     # longer than the window
+        assert compiled.rows('', 3, max_new_tokens=60, **sampling) == expected
+    both = [[compiled.sample_ids('', 1, max_new_tokens=20, seed=seed) for seed in (1, 2)],
+            [plain.sample_ids('', 1, max_new_tokens=20, seed=seed) for seed in (1, 2)]]
+    mixed, alone = ([(a.item(), b.item()) for a, b in zip(*steps)] for steps in both)
+    assert mixed == alone
 
 
 @on_gpu
 def test_a_step_too_large_for_the_gpu_says_what_would_fit(dataset):
-    args = [*TINY, f'--dataset={dataset}', '--device=cuda', '--compile=False', '--n_embd=512', '--n_layer=8',
-            '--batch_size=131072', '--micro_batch_size=65536']
-    ran = subprocess.run([sys.executable, str(ROOT / 'train.py'), *args], capture_output=True, text=True)
-    assert ran.returncode == 2
-    assert 'micro_batch_size=65536 may need more memory' in ' '.join(ran.stderr.split())
+    ran = command('train.py', *TINY, f'--dataset={dataset}', '--device=cuda', '--compile=False',
+                  '--n_embd=512', '--n_layer=8', '--batch_size=131072',
+                  '--micro_batch_size=65536')
+    assert ran.returncode == 2 and 'micro_batch_size=65536 may not fit' in ran.stderr
     assert ran.stderr.count('error: ') == 1 and 'Traceback' not in ran.stderr
 
 
@@ -132,7 +243,7 @@ def test_a_run_resumes_on_a_gpu_and_on_a_cpu(run, dataset):
     run('train.py', '--out_dir=stopped', '--init_from=resume')
     whole, resumed = ([float(row['train_loss'] or 'nan') for row in read_log(f'{out}/log.csv')]
                       for out in ('out', 'stopped'))
-    assert len(whole) == 13 and resumed == pytest.approx(whole, rel=1e-3, nan_ok=True)
-    assert load_checkpoint('out/ckpt.pt')['model_config']['vocab_size'] % 64 == 0
+    assert len(whole) == 16 and resumed == pytest.approx(whole, rel=1e-3, nan_ok=True)
+    assert checkpoints.read('out/ckpt.pt')['model_config']['vocab_size'] % 64 == 0
     run('train.py', '--out_dir=out', '--init_from=resume', '--device=cpu', '--max_iters=14')
-    assert load_checkpoint('out/ckpt.pt')['step'] == 14
+    assert checkpoints.read('out/ckpt.pt')['step'] == 14

@@ -1,4 +1,4 @@
-"""The faults of faults.py in short form; each runs in a process of its own, as it forks."""
+"""Short versions of the faults in faults.py; each runs in a process of its own, as it forks."""
 import subprocess
 import sys
 
@@ -6,14 +6,15 @@ import pytest
 from conftest import ROOT
 
 SHORT = ['kill --n=1 --steps=10', 'signals --n=6', 'impatience --n=1', 'early --n=2', 'disk --n=4',
-         'corrupt --n=42', 'hostile --n=8', 'fuzz --n=200', 'values --n=12', 'numbers --n=2', 'lock --n=1',
-         'distributed --n=1 --world_size=2']
-SLOW = ['memory --n=1', 'distributed --n=2', 'long --n=60', 'corrupt --n=100', 'values --n=200',
-        'kill --n=10']
+         'corrupt --n=42', 'damaged_pdfs --n=8', 'hostile --n=8', 'fuzz --n=500', 'values --n=12',
+         'numbers --n=2', 'lock --n=1', 'distributed --n=1 --world_size=2']
+SLOW = ['memory --n=1', 'distributed --n=2', 'torchrun --n=1', 'long --n=60', 'corrupt --n=100',
+        'hostile --n=60', 'values --n=200', 'kill --n=10']
 
 
 @pytest.mark.skipif(sys.platform != 'linux', reason='faults.py forks, and limits memory and files')
-@pytest.mark.parametrize('fault', SHORT + [pytest.param(fault, marks=pytest.mark.slow) for fault in SLOW])
+@pytest.mark.parametrize('fault', SHORT + [pytest.param(fault, marks=pytest.mark.slow)
+                                           for fault in SLOW])
 def test_fault(fault):
     command = [sys.executable, str(ROOT / 'tests/faults.py'), *fault.split()]
     p = subprocess.run(command, capture_output=True, text=True, timeout=600)

@@ -1,4 +1,5 @@
-"""The four scripts are whole by themselves: what they import, and that they run without extras/."""
+"""How the project is put together: what each file imports, what a default run executes, and that
+all but extras/ works without extras/."""
 import ast
 import re
 import subprocess
@@ -7,41 +8,143 @@ import sys
 import pytest
 from conftest import ROOT, TEXT, copy_project
 
-SCRIPTS = ['prepare', 'model', 'train', 'sample']       # each may import those before it
-PARTS = sorted([*(ROOT / 'config').glob('*.py'), *(ROOT / 'data').rglob('*.py')])
+SCRIPTS = ('prepare', 'model', 'train', 'sample')
+FOLDERS = ('lib', 'text', 'extras', 'config')
+PRODUCT = sorted([*ROOT.glob('*.py'),
+                  *(path for name in FOLDERS for path in (ROOT / name).rglob('*.py'))])
+
+
+def parse(path):
+    return list(ast.walk(ast.parse(path.read_bytes())))
 
 
 def imports(path):
     """All that a file imports, wherever in it: 'a', 'a.b', and for `from a import b` 'a.b'."""
-    nodes = list(ast.walk(ast.parse(path.read_bytes())))
-    names = {alias.name for node in nodes if isinstance(node, ast.Import) for alias in node.names}
-    assert not any(node.level for node in nodes if isinstance(node, ast.ImportFrom))
-    return names | {f'{node.module}.{alias.name}' for node in nodes if isinstance(node, ast.ImportFrom)
-                    for alias in node.names}
+    names = set()
+    for node in parse(path):
+        if isinstance(node, ast.Import):
+            names |= {alias.name for alias in node.names}
+        if isinstance(node, ast.ImportFrom):
+            assert node.level == 0
+            names |= {f'{node.module}.{alias.name}' for alias in node.names}
+    return names
 
 
 def packages(path):
     return {name.partition('.')[0] for name in imports(path)}
 
 
-@pytest.mark.parametrize('script', SCRIPTS)
-def test_a_script_uses_no_private_part_of_a_library(script):
-    path = ROOT / f'{script}.py'
-    tree = ast.parse(path.read_bytes())
-    attributes = {ast.unparse(node) for node in ast.walk(tree) if isinstance(node, ast.Attribute)}
-    private = {name for name in attributes | imports(path) if re.search(r'\._(?!_)', name)}
-    assert {name for name in private if not name.startswith('config._')} <= {'os._exit'}
-    assert not re.search('_dynamo|_inductor|mkldnn|ctypes|unittest|mock', path.read_text(encoding='utf-8'))
+# ---- imports
+def test_of_the_four_scripts_only_train_and_sample_import_the_model():
+    for script in SCRIPTS:
+        others = packages(ROOT / f'{script}.py') & {*SCRIPTS, 'extras', 'tests', 'config'}
+        assert others == ({'model'} if script in ('train', 'sample') else set())
 
 
-def test_imports_go_one_way():
-    for i, script in enumerate(SCRIPTS):
-        assert packages(ROOT / f'{script}.py').isdisjoint([*SCRIPTS[i:], 'extras', 'tests'])
-    for path in PARTS:
-        assert packages(path).isdisjoint([*SCRIPTS, 'extras', 'tests']), path
-    assert packages(ROOT / 'model.py') <= {'torch', 'config', *sys.stdlib_module_names}
+def test_lib_and_text_import_no_script_and_no_extra():
+    for path in PRODUCT:
+        if path.parent.name == 'lib':
+            assert packages(path).isdisjoint({'prepare', 'train', 'sample', 'extras', 'text'}), path
+        if 'text' in path.relative_to(ROOT).parts:
+            assert packages(path).isdisjoint({*SCRIPTS, 'extras'}), path
+        if path.parent.name == 'extras':
+            assert packages(path).isdisjoint({'prepare', 'train', 'tests'}), path
+        assert 'tests' not in packages(path), path
 
 
+def test_model_py_imports_torch_and_the_standard_library_only():
+    assert packages(ROOT / 'model.py') <= {'torch', *sys.stdlib_module_names}
+    for name in ('lib', *SCRIPTS):
+        assert name not in sys.stdlib_module_names
+
+
+def test_train_py_imports_at_most_twelve_names_from_lib():
+    names = {name for name in imports(ROOT / 'train.py') if name.startswith('lib.')}
+    assert 0 < len(names) <= 12, sorted(names)
+
+
+def test_folders_of_data_and_runs_hold_no_code():
+    for name in ('data', 'out'):
+        assert not list((ROOT / name).glob('*.py'))
+    for path in PRODUCT:
+        assert 'data' not in packages(path) and 'config' not in packages(path), path
+
+
+def test_prepare_imports_nothing_heavy_before_it_is_needed():
+    heavy = {'tiktoken', 'tokenizers', 'datasets', 'pypdfium2', 'ftfy', 'torch', 'pyarrow'}
+    code = f'import sys, prepare; print({heavy} & {{*sys.modules}})'
+    shown = subprocess.run([sys.executable, '-c', code], cwd=ROOT, capture_output=True, text=True)
+    assert shown.stdout == 'set()\n', shown.stderr
+
+
+# ---- what is read is what runs
+@pytest.mark.parametrize('path', PRODUCT, ids=lambda path: str(path.relative_to(ROOT)))
+def test_no_class_is_swapped_and_no_method_patched(path):
+    """No `x.__class__ = `, no mock, and no assignment to an attribute of a class or module."""
+    nodes = parse(path)
+    assert packages(path).isdisjoint({'mock'}) and 'unittest.mock' not in imports(path)
+    assert not any(name.startswith('unittest') for name in imports(path))
+    modules = {alias.asname or alias.name.partition('.')[0] for node in nodes
+               if isinstance(node, ast.Import | ast.ImportFrom) for alias in node.names}
+    classes = {node.name for node in nodes if isinstance(node, ast.ClassDef)}
+    owners = {*modules, *classes, 'cls'} - {'torch'}
+    for node in nodes:
+        if isinstance(node, ast.Attribute) and isinstance(node.ctx, ast.Store):
+            assert node.attr not in ('__class__', '__dict__', 'forward', '__call__'), node.lineno
+            owner = ast.unparse(node.value)
+            is_ours = owner == 'sys' and node.attr == 'excepthook'
+            assert is_ours or owner not in owners, (node.lineno, ast.unparse(node))
+            assert not owner.endswith('.__class__') and not owner.startswith('type('), node.lineno
+        if isinstance(node, ast.Call) and ast.unparse(node.func) in ('setattr', 'object.__setattr__'):
+            owner = ast.unparse(node.args[0])
+            assert owner not in owners and not owner.startswith('type('), node.lineno
+        assert not (isinstance(node, ast.Attribute) and node.attr == 'MethodType'), node.lineno
+
+
+def test_the_four_scripts_use_no_private_part_of_a_library():
+    for script in SCRIPTS:
+        path = ROOT / f'{script}.py'
+        attributes = {ast.unparse(node) for node in parse(path) if isinstance(node, ast.Attribute)}
+        private = {name for name in attributes | imports(path) if re.search(r'\._(?!_)', name)}
+        assert not private
+        assert not re.search('_dynamo|_inductor|ctypes', path.read_text(encoding='utf-8'))
+
+
+TRACE = f"""
+import runpy, sys
+ROOT = {str(ROOT)!r}
+executed = set()
+
+def trace(frame, event, argument):
+    executed.add(frame.f_code.co_filename)
+
+sys.setprofile(trace)
+for line in sys.stdin.read().splitlines():
+    sys.argv = line.split()
+    runpy.run_path(ROOT + '/' + sys.argv[0], run_name='__main__')
+sys.setprofile(None)
+print('\\n'.join(sorted(executed)), file=sys.stderr)
+"""
+
+
+def test_a_default_run_and_default_sampling_execute_no_extra_but_the_plot(tmp_path):
+    commands = ['prepare.py --num_stories=60 --vocab_size=300',
+                'train.py --max_iters=2 --batch_size=2 --device=cpu',
+                'sample.py --max_new_tokens=5']
+    shown = subprocess.run([sys.executable, '-c', TRACE], cwd=tmp_path, text=True,
+                           input='\n'.join(commands), capture_output=True,
+                           env={'PYTHONPATH': str(ROOT), 'OMP_NUM_THREADS': '1'})
+    assert shown.returncode == 0, shown.stderr
+    files = {line.removeprefix(f'{ROOT}/') for line in shown.stderr.splitlines()
+             if line.startswith(f'{ROOT}/')}
+    files = {file for file in files if not file.startswith('.venv')}
+    assert {'prepare.py', 'model.py', 'train.py', 'sample.py', 'lib/settings.py'} <= files
+    extras = {file for file in files if file.startswith('extras/')}
+    assert extras <= {'extras/__init__.py', 'extras/plot.py', 'extras/picture.py'}
+    assert {file.partition('/')[0] for file in files if '/' in file} <= {'lib', 'text', 'extras'}
+
+
+# ---- without extras/
 @pytest.mark.slow
 def test_without_extras_all_else_works(tmp_path):
     copy_project(tmp_path)
@@ -57,16 +160,19 @@ def test_without_extras_all_else_works(tmp_path):
         return out
     (tmp_path / 'text.txt').write_text(TEXT * 8)
     run('prepare', '--input=text.txt', '--name=text', '--tokenizer=char', '--val_fraction=0.2')
-    train = ['train', '--dataset=text', '--n_embd=24', '--block_size=16', '--log_interval=1', '--device=cpu']
+    train = ['train', '--dataset=text', '--n_embd=24', '--block_size=16', '--log_interval=1',
+             '--device=cpu']
     run(*train, '--max_iters=3')
-    assert 'resume  out/ckpt.pt at step 3' in run(*train, '--max_iters=5', '--init_from=resume')
+    resumed = run(*train, '--max_iters=5', '--init_from=resume')
+    assert 'resume  out/ckpt.pt at step 3' in resumed
     rows = (tmp_path / 'out/log.csv').read_text().split()
-    assert [row.split(',')[0] for row in rows] == ['step', *'012345']
-    assert run('sample', '--start=the ', '--num_samples=2', '--max_new_tokens=9').count('the ') >= 2
-    refused = {('sample', '--plot=out'): 'plot', ('sample', '--export=x'): 'export',
-               ('sample', '--compile=True'): 'compile', ('sample', '--interactive=True'): 'interactive',
+    assert [row.split(',')[0] for row in rows] == ['step', *'0123345', '5']
+    samples = run('sample', '--start=the ', '--num_samples=2', '--max_new_tokens=9')
+    assert samples.count('the ') >= 2
+    refused = {('sample', '--compile=True'): 'compile',
                ('train', '--dataset=text', '--out_dir=new', '--wandb_project=x'): 'wandb_project'}
     processes = [start(*command) for command in refused]
-    for process, knob in zip(processes, refused.values()):
+    for process, setting in zip(processes, refused.values()):
         said = process.communicate(timeout=120)[1]
-        assert process.returncode == 2 and re.fullmatch(rf'error: {knob} needs extras/.*\n', said), said
+        assert process.returncode == 2
+        assert re.fullmatch(rf'error: {setting} needs extras/.*\n', said), said

@@ -59,7 +59,8 @@ def error_of(path, text_column='text'):
 def test_every_kind_of_file(tmp_path):
     write(tmp_path / 'a.txt', f'first one\n{EOT}\nsecond one\n\n{EOT}{EOT}third\n')
     write(tmp_path / 'b/b.md', f'# A title\n{EOT}\nis no separator here')
-    rows = ['{"x": 1, "text": "two"}', '{"text": "\\u00e9 \\ud83d\\ude00"}', '', '{"text": null}']
+    rows = ['{"x": 1, "text": "two"}', '\ufeff{"text": "\\u00e9 \\ud83d\\ude00"}',
+            '', '{"text": null}']
     write(tmp_path / 'b/c.jsonl', '\n'.join(rows))
     write(tmp_path / 'b/d.jsonl.gz', gzip.compress(b'{"text": "zipped"}\n{"text": "twice"}'))
     table = pa.table({'x': [1, 2, 3], 'text': ['parquet 1', None, 'parquet 2']})
@@ -187,7 +188,8 @@ def test_the_whole_file_decides_on_its_encoding(tmp_path, capsys):
     ('{}', 'line 2 has no column text, but none'), ('{"text": 5}', 'line 2 has int in column text'),
     ('{"text": ["a"]}', 'line 2 has list in column text'), ('{"text": ', 'line 2 is not JSON'),
     ('[' * 100_000, 'recursion'),
-    ('{"messages": [{"role": "user", "content": "hi"}]}', 'join each chat into one text')])
+    ('{"messages": [{"role": "user", "content": "hi"}]}', 'join each chat into one text'),
+    ('{"conversations": [{"from": "human", "value": "hi"}]}', 'join each chat into one text')])
 def test_bad_rows_are_named_by_their_line(tmp_path, line, message):
     path = write(tmp_path / 'a.jsonl', '{"text": "good"}\n' + line + '\n')
     assert message in error_of(path)
@@ -284,6 +286,8 @@ def test_the_home_folder(tmp_path, monkeypatch):
     monkeypatch.setenv('USERPROFILE', str(tmp_path))
     write(tmp_path / 'texts, old/a.txt', 'one')
     assert read('~/texts, old') == read('~/*/a.txt') == ['one']
+    write_rows(tmp_path / 'set/train.jsonl', [{'text': 'two'}])
+    assert read_splits('~/set', 'text') == {'': ['two']}
 
 
 @pytest.mark.parametrize('patterns, message', [

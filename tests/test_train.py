@@ -1,36 +1,54 @@
+"""Training: steps, batches, evaluation, stopping, resuming, fine-tuning, logs, mistakes."""
 import csv
 import io
 import math
 import os
 import re
 import signal
-import socket
 import subprocess
 import sys
 import time
+import tracemalloc
 from pathlib import Path
+from types import SimpleNamespace
 
 import numpy as np
 import pytest
 import torch
-from conftest import ROOT, TINY, read_log, same_weights
+from conftest import ROOT, TINY, command, read_log, same_weights
 
 import sample
-from config import Error, _run
-from config._files import acquire_lock
-from data.tokenizer import Tokenizer
-from model import GPT, load_checkpoint
-from prepare import get_batch
+import train
+from lib import checkpoint as checkpoints
+from lib import device as device_file
+from lib import log as log_file
+from lib.dataset import Validation, get_batch
+from lib.files import acquire_lock
+from lib.settings import Error
+from lib.tokenizer import Tokenizer
+from model import GPT
 
 COMBINATIONS = [('adamw', 'gpt2'), ('adamw', 'qwen3'), ('muon', 'gpt2'), ('muon', 'qwen3')]
+FROZEN = ('--learning_rate=0', '--min_lr=0', '--weight_decay=0')
 
 
-def weights(path='out/ckpt.pt'):
-    return load_checkpoint(path)['model']
+@pytest.fixture
+def letters(run, dataset):
+    """letters('--key=value', ...) trains a tiny model on `letters`."""
+    return lambda *args: run('train.py', f'--dataset={dataset}', *TINY, *args)
 
 
-def interrupt_forward(monkeypatch, calls, action):
-    """Call action() in the middle of the step that does the calls-th forward pass in training mode."""
+def read(path='out/ckpt.pt'):
+    return checkpoints.read(path)
+
+
+def column(name, path='out/log.csv'):
+    """The values of a column, where it has any."""
+    return [float(row[name]) for row in read_log(path) if row[name]]
+
+
+def in_training(monkeypatch, calls, action):
+    """Call action() in the middle of the step with that forward pass in training mode."""
     forward, left = GPT.forward, [calls]
 
     def wrapped(self, *args, **kwargs):
@@ -38,7 +56,6 @@ def interrupt_forward(monkeypatch, calls, action):
         if left[0] == 0:
             action()
         return forward(self, *args, **kwargs)
-
     monkeypatch.setattr(GPT, 'forward', wrapped)
 
 
@@ -46,645 +63,661 @@ def crash():
     raise RuntimeError('as if the power went')
 
 
-def test_a_run_has_exactly_max_iters_updates_and_measures_and_saves_its_last_weights(run, dataset, capsys):
-    done = run('train.py', f'--dataset={dataset}', *TINY, '--max_iters=10')
+# ---- a run
+def test_a_run_takes_max_iters_steps_and_evaluates_and_saves_its_last_weights(letters, capsys):
+    done = letters('--max_iters=10')
     rows = read_log()
-    assert [int(row['step']) for row in rows] == list(range(11))
-    assert [row['step'] for row in rows if row['val_loss']] == ['0', '4', '8', '10']
-    assert all(bool(row['train_loss']) == (row['step'] != '0') for row in rows)
-    assert int(rows[-1]['tokens']) == 10 * 8 * 16
-    last, best = load_checkpoint('out/ckpt.pt'), load_checkpoint('out/best.pt')
-    assert last['step'] == 10 and last['val_loss'] == float(rows[-1]['val_loss'])
+    assert [int(row['step']) for row in rows if row['train_loss']] == list(range(1, 11))
+    assert [int(row['step']) for row in rows if row['val_loss']] == [0, 4, 8, 10]
+    assert [int(row['tokens']) for row in rows] == [int(row['step']) * 8 * 16 for row in rows]
+    last, best = read(), read('out/best.pt')
+    assert last['step'] == last['evaluated_at'] == 10
     assert same_weights(last['model'], done['model'].state_dict())
-    assert best['val_loss'] == min(float(row['val_loss']) for row in rows if row['val_loss'])
+    assert best['best_val_loss'] == last['best_val_loss'] == min(column('val_loss'))
     assert 'optimizer' in last and 'optimizer' not in best
-    assert last['optimizer'][0]['state'][0]['step'] == 10
-    assert Path('out/loss.png').read_bytes()[:4] == b'\x89PNG' and 'best' in capsys.readouterr().out
-    assert not _run.can_compile('auto', torch.device('cpu'))    # compile=auto is for GPUs
+    assert {int(state['step']) for state in last['optimizer']['state'].values()} == {10}
+    shown = capsys.readouterr().out
+    assert 'best    val loss' in shown and 'next    python sample.py\n' in shown
 
 
-def test_it_learns(run, dataset):
-    run('train.py', f'--dataset={dataset}', *TINY, '--max_iters=150', '--eval_interval=150',
-        '--learning_rate=0.02')
-    first, last = (float(row['val_loss']) for row in read_log() if row['val_loss'])
+def test_the_log_is_a_csv_with_a_header(letters):
+    letters()
+    with open('out/log.csv', newline='') as f:
+        assert next(csv.reader(f)) == ['step', 'tokens', 'train_loss', 'val_loss', 'bits_per_byte',
+                                       'lr', 'grad_norm', 'tokens_per_second']
+
+
+def test_the_defaults_are_the_textbooks_and_train_any_dataset(run, dataset, monkeypatch):
+    values = {'optimizer': 'adamw', 'schedule': 'cosine', 'grad_clip': 1.0, 'weight_decay': 0.1,
+              'embedding_lr_scale': 1.0, 'output_lr_scale': 1.0, 'beta1': 0.9, 'beta2': 0.95}
+    assert {name: getattr(train, name) for name in values} == values
+    assert train.warmup_iters < train.max_iters and 0 < train.min_lr < train.learning_rate
+    done = run('train.py', f'--dataset={dataset}', '--max_iters=12', '--device=cpu')
+    assert done['settings'].shape == {} and done['settings']['batch_size'] == train.batch_size
+    assert type(done['opt']) is torch.optim.AdamW and done['model'].config.tie_weights
+    first, last = column('val_loss')
+    assert last < first - 0.05 and len(column('train_loss')) == 2       # steps 10 and 12
+
+
+def test_a_run_learns(letters):
+    letters('--max_iters=150', '--eval_interval=150', '--learning_rate=0.02')
+    first, last = column('val_loss')
     assert first > 3 and last < 0.6 * first
 
 
-def test_the_loss_that_is_logged_is_that_of_the_steps_batch(run, dataset):
-    done = run('train.py', f'--dataset={dataset}', *TINY, '--max_iters=1', '--learning_rate=0.0',
-               '--weight_decay=0.0')
+def test_the_logged_losses_are_those_of_the_batch_and_of_the_validation_text(letters):
+    done = letters('--max_iters=1', *FROZEN)
     x, y = map(torch.from_numpy, get_batch(done['train_data'], 16, 1337, range(8)))
-    assert float(read_log()[-1]['train_loss']) == pytest.approx(done['model'](x, y).item(), rel=1e-6)
-    meta, val = done['meta'], torch.from_numpy(done['val_data'].astype(np.int64))
-    nats = math.log(2) * float(read_log()[-1]['bits_per_byte']) * meta['val']['bytes']
-    assert nats == pytest.approx(float(read_log()[-1]['val_loss']) * len(val), rel=1e-9)
+    assert column('train_loss') == [pytest.approx(done['model'](x, y).item(), rel=1e-6)]
+    nats = math.log(2) * column('bits_per_byte')[-1] * done['meta']['val']['bytes']
+    assert nats == pytest.approx(column('val_loss')[-1] * len(done['val_data']), rel=1e-9)
 
 
-@pytest.mark.parametrize('optimizer, arch', COMBINATIONS)
-def test_a_crashed_and_a_stopped_run_resume_to_the_same_log_and_weights(
-    run, dataset, optimizer, arch, monkeypatch
-):
-    args = (
-        'train.py',
-        f'--dataset={dataset}',
-        *TINY,
-        f'--optimizer={optimizer}',
-        f'--arch={arch}',
-        '--dropout=0.2',
-        '--micro_batch_size=4',
-        '--log_interval=5',  # it stops between two rows of the log
-    )
-    run(*args, '--out_dir=whole')
-    with monkeypatch.context() as patch, pytest.raises(RuntimeError, match='power'):
-        interrupt_forward(patch, 14, crash)  # there are two forward passes in a step
-        run(*args, '--out_dir=crashed')
-    with monkeypatch.context() as patch, pytest.raises(SystemExit) as stopped:
-        interrupt_forward(patch, 11, lambda: signal.raise_signal(signal.SIGTERM))
-        run(*args, '--out_dir=stopped')
-    assert stopped.value.code == 143
-    assert load_checkpoint('crashed/ckpt.pt')['step'] == 4 and load_checkpoint('stopped/ckpt.pt')['step'] == 6
-    for out in ('crashed', 'stopped'):
-        run('train.py', f'--out_dir={out}', '--init_from=resume')  # all other knobs come from the checkpoint
-        assert read_log(f'{out}/log.csv') == read_log('whole/log.csv')
-        assert same_weights(weights(f'{out}/ckpt.pt'), weights('whole/ckpt.pt'))
-        assert same_weights(weights(f'{out}/best.pt'), weights('whole/best.pt'))
+def test_the_logged_speed_is_that_of_the_steps(letters):
+    began = time.perf_counter()
+    letters('--max_iters=30')
+    with open('out/log.csv', newline='') as f:
+        speeds = [float(row['tokens_per_second']) for row in csv.DictReader(f) if row['lr']]
+    seconds = sum(8 * 16 / speed for speed in speeds)
+    assert len(speeds) == 30 and 0 < seconds < time.perf_counter() - began
 
 
-def test_a_torn_log_line_does_not_survive_a_resume(run, dataset, monkeypatch):
-    args = ('train.py', f'--dataset={dataset}', *TINY)
-    run(*args, '--out_dir=whole')
-    with monkeypatch.context() as patch, pytest.raises(RuntimeError):
-        interrupt_forward(patch, 7, crash)
-        run(*args)
-    with open('out/log.csv', 'a') as f:
-        f.write('5,64')
-    run(*args, '--init_from=auto')
-    assert read_log() == read_log('whole/log.csv')
+@pytest.mark.parametrize('schedule, middle', [('cosine', 0.55), ('linear', 0.55)])
+def test_schedules_warm_up_to_the_peak_and_decay_to_min_lr(monkeypatch, schedule, middle):
+    for name, value in {'max_iters': 110, 'warmup_iters': 10, 'schedule': schedule,
+                        'learning_rate': 1.0, 'min_lr': 0.1}.items():
+        monkeypatch.setattr(train, name, value)
+    rates = [train.learning_rate_at(step) for step in range(1, 111)]
+    assert rates[:10] == pytest.approx([n / 10 for n in range(1, 11)])
+    assert rates[9:] == sorted(rates[9:], reverse=True)
+    assert rates[-1] == pytest.approx(0.1) and rates[59] == pytest.approx(middle)
+    quarter = {'cosine': 0.1 + 0.9 * (2 + 2 ** 0.5) / 4, 'linear': 0.775}
+    assert rates[34] == pytest.approx(quarter[schedule])
+    monkeypatch.setattr(train, 'warmup_iters', 0)
+    assert 0.99 < train.learning_rate_at(1) <= 1
 
 
-CALM = ('--n_embd=32', '--max_iters=50', '--learning_rate=1e-3', '--warmup_iters=10', '--head_gain=1')
+def test_the_groups_of_the_optimizer_have_their_scaled_learning_rates(letters):
+    done = letters('--tie_weights=False', '--output_lr_scale=3', '--embedding_lr_scale=0.5')
+    rate = column('lr')[-1]
+    rates = {id(p): group['lr'] for group in done['opt'].param_groups for p in group['params']}
+    model = done['model']
+    assert rates[id(model.lm_head.weight)] == pytest.approx(3 * rate)
+    assert rates[id(model.wte.weight)] == pytest.approx(0.5 * rate)
+    assert rates[id(model.h[0].attn.q_proj.weight)] == pytest.approx(rate)
+    assert rate == pytest.approx(train.min_lr)
 
 
-def losses(path='out/log.csv'):
-    return [float(row['train_loss']) for row in read_log(path) if row['train_loss']]
+def test_the_gradient_norm_is_clipped_unless_grad_clip_is_0(letters):
+    """AdamW hardly moves when gradients are much smaller than its eps."""
+    def moved(grad_clip):
+        first = letters('--max_iters=1', *FROZEN, '--overwrite=True')
+        done = letters('--max_iters=5', f'--grad_clip={grad_clip}', '--weight_decay=0',
+                       '--overwrite=True')
+        old, new = first['model'].state_dict(), done['model'].state_dict()
+        return max((new[name] - old[name]).abs().max().item() for name in old)
+    assert moved(1e-12) < 1e-5 < 1e-4 < moved(0)
 
 
-@pytest.mark.parametrize(
-    'optimizer, dtype, tolerance',
-    [('adamw', 'float32', 1e-6), ('muon', 'float32', 1e-5), ('adamw', 'bfloat16', 5e-4)],
-)
-def test_micro_batches_change_nothing(run, dataset, optimizer, dtype, tolerance):
-    seen = []
-    for micro in (0, 2, 1):
-        run('train.py', f'--dataset={dataset}', *TINY, *CALM, '--eval_interval=0',
-            f'--optimizer={optimizer}', f'--dtype={dtype}', f'--micro_batch_size={micro}',
-            f'--out_dir=m{micro}')
-        seen.append(losses(f'm{micro}/log.csv'))
-    assert len(seen[0]) == 50 and seen[0][-1] < seen[0][0]
-    for other in seen[1:]:
-        assert other == pytest.approx(seen[0], rel=tolerance)
-
-
-def torchrun(n, *args):
-    command = [
-        sys.executable,
-        '-m',
-        'torch.distributed.run',
-        '--standalone',
-        f'--nproc_per_node={n}',
-        ROOT / 'train.py',
-    ]
-    return subprocess.run(
-        [*command, *args], capture_output=True, text=True, env={**os.environ, 'OMP_NUM_THREADS': '1'}
-    )
-
-
-def test_dropout_masks_are_a_function_of_the_seed_and_the_first_sequence_of_a_micro_batch(run, dataset):
-    first_losses = []
-    for micro in (8, 4):
-        done = run('train.py', f'--dataset={dataset}', *TINY, '--max_iters=1', '--learning_rate=0.0',
-                   '--dropout=0.2', f'--micro_batch_size={micro}', f'--out_dir=m{micro}')
-        model, parts = done['model'], []
-        for first in range(8, 16, micro):  # those of step 2
-            x, y = map(torch.from_numpy, get_batch(done['train_data'], 16, 1337, range(first, first + micro)))
-            torch.manual_seed(hash((1337, first)))
-            parts.append(model(x, y).item())
-        torch.manual_seed(0)  # whatever was drawn before
-        batches = done['micro_batches'](2, done['train_data'], 0, 8, micro, torch.device('cpu'))
-        assert [model(*batch).item() for batch in batches] == parts
-        first_losses += losses(f'm{micro}/log.csv')
-    assert first_losses[0] != pytest.approx(first_losses[1], rel=1e-4)  # other masks
-
-
-@pytest.mark.parametrize(
-    'optimizer, knobs, tolerance',
-    [('adamw', (), 1e-6), ('muon', ('--dropout=0.2', '--micro_batch_size=4'), 1e-5)],
-)
-def test_two_processes_train_as_one(run, dataset, optimizer, knobs, tolerance):
-    args = (f'--dataset={dataset}', *TINY, *CALM, '--eval_interval=25', f'--optimizer={optimizer}', *knobs)
-    run('train.py', *args)
-    shown = torchrun(2, *args, '--out_dir=two')
-    assert shown.returncode == 0, shown.stderr
-    assert losses('two/log.csv') == pytest.approx(losses(), rel=tolerance)
-    for a, b in zip(read_log(), read_log('two/log.csv')):
-        assert a['step'] == b['step'] and bool(a['val_loss']) == bool(b['val_loss'])
-        if a['val_loss']:
-            assert float(a['val_loss']) == pytest.approx(float(b['val_loss']), rel=tolerance)
-
-
-def test_evaluating_more_often_changes_no_weight(run, dataset):
-    for interval in (1, 5, 0):
-        run('train.py', f'--dataset={dataset}', *TINY, '--dropout=0.1', f'--eval_interval={interval}',
-            f'--out_dir=e{interval}')
-    assert same_weights(weights('e1/ckpt.pt'), weights('e5/ckpt.pt')) and same_weights(
-        weights('e1/ckpt.pt'), weights('e0/ckpt.pt')
-    )
-
-
-def test_eval_tokens_change_no_weight_and_no_training_loss(run):
-    run('prepare.py', '--num_stories=100', '--vocab_size=300')
-    measured = []
-    for tokens in (0, 99, 10**9):
-        done = run('train.py', *TINY, f'--eval_tokens={tokens}', f'--out_dir=e{tokens}')
-        rows = read_log(f'e{tokens}/log.csv')
-        assert losses(f'e{tokens}/log.csv') == losses('e0/log.csv') and len(losses('e0/log.csv')) == 12
-        assert same_weights(weights(f'e{tokens}/ckpt.pt'), weights('e0/ckpt.pt'))
-        assert (done['validation'].floor() is None) == (tokens == 99)  # it is known of the whole text only
-        ids = done['val_data'][: tokens or None]
-        size = len(Tokenizer(done['meta']['tokenizer']).decode(ids).encode())
-        nats = math.log(2) * float(rows[-1]['bits_per_byte']) * size
-        assert nats == pytest.approx(float(rows[-1]['val_loss']) * len(ids), rel=1e-9)
-        measured.append([row['val_loss'] for row in rows if row['val_loss']])
-    assert measured[0] == measured[2] and not set(measured[0]) & set(measured[1])
-
-
-def test_head_gain_changes_the_training_but_not_the_start(run, dataset):
-    ends = []
-    for gain, knob in ((1, ['--head_gain=1']), (20, [])):  # 20 is the default, on any dataset
-        args = (f'--dataset={dataset}', *TINY, '--tie_weights=False', *knob, f'--out_dir=g{gain}')
-        done = run('train.py', *args)
-        assert done['model'].norm_f.weight.mean().item() == pytest.approx(gain, rel=0.1)
-        rows = [float(row['val_loss']) for row in read_log(f'g{gain}/log.csv') if row['val_loss']]
-        ends.append((rows[0], rows[-1]))
-    assert ends[0][0] == pytest.approx(ends[1][0], rel=1e-6)
-    assert ends[0][1] != pytest.approx(ends[1][1], rel=1e-3)
-
-
-def test_a_loss_that_is_not_finite_stops_the_run_names_the_step_and_keeps_the_last_checkpoint(
-    run, dataset, monkeypatch
-):
-    forward = GPT.forward
-    calls = [0]
-
-    def poisoned(self, *args, **kwargs):
-        calls[0] += self.training
-        return forward(self, *args, **kwargs) * (math.nan if self.training and calls[0] == 7 else 1)
-
-    monkeypatch.setattr(GPT, 'forward', poisoned)
-    for interval in (1, 10):  # also when steps are read together
-        calls[0] = 0
-        with pytest.raises(Error, match='step 7'):
-            run('train.py', f'--dataset={dataset}', *TINY, f'--log_interval={interval}',
-                f'--out_dir=l{interval}')
-        checkpoint = load_checkpoint(f'l{interval}/ckpt.pt')
-        assert checkpoint['step'] == 4 and all(t.isfinite().all() for t in checkpoint['model'].values())
-
-
-def test_batches_deal_out_every_window_once_an_epoch_whatever_the_slices():
+# ---- batches
+def test_batches_deal_out_every_window_once_an_epoch_however_they_are_sliced():
     data = np.arange(1000)
     n = (1000 - 16) // 16
     rows = get_batch(data, 16, 5, range(16 * n))[0]
     for epoch in rows.reshape(16, n, 16):
-        assert len(np.unique(epoch)) == n * 16  # no token twice
-        assert len(set(epoch[:, 0] % 16)) == 1  # one phase
+        assert len(np.unique(epoch)) == n * 16                      # no token twice
+        assert len(set(epoch[:, 0] % 16)) == 1                      # one offset
     assert len({epoch[0, 0] % 16 for epoch in rows.reshape(16, n, 16)}) > 5
     assert not np.array_equal(np.sort(rows[:n], axis=0), rows[:n])
-    short = get_batch(data, 400, 5, range(3200))[1]  # hardly longer than a window: yet all is trained on
+    short = get_batch(data, 400, 5, range(3200))[1]                 # hardly longer than a window
     assert set(np.unique(short)) == set(range(1, 1000))
     x, y = get_batch(data, 16, 5, range(88, 96))
     assert np.array_equal(y, x + 1) and np.array_equal(x, rows[88:96])
     parts = [get_batch(data, 16, 5, range(i, i + 2))[0] for i in range(88, 96, 2)]
     assert np.array_equal(np.concatenate(parts), x)
     assert not np.array_equal(get_batch(data, 16, 6, range(88, 96))[0], x)
-    few = get_batch(np.arange(17), 16, 5, range(24, 32))  # the least data there can be
-    assert few[0].shape == (8, 16) and few[1].max() == 16
+    least = get_batch(np.arange(17), 16, 5, range(24, 32))
+    assert least[0].shape == (8, 16) and least[1].max() == 16
 
 
-@pytest.mark.parametrize('schedule', ['cosine', 'wsd'])
-def test_schedules_warm_up_peak_and_end_where_they_should(run, dataset, schedule):
-    done = run('train.py', f'--dataset={dataset}', *TINY, '--max_iters=100', '--eval_interval=0',
-               '--warmup_iters=10', f'--schedule={schedule}', '--decay_fraction=0.5', '--decay_power=1',
-               '--learning_rate=1.0', '--min_lr=0.1')
-    rates = [done['learning_rate_at'](step) for step in range(1, 101)]
-    assert rates[0] == 0.1 and rates[9] == 1.0 == max(rates) and rates[:10] == sorted(rates[:10])
-    assert rates[10:] == sorted(rates[10:], reverse=True) and 0.1 <= rates[-1] < 0.12
-    if schedule == 'wsd':
-        assert rates[50] == pytest.approx(1.0) and rates[75] == pytest.approx(0.55, abs=0.01)
-        knobs = done['learning_rate_at'].__globals__
-        knobs['decay_power'] = 3.0  # half of the decay leaves an eighth of the rate
-        assert done['learning_rate_at'](76) == pytest.approx(0.1 + 0.9 / 8) and done['learning_rate_at'](50) == 1.0
-        knobs['decay_fraction'] = 1.0  # it never begins within the warm-up
-        assert 0.97 < done['learning_rate_at'](11) <= 1.0
+CALM = ('--n_embd=32', '--max_iters=50', '--learning_rate=1e-3', '--warmup_iters=10')
 
 
-def test_gradients_are_shortened_to_grad_clip_and_0_leaves_them_as_they_are(run, dataset):
-    """AdamW hardly moves when gradients are much smaller than its eps."""
-    def moved(grad_clip):
-        args = ('train.py', f'--dataset={dataset}', *TINY, '--optimizer=adamw', '--weight_decay=0.0')
-        first = run(*args, '--seed=7', '--max_iters=1', '--learning_rate=0.0', '--out_dir=first', '--overwrite=True')
-        done = run(*args, '--seed=7', '--max_iters=5', f'--grad_clip={grad_clip}', '--overwrite=True')
-        old, new = first['model'].state_dict(), done['model'].state_dict()
-        return max((new[name] - old[name]).abs().max().item() for name in old)
-
-    assert moved(1e-12) < 1e-5 < 1e-4 < moved(0.0)
-
-
-def test_weights_of_another_run_start_a_new_one_of_their_shape(run, dataset):
-    shape = ('--arch=gpt2', '--bias=True', '--n_inner=40', '--tie_weights=False', '--head_gain=3')
-    run('train.py', f'--dataset={dataset}', *TINY, *shape)
-    old = load_checkpoint('out/best.pt')
-    args = ('train.py', f'--dataset={dataset}', '--init_from=out', '--device=cpu', '--dtype=float32')
-    still = ('--learning_rate=0.0', '--weight_decay=0.0', '--max_iters=1')
-    done = run(*args, *still, '--out_dir=tuned', '--n_head=2', '--dropout=0.1')
-    new = load_checkpoint('tuned/ckpt.pt')
-    assert same_weights(new['model'], old['model']) and done['step'] == 1
-    assert new['model_config'] == old['model_config'] | {'dropout': 0.1}
-    run('train.py', '--out_dir=tuned', '--init_from=resume', '--max_iters=2')
-    run(*args, *still, '--out_dir=short', '--block_size=8')
-    new = load_checkpoint('short/ckpt.pt')
-    assert new['model_config'] == old['model_config'] | {'block_size': 8}
-    assert torch.equal(new['model']['wpe.weight'], old['model']['wpe.weight'][:8])
-    for knob in ('n_layer=9', 'arch=qwen3', 'bias=False', 'tie_weights=True', 'n_inner=64', 'block_size=32'):
-        with pytest.raises(Error, match=knob):
-            run(*args, '--out_dir=wrong', f'--{knob}')
-    assert not Path('wrong').exists()
+@pytest.mark.parametrize('optimizer, dtype, tolerance', [
+    ('adamw', 'float32', 1e-6), ('muon', 'float32', 1e-5), ('adamw', 'bfloat16', 5e-4)])
+def test_one_micro_batch_of_8_two_of_4_and_eight_of_1_train_the_same(letters, optimizer, dtype,
+                                                                     tolerance):
+    seen = []
+    for micro in (8, 4, 1):
+        letters(*CALM, '--eval_interval=0', f'--optimizer={optimizer}', f'--dtype={dtype}',
+                f'--micro_batch_size={micro}', f'--out_dir=m{micro}')
+        seen.append(column('train_loss', f'm{micro}/log.csv'))
+    assert len(seen[0]) == 50 and seen[0][-1] < seen[0][0]
+    for other in seen[1:]:
+        assert other == pytest.approx(seen[0], rel=tolerance)
 
 
-def test_a_finished_run_can_go_on_for_longer(run, dataset, capsys):
-    args = ('train.py', f'--dataset={dataset}', *TINY)
-    run(*args)
-    run(*args, '--init_from=resume', '--max_iters=16')
-    assert 'max_iters: 12 -> 16' in capsys.readouterr().out and load_checkpoint('out/ckpt.pt')['step'] == 16
-    assert [int(row['step']) for row in read_log()] == list(range(17))
+def test_dropout_masks_are_a_function_of_the_seed_and_the_first_sequence(letters):
+    first_losses = []
+    for micro in (8, 4):
+        done = letters('--max_iters=1', *FROZEN, '--dropout=0.2', f'--micro_batch_size={micro}',
+                       f'--out_dir=m{micro}')
+        model, parts = done['model'], []
+        for first in range(8, 16, micro):                           # those of step 2
+            x, y = map(torch.from_numpy,
+                       get_batch(done['train_data'], 16, 1337, range(first, first + micro)))
+            torch.manual_seed(hash((1337, first)))
+            parts.append(model(x, y).item())
+        torch.manual_seed(0)                                        # whatever was drawn before
+        batches = done['micro_batches'](2, done['train_data'], 16, 8, micro, done['hardware'])
+        assert [model(*batch).item() for batch in batches] == parts
+        first_losses += column('train_loss', f'm{micro}/log.csv')
+    assert first_losses[0] != pytest.approx(first_losses[1], rel=1e-4)
 
 
-def test_evaluation_alone_trains_and_writes_nothing(run, dataset, capsys):
-    args = ('train.py', f'--dataset={dataset}', *TINY)
-    run(*args)
-    before = {p.name: p.read_bytes() for p in Path('out').iterdir()}
-    capsys.readouterr()
-    run(*args, '--init_from=resume', '--eval_only=True')
-    assert {p.name: p.read_bytes() for p in Path('out').iterdir()} == before
-    shown = float(re.search(r'val (\d+\.\d+)', capsys.readouterr().out)[1])
-    assert shown == pytest.approx(float(read_log()[-1]['val_loss']), abs=1e-4)
+# ---- several processes
+def torchrun(processes, *args, script=ROOT / 'train.py'):
+    return command('torch.distributed.run', '--standalone', f'--nproc_per_node={processes}',
+                   str(script), *args)
 
 
-def test_time_limit_ends_a_run_politely(run, dataset):
-    args = ('train.py', f'--dataset={dataset}', *TINY)
-    run(*args, '--max_minutes=1e-6', '--max_iters=100000')
-    step = load_checkpoint('out/ckpt.pt')['step']
-    assert step < 50
-    run(*args, '--init_from=resume', f'--max_iters={step + 3}')
-    assert load_checkpoint('out/ckpt.pt')['step'] == step + 3
+@pytest.mark.parametrize('optimizer, more, tolerance', [
+    ('adamw', (), 1e-6), ('muon', ('--dropout=0.2', '--micro_batch_size=4'), 1e-5)])
+def test_two_processes_train_as_one(letters, dataset, optimizer, more, tolerance):
+    args = (*CALM, '--eval_interval=25', f'--optimizer={optimizer}', *more)
+    letters(*args)
+    shown = torchrun(2, f'--dataset={dataset}', *TINY, *args, '--out_dir=two')
+    assert shown.returncode == 0, shown.stderr
+    for name in ('step', 'train_loss', 'val_loss', 'bits_per_byte', 'grad_norm'):
+        assert column(name, 'two/log.csv') == pytest.approx(column(name), rel=20 * tolerance)
+    losses = column('train_loss')
+    assert column('train_loss', 'two/log.csv') == pytest.approx(losses, rel=tolerance)
 
 
-def test_a_run_out_of_time_is_measured_and_saved_as_at_its_last_step(run, dataset, monkeypatch):
-    now = time.monotonic
-    with monkeypatch.context() as patch:
-        interrupt_forward(patch, 3, lambda: patch.setattr(time, 'monotonic', lambda: now() + 1e6))
-        run('train.py', f'--dataset={dataset}', *TINY, '--eval_interval=100', '--max_minutes=1000')
-    best, last = load_checkpoint('out/best.pt'), load_checkpoint('out/ckpt.pt')
-    assert best['step'] == last['step'] == 3 and best['val_loss'] == last['best_val_loss'] < 10
-    run('train.py', '--init_from=resume')
-    assert load_checkpoint('out/best.pt')['step'] == load_checkpoint('out/ckpt.pt')['step'] == 12
-    run('train.py', f'--dataset={dataset}', *TINY, '--eval_interval=100', '--out_dir=whole')
-    assert read_log() == read_log('whole/log.csv')
-    assert same_weights(weights('out/ckpt.pt'), weights('whole/ckpt.pt'))
+@pytest.mark.parametrize('rank', [0, 1])
+def test_an_error_of_one_process_is_one_line_whichever_met_it(tmp_path, rank):
+    script = tmp_path / 'script.py'
+    script.write_text('import os, time\nfrom lib.settings import Error, configure\n'
+                      f'configure(globals())\nif os.environ["RANK"] == "{rank}":\n'
+                      '    raise Error("a mistake")\ntime.sleep(60)\n')
+    shown = torchrun(2, script=script)
+    assert shown.returncode
+    lines = [line for line in shown.stderr.splitlines() if line.startswith('error: ')]
+    assert lines == ['error: a mistake']
 
 
-def test_a_run_stopped_before_its_first_step_leaves_no_row_of_its_own(run, dataset, monkeypatch):
-    args = (f'--dataset={dataset}', *TINY, '--eval_interval=0', '--log_interval=5')
-    run('train.py', *args, '--out_dir=whole')
-
-    def stop(stop, *args):  # it is the last thing before the loop
-        prepared(stop, *args)
-        signal.raise_signal(signal.SIGTERM)
-
-    prepared = _run.PoliteStop.__init__
-    with monkeypatch.context() as patch, pytest.raises(SystemExit) as stopped:
-        patch.setattr(_run.PoliteStop, '__init__', stop)
-        run('train.py', *args)
-    assert stopped.value.code == 143 and load_checkpoint('out/ckpt.pt')['step'] == 1 and not read_log()
-    run('train.py', '--init_from=resume')
-    assert read_log() == read_log('whole/log.csv')
+def test_an_error_that_all_processes_meet_is_one_line_and_writes_nothing(run, dataset):
+    shown = torchrun(2, f'--dataset={dataset}', *TINY, '--batch_size=7')
+    lines = [line for line in shown.stderr.splitlines() if line.startswith('error: ')]
+    assert lines == ['error: batch_size=7 does not divide among 2 processes']
+    assert shown.returncode and not Path('out').exists()
 
 
-def test_several_processes_agree_on_a_stop_where_a_row_is_due_and_lose_no_signal(monkeypatch):
-    asked, cpu = [], torch.device('cpu')
+def test_processes_agree_on_a_stop_at_every_step_and_lose_no_signal(monkeypatch):
+    asked = []
 
     def all_reduce(flags, op):
         asked.append(flags.tolist())
         if len(asked) == 1:
-            stop.ask(signal.SIGINT, None)
+            stop.handle(signal.SIGINT, None)
         if len(asked) == 3:
-            flags.fill_(143)
-
+            flags[0] = 143
     monkeypatch.setattr(signal, 'signal', lambda number, handler: None)
     monkeypatch.setattr(torch.distributed, 'is_initialized', lambda: True)
+    monkeypatch.setattr(torch.distributed, 'get_rank', lambda: 1)
     monkeypatch.setattr(torch.distributed, 'all_reduce', all_reduce)
-    stop = _run.PoliteStop(0.0)
-    assert not stop.is_agreed(cpu, is_row_due=True)  # the others do not know of this signal yet
-    assert not stop.is_agreed(cpu, is_row_due=False)
-    assert stop.is_agreed(cpu, is_row_due=True) and asked == [[0, 0], [130, 0]]
-    stop = _run.PoliteStop(0.0)
-    assert stop.is_agreed(cpu, is_row_due=True) and stop.status == 143  # another process's
+    stop = device_file.StopSignals(0.0)
+    stop.requested()                                    # a signal arrives meanwhile
+    stop.status = stop.status or 130
+    assert stop.requested() and asked[1] == [130, 0]
+    stop = device_file.StopSignals(0.0)
+    assert stop.requested() and stop.status == 143      # another process's
 
 
-def test_processes_that_see_different_checkpoints_do_not_train(run, dataset):
-    run('train.py', f'--dataset={dataset}', *TINY)
-    acquire_lock(Path('out/.lock')).lock.release(force=True)
-    with socket.socket() as free:
-        free.bind(('localhost', 0))
-        port = str(free.getsockname()[1])
-    ranks = []
-    for rank, out in enumerate(('out', 'elsewhere')):
-        variables = {'RANK': str(rank), 'LOCAL_RANK': '0', 'WORLD_SIZE': '2'}
-        variables |= {'MASTER_ADDR': 'localhost', 'MASTER_PORT': port}
-        command = [sys.executable, ROOT / 'train.py', f'--dataset={dataset}', *TINY, '--max_iters=14']
-        ranks.append(
-            subprocess.Popen(
-                [*command, '--init_from=auto', f'--out_dir={out}'],
-                env=os.environ | variables,
-                stderr=subprocess.PIPE,
-                text=True,
-            )
-        )
-    shown = [rank.communicate(timeout=120)[1] for rank in ranks]
-    assert [rank.returncode for rank in ranks] == [2, 2]
-    assert all('steps [12, 0]' in error for error in shown)  # each machine's first process says so
-    assert load_checkpoint('out/ckpt.pt')['step'] == 12
+# ---- evaluation
+def test_evaluating_more_often_changes_no_weight(letters):
+    for interval in (1, 5, 0):
+        letters('--dropout=0.1', f'--eval_interval={interval}', f'--out_dir=e{interval}')
+    weights = [read(f'e{interval}/ckpt.pt')['model'] for interval in (1, 5, 0)]
+    assert same_weights(weights[0], weights[1]) and same_weights(weights[0], weights[2])
+    assert [len(column('val_loss', f'e{n}/log.csv')) for n in (1, 5, 0)] == [13, 4, 1]
 
 
-def test_a_run_stopped_before_it_was_measured_is_sampled_from_its_last_weights(run, dataset, monkeypatch, capfd):
-    args = ('train.py', f'--dataset={dataset}', *TINY, '--eval_interval=6')
+def test_eval_tokens_change_the_measure_but_not_the_training(run):
+    run('prepare.py', '--num_stories=100', '--vocab_size=300')
+    seen = []
+    for tokens in (0, 99, 10**9):
+        done = run('train.py', *TINY, f'--eval_tokens={tokens}', f'--out_dir=e{tokens}')
+        log = f'e{tokens}/log.csv'
+        assert column('train_loss', log) == column('train_loss', 'e0/log.csv')
+        assert same_weights(read(f'e{tokens}/ckpt.pt')['model'], read('e0/ckpt.pt')['model'])
+        assert (done['validation'].floor is None) == (tokens == 99)     # it is of the whole text
+        ids = done['val_data'][:tokens or None]
+        size = len(Tokenizer(done['meta']['tokenizer']).decode(ids).encode())
+        nats = math.log(2) * column('bits_per_byte', log)[-1] * size
+        assert nats == pytest.approx(column('val_loss', log)[-1] * len(ids), rel=1e-9)
+        seen.append(column('val_loss', log))
+    assert seen[0] == seen[2] and not set(seen[0]) & set(seen[1])
+
+
+def test_validation_stays_a_memory_map(letters, tmp_path):
+    done = letters('--max_iters=1')
+    for tokens in (0, 50):
+        validation = Validation(done['meta'], done['val_data'], done['tokenizer'], tokens, 16)
+        assert isinstance(validation.ids, np.memmap) and validation.ids.dtype == np.uint16
+        assert np.shares_memory(validation.ids, done['val_data'])
+    large = np.memmap(tmp_path / 'large.bin', np.uint16, 'w+', shape=20_000_000)
+    large[99::100] = done['meta']['eot']
+    tracemalloc.start()
+    validation = Validation(done['meta'], large, done['tokenizer'], 0, 256)
+    validation.batch(len(validation.cuts) - 4, 8)
+    peak = tracemalloc.get_traced_memory()[1]
+    tracemalloc.stop()
+    assert peak < 50e6              # the tokens in int64 take 160 MB
+
+
+# ---- stopping and resuming
+@pytest.mark.parametrize('optimizer, arch', COMBINATIONS)
+def test_a_crashed_and_a_stopped_run_resume_to_the_same_log_and_weights(letters, run, optimizer,
+                                                                        arch, monkeypatch):
+    args = (f'--optimizer={optimizer}', f'--arch={arch}', '--dropout=0.2', '--micro_batch_size=4',
+            '--log_interval=5')                         # it stops between two rows of the log
+    letters(*args, '--out_dir=whole')
+    with monkeypatch.context() as patch, pytest.raises(RuntimeError, match='power'):
+        in_training(patch, 14, crash)                   # there are two forward passes in a step
+        letters(*args, '--out_dir=crashed')
+    with monkeypatch.context() as patch, pytest.raises(SystemExit) as stopped:
+        in_training(patch, 11, lambda: signal.raise_signal(signal.SIGTERM))
+        letters(*args, '--out_dir=stopped')
+    assert stopped.value.code == 143
+    assert (read('crashed/ckpt.pt')['step'], read('stopped/ckpt.pt')['step']) == (4, 6)
+    for out in ('crashed', 'stopped'):
+        run('train.py', f'--out_dir={out}', '--init_from=resume')   # with the saved settings
+        assert read_log(f'{out}/log.csv') == read_log('whole/log.csv')
+        for name in ('ckpt.pt', 'best.pt'):
+            a, b = read(f'{out}/{name}'), read(f'whole/{name}')
+            assert same_weights(a['model'], b['model'])
+            assert (a['step'], a['best_val_loss']) == (b['step'], b['best_val_loss'])
+
+
+@pytest.mark.parametrize('at', [3, 4])          # at 4 an evaluation is due
+def test_a_run_out_of_time_saves_without_evaluating_and_resumes_unchanged(letters, run, at,
+                                                                          monkeypatch, capsys):
+    now = time.monotonic
+    with monkeypatch.context() as patch:
+        in_training(patch, at, lambda: patch.setattr(time, 'monotonic', lambda: now() + 1e6))
+        letters('--max_minutes=1000')
+    assert 'next    python train.py --init_from=resume' in capsys.readouterr().out
+    assert (read()['step'], read()['evaluated_at']) == (at, 0) and len(column('val_loss')) == 1
+    run('train.py', '--init_from=resume')
+    letters('--out_dir=whole')
+    assert read_log() == read_log('whole/log.csv')
+    for name in ('ckpt.pt', 'best.pt'):
+        assert same_weights(read(f'out/{name}')['model'], read(f'whole/{name}')['model'])
+
+
+def test_a_time_limit_counts_from_the_start_of_the_process(letters):
+    letters('--max_minutes=1e-6', '--max_iters=100000')
+    step = read()['step']
+    assert step < 50
+    letters('--init_from=resume', f'--max_iters={step + 3}')
+    assert read()['step'] == step + 3
+
+
+def test_a_run_stopped_before_its_first_step_resumes_unchanged(letters, run, monkeypatch):
+    args = ('--eval_interval=0', '--log_interval=5')
+    letters(*args, '--out_dir=whole')
+    start = device_file.StopSignals.__init__
+
+    def stop(self, *args):
+        start(self, *args)
+        signal.raise_signal(signal.SIGTERM)
+    with monkeypatch.context() as patch, pytest.raises(SystemExit) as stopped:
+        patch.setattr(device_file.StopSignals, '__init__', stop)
+        letters(*args)
+    assert stopped.value.code == 143 and read()['step'] == 0 and not read_log()
+    run('train.py', '--init_from=resume')
+    assert read_log() == read_log('whole/log.csv')
+
+
+def test_a_torn_line_of_the_log_does_not_survive_a_resume(letters, monkeypatch):
+    letters('--out_dir=whole')
+    with monkeypatch.context() as patch, pytest.raises(RuntimeError):
+        in_training(patch, 7, crash)
+        letters()
+    with open('out/log.csv', 'a') as f:
+        f.write('5,64')
+    letters('--init_from=auto')
+    assert read_log() == read_log('whole/log.csv')
+
+
+def test_a_new_run_stopped_before_its_first_evaluation_is_sampled_as_it_is(letters, run,
+                                                                         monkeypatch, capfd):
     with monkeypatch.context() as patch, pytest.raises(SystemExit):
-        interrupt_forward(patch, 3, lambda: signal.raise_signal(signal.SIGINT))
-        run(*args)
+        in_training(patch, 3, lambda: signal.raise_signal(signal.SIGINT))
+        letters('--eval_interval=6')
     assert 'stopping after this step' in capfd.readouterr().err
-    assert [row['step'] for row in read_log() if row['val_loss']] == ['0']
-    assert not Path('out/best.pt').exists()                     # the weights of step 0 are never the best
-    stopped = load_checkpoint('out/ckpt.pt')
-    assert stopped['step'] == 3
-    for place in ('out', 'out/ckpt.pt'):
-        assert same_weights(sample.load(place, dtype='float32').model.state_dict(), stopped['model'])
-    run('sample.py', '--max_new_tokens=5')
+    assert not Path('out/best.pt').exists() and read()['step'] == 3
+    for path in ('out', 'out/ckpt.pt'):
+        model = sample.load(path, dtype='float32').model
+        assert same_weights(model.state_dict(), read()['model'])
     with monkeypatch.context() as patch, pytest.raises(SystemExit):
-        interrupt_forward(patch, 5, lambda: signal.raise_signal(signal.SIGINT))
-        run(*args, '--init_from=resume')
-    assert load_checkpoint('out/ckpt.pt')['step'] == 8 and load_checkpoint('out/best.pt')['step'] == 6
-    assert same_weights(sample.load('out', dtype='float32').model.state_dict(), weights('out/best.pt'))
+        in_training(patch, 5, lambda: signal.raise_signal(signal.SIGINT))
+        letters('--eval_interval=6', '--init_from=resume')
+    assert (read()['step'], read('out/best.pt')['step']) == (8, 6)
 
 
-@pytest.mark.slow
-def test_a_run_whose_output_nobody_reads_goes_on_and_is_stopped_without_loss(dataset):
-    command = [sys.executable, ROOT / 'train.py', f'--dataset={dataset}', *TINY, '--max_iters=100000',
-               '--log_interval=1', '--eval_interval=0']
-    process = subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.STDOUT)
-    process.stdout.readline()
-    process.stdout.close()                                      # as `| head -1` does
-    deadline = time.monotonic() + 60
-    while time.monotonic() < deadline and not (Path('out/log.csv').exists() and len(read_log()) > 50):
-        time.sleep(0.1)
-    process.send_signal(signal.SIGINT)
-    assert process.wait(60) == 130
-    assert load_checkpoint('out/ckpt.pt')['step'] == int(read_log()[-1]['step']) > 50
-    full = subprocess.run([*command, '--max_iters=20', '--overwrite=True'], stdout=open('/dev/full', 'w'),
-                          stderr=subprocess.PIPE, text=True)
-    assert (full.returncode, full.stderr) == (0, '') and load_checkpoint('out/ckpt.pt')['step'] == 20
+def test_a_finished_run_can_go_on_and_a_jump_of_the_schedule_is_warned_of(letters, capsys):
+    letters('--min_lr=0')
+    capsys.readouterr()
+    letters('--min_lr=0', '--init_from=resume', '--max_iters=24')
+    shown = capsys.readouterr()
+    assert 'resume  out/ckpt.pt at step 12, max_iters: 12 -> 24' in shown.out
+    assert re.search(r'warning: the learning rate jumps from 0\S* to 6\.\de-04', shown.err)
+    assert [int(row['step']) for row in read_log() if row['train_loss']] == list(range(1, 25))
 
 
-@pytest.mark.slow
-def test_what_the_output_cannot_encode_ends_no_run(run, dataset):
-    command = [sys.executable, ROOT / 'train.py', f'--dataset={dataset}', *TINY]
-    shown = subprocess.run(command, env=os.environ | {'PYTHONIOENCODING': 'ascii:strict'}, capture_output=True)
-    assert shown.returncode == 0 and not shown.stderr and shown.stdout.isascii()
-    assert load_checkpoint('out/ckpt.pt')['step'] == 12
+@pytest.mark.parametrize('step', [1, 2, 6])
+def test_a_resume_that_follows_its_schedule_gets_no_warning(letters, run, monkeypatch, capsys,
+                                                           step):
+    with monkeypatch.context() as patch, pytest.raises(SystemExit):
+        in_training(patch, step, lambda: signal.raise_signal(signal.SIGTERM))
+        letters('--warmup_iters=4')
+    capsys.readouterr()
+    run('train.py', '--init_from=resume')
+    assert 'warning' not in capsys.readouterr().err and read()['step'] == 12
 
 
-def test_the_speed_in_the_log_is_that_of_its_steps(run, dataset):
-    began = time.perf_counter()
-    run('train.py', f'--dataset={dataset}', *TINY, '--log_interval=1', '--max_iters=30')
-    with open('out/log.csv', newline='') as f:
-        rows = [row for row in csv.DictReader(f) if row['lr']]
-    tokens = int(rows[0]['tokens'])                             # of each step
-    seconds = sum(tokens / float(row['tokens_per_second']) for row in rows)
-    assert len(rows) == 30 and 0 < seconds < time.perf_counter() - began
-
-
-def test_a_terminal_shows_loss_bits_per_byte_speed_and_time_left(run, dataset, monkeypatch, capsys):
-    terminal = io.StringIO()
-    terminal.isatty = lambda: True
-    monkeypatch.setattr(sys, 'stderr', terminal)
-    run('train.py', f'--dataset={dataset}', *TINY)
-    bar = r'12/12 steps, (\d\d:\d\d) left, loss (\S+), [\d,]+ tokens/s'
-    left, loss = re.findall(bar, terminal.getvalue())[-1]
-    last = read_log()[-1]
-    assert left == '00:00' and float(loss) == pytest.approx(float(last['train_loss']), abs=1e-3)
-    shown = re.findall(r'step +(\d+) .*val (\S+)  (\S+) bits/byte', capsys.readouterr().out)
-    assert [step for step, *_ in shown] == ['0', '4', '8', '12']  # the other rows move the bar alone
-    assert shown[-1][1:] == tuple(f'{float(last[name]):.4f}' for name in ('val_loss', 'bits_per_byte'))
-
-
-def test_fp16_counts_and_shows_the_updates_it_skips(run, dataset, monkeypatch, capsys):
-    """The scaler's logic without a GPU: a real GradScaler on the CPU, gradients made to overflow."""
-    real = torch.amp.GradScaler
-    monkeypatch.setattr(
-        torch.amp, 'GradScaler', lambda kind, enabled: real('cpu', init_scale=2.0**16, growth_interval=2)
-    )
-    interrupted = []
-    interrupt_forward(monkeypatch, 3, lambda: interrupted.append(1))
-    unscale = real.unscale_
-
-    def overflow_once(self, optimizer):
-        if interrupted:
-            interrupted.pop()
-            optimizer.param_groups[0]['params'][0].grad[0, 0] = math.inf
-        return unscale(self, optimizer)
-
-    monkeypatch.setattr(real, 'unscale_', overflow_once)
-    run('train.py', f'--dataset={dataset}', *TINY)
-    checkpoint = load_checkpoint('out/ckpt.pt')
-    assert (
-        checkpoint['step'] == 12 and checkpoint['optimizer'][0]['state'][0]['step'] == 11
-    )  # all optimizers skip
-    assert checkpoint['scaler']['scale'] != 2.0**16 and '1 skipped' in capsys.readouterr().out
-
-
-@pytest.mark.parametrize(
-    'args, names',
-    [
-        (['--dataset=nothing'], 'prepare.py'),
-        (['--schedule=linear'], 'wsd'),
-        (['--min_lr=1.0'], 'min_lr'),
-        (['--micro_batch_size=3'], 'micro_batch_size=3'),
-        (['--batch_size=0'], 'batch_size'),
-        (['--max_iters=0'], 'max_iters'),
-        (['--block_size=-1'], 'block_size'),
-        (['--warmup_iters=-1'], 'warmup_iters'),
-        (['--block_size=100000'], 'block_size'),
-        (['--device=tpu'], 'tpu'),
-        (['--dtype=int8'], 'int8'),
-        (['--dtype=float16'], 'float16'),
-        (['--arch=rnn'], 'gpt2'),
-        (['--optimizer=sgd'], 'muon'),
-        (['--init_from=resume'], 'checkpoint'),
-        (['--init_from=nowhere'], 'nowhere'),
-        (['--dataset=shakespeare'], '--tokenizer=char --val_fraction=0.1'),
-        (['--init_from=resum'], 'did you mean resume?'),
-        (['--init_from=resume', '--overwrite=True'], 'leave one out'),
-        (['--eval_only=True'], '--init_from=resume'),
-        (['--out_dir='], 'out_dir'),
-        (['--arch=gpt2', '--rope_theta=5.0'], 'rope_theta'),
-        ([f'--batch_size={2 ** 31}'], 'less than 2'),
-        (['--beta1=1.0'], 'beta1'),
-        (['--compile=maybe'], 'compile'),
-        (['--eval_interval=-5'], 'eval_interval'),
-        (['--decay_fraction=2'], 'decay_fraction'),
-    ],
-)
-def test_bad_knobs_are_errors_and_nothing_is_written(run, dataset, args, names):
-    with pytest.raises(Error, match=names):
-        run('train.py', f'--dataset={dataset}', *TINY, *args)
-    assert not Path('out').exists()
-
-
-def test_a_run_is_not_replaced_by_accident(run, dataset):
-    args = ('train.py', f'--dataset={dataset}', *TINY)
-    run(*args)
+@pytest.mark.parametrize('argument', ['--n_layer=3', '--arch=gpt2', '--block_size=8', '--seed=7',
+                                      '--optimizer=muon'])
+def test_what_cannot_change_on_resume_is_an_error(letters, argument):
+    letters('--max_iters=4')
     before = Path('out/ckpt.pt').read_bytes()
-    with pytest.raises(Error, match='overwrite=True'):
-        run(*args)
-    assert Path('out/ckpt.pt').read_bytes() == before
-    run(*args, '--overwrite=True', '--max_iters=4')
-    assert [int(row['step']) for row in read_log()] == [0, 1, 2, 3, 4]
-
-
-@pytest.mark.parametrize(
-    'arg', ['--n_layer=3', '--arch=gpt2', '--seed=7', '--optimizer=adamw', '--block_size=8']
-)
-def test_what_cannot_change_on_resume_is_an_error(run, dataset, arg):
-    args = ('train.py', f'--dataset={dataset}', *TINY)
-    run(*args)
-    before = Path('out/ckpt.pt').read_bytes()
-    with pytest.raises(Error, match='resume'):
-        run(*args, '--init_from=resume', arg)
+    with pytest.raises(Error, match=argument.strip('-').partition('=')[0]):
+        letters('--init_from=resume', argument)
     assert Path('out/ckpt.pt').read_bytes() == before
 
 
-def test_other_data_or_another_tokenizer_is_an_error(run, dataset):
-    args = ('train.py', *TINY)
-    run(*args, f'--dataset={dataset}')
+def test_a_saved_setting_of_the_wrong_type_is_an_error_unless_it_is_given(letters, run):
+    done = letters('--max_iters=4')
+    path, content = 'out/ckpt.pt', read()
+    settings = {**content['settings'], 'batch_size': 'eight'}
+    del content['model'], content['model_config']
+    checkpoints.save(path, done['model'], **{**content, 'settings': settings})
+    with pytest.raises(Error, match='batch_size expects int'):
+        run('train.py', '--init_from=resume')
+    run('train.py', '--init_from=resume', '--batch_size=8', '--max_iters=5')
+
+
+def test_other_data_or_another_tokenizer_is_an_error(letters, run, dataset):
+    letters('--max_iters=4')
     Path('more.txt').write_text('another text, with other letters: xyz. ' * 60)
     run('prepare.py', '--input=more.txt', '--name=more', '--tokenizer=char')
-    with pytest.raises(Error, match='more'):
-        run(*args, '--dataset=more', '--init_from=resume')
+    with pytest.raises(Error, match='dataset: letters -> more'):
+        letters('--dataset=more', '--init_from=resume')
     with pytest.raises(Error, match='tokenizer'):
-        run(*args, '--dataset=more', '--init_from=out', '--out_dir=tuned')
+        letters('--dataset=more', '--init_from=out', '--out_dir=tuned')
+    run('prepare.py', '--input=more.txt', f'--name={dataset}', '--tokenizer=char',
+        '--overwrite=True')
+    with pytest.raises(Error, match='is not what out/ckpt.pt was trained on'):
+        letters('--init_from=resume')
 
 
-def test_damaged_checkpoints_stop_a_resume(run, dataset):
-    args = ('train.py', f'--dataset={dataset}', *TINY)
-    run(*args)
+def test_damaged_checkpoints_stop_a_resume(letters):
+    letters('--max_iters=4')
     whole = Path('out/ckpt.pt').read_bytes()
-    for bad in (whole[: len(whole) // 2], whole[:5000] + bytes([whole[5000] ^ 4]) + whole[5001:], b''):
+    flipped = whole[:5000] + bytes([whole[5000] ^ 4]) + whole[5001:]
+    for bad in (whole[:len(whole) // 2], flipped, b''):
         Path('out/ckpt.pt').write_bytes(bad)
-        with pytest.raises(Error, match='ckpt.pt'):
-            run(*args, '--init_from=resume')
+        with pytest.raises(Error, match='ckpt.pt: cannot read'):
+            letters('--init_from=resume')
         assert Path('out/ckpt.pt').read_bytes() == bad
 
 
-@pytest.mark.slow
-def test_without_a_compiler_the_model_runs_uncompiled(run, dataset):
-    env = {**os.environ, 'CXX': '/nonexistent/g++', 'TORCHINDUCTOR_FORCE_DISABLE_CACHES': '1'}
-    shown = subprocess.run(
-        [sys.executable, ROOT / 'train.py', f'--dataset={dataset}', *TINY, '--max_iters=2', '--compile=True'],
-        capture_output=True,
-        text=True,
-        env=env,
-    )
-    assert shown.returncode == 0, shown.stderr
-    assert load_checkpoint('out/ckpt.pt')['step'] == 2
+# ---- starting from weights
+def test_trained_weights_start_a_run_of_their_shape(letters, run, dataset):
+    letters('--arch=gpt2', '--bias=True', '--n_inner=40', '--tie_weights=False', '--max_iters=4')
+    old = read('out/best.pt')
+    args = ('train.py', f'--dataset={dataset}', '--init_from=out', '--device=cpu',
+            '--dtype=float32', *FROZEN, '--max_iters=1')
+    run(*args, '--out_dir=tuned', '--n_head=2', '--dropout=0.1')
+    new = read('tuned/ckpt.pt')
+    assert same_weights(new['model'], old['model']) and new['step'] == 1
+    assert new['model_config'] == old['model_config'] | {'dropout': 0.1}
+    run('train.py', '--out_dir=tuned', '--init_from=resume', '--max_iters=2')
+    run(*args, '--out_dir=short', '--block_size=8')
+    new = read('short/ckpt.pt')
+    assert new['model_config'] == old['model_config'] | {'block_size': 8}
+    assert torch.equal(new['model']['wpe.weight'], old['model']['wpe.weight'][:8])
+    for field in ('n_layer=9', 'arch=qwen3', 'bias=False', 'tie_weights=True', 'n_inner=64',
+                  'block_size=32'):
+        with pytest.raises(Error, match=field):
+            run(*args, '--out_dir=wrong', f'--{field}')
+    assert not Path('wrong').exists()
+
+
+def test_fine_tuning_that_only_gets_worse_keeps_the_weights_it_started_from(letters):
+    letters('--max_iters=40', '--eval_interval=20', '--learning_rate=0.02')
+    letters('--init_from=out', '--out_dir=tuned', '--learning_rate=3', '--grad_clip=0')
+    losses = column('val_loss', 'tuned/log.csv')
+    assert len(losses) == 4 and min(losses[1:]) > losses[0] + 1
+    best = read('tuned/best.pt')
+    assert best['step'] == 0 and best['best_val_loss'] == losses[0]
+    assert same_weights(best['model'], read('out/best.pt')['model'])
+    assert same_weights(sample.load('tuned', dtype='float32').model.state_dict(), best['model'])
+
+
+# ---- losses that are not finite
+def test_a_loss_that_is_not_finite_ends_the_run_and_keeps_the_last_checkpoint(letters,
+                                                                            monkeypatch):
+    forward, calls = GPT.forward, [0]
+
+    def poisoned(self, *args, **kwargs):
+        calls[0] += self.training
+        is_poisoned = self.training and calls[0] == 7
+        return forward(self, *args, **kwargs) * (math.nan if is_poisoned else 1)
+    monkeypatch.setattr(GPT, 'forward', poisoned)
+    for interval in (1, 10):                            # also if steps are read together
+        calls[0] = 0
+        with pytest.raises(Error, match=f'step 7: the loss is nan.*good checkpoint is in l{interval}'):
+            letters(f'--log_interval={interval}', f'--out_dir=l{interval}')
+        checkpoint = read(f'l{interval}/ckpt.pt')
+        assert checkpoint['step'] == 4
+        assert all(t.isfinite().all() for t in checkpoint['model'].values())
+
+
+@pytest.fixture
+def fp16(monkeypatch):
+    """Train in fp16 on the CPU. fp16(scale): with a loss scale that overflows for some steps."""
+    real = torch.amp.GradScaler
+
+    def start(scale):
+        monkeypatch.setattr(device_file, 'pick_dtype', lambda dtype, device: torch.float16)
+        monkeypatch.setattr(torch.amp, 'GradScaler',
+                            lambda kind, enabled: real('cpu', init_scale=scale, enabled=enabled))
+    return start
+
+
+@pytest.mark.parametrize('optimizer', ['adamw', 'muon'])
+def test_fp16_skips_steps_that_overflow_and_counts_them(letters, fp16, capsys, optimizer):
+    fp16(2.0 ** 22)
+    letters('--log_interval=12', '--max_iters=12', '--learning_rate=0.01',
+            f'--optimizer={optimizer}')
+    skipped = int(re.search(r'(\d+) skipped', capsys.readouterr().out)[1])
+    assert 0 < skipped < 12 and read()['scaler']['scale'] == 2.0 ** (22 - skipped)
+    assert column('val_loss')[-1] < column('val_loss')[0]
+    taken = {int(state['step']) for state in read()['optimizer']['state'].values()}
+    assert taken == {12 - skipped}
+
+
+def test_fp16_that_overflows_for_ever_is_an_error(letters, fp16):
+    fp16(2.0 ** 126)
+    with pytest.raises(Error, match='the last 100 steps overflowed in float16.*use dtype=bfloat16'):
+        letters('--max_iters=200', '--eval_interval=0', '--log_interval=10')
+
+
+def test_only_overflows_in_succession_are_an_error(tmp_path, monkeypatch):
+    hardware = SimpleNamespace(device=torch.device('cpu'), dtype=torch.float16, rank=0)
+    settings = {'out_dir': str(tmp_path), 'max_iters': 1000, 'wandb_project': ''}
+    log = log_file.Log(settings, 0, 128, hardware, None, None)
+    one, infinite = torch.tensor(1.0), torch.tensor(math.inf)
+    for step in range(1, 200):
+        log.step(step, one, infinite if step % 2 else one, 1e-3, step % 10 == 0)
+    for step in range(200, 298):
+        log.step(step, one, infinite, 1e-3, True)
+    with pytest.raises(Error, match='step 298'):
+        log.step(298, one, infinite, 1e-3, True)
+    hardware.dtype = torch.bfloat16
+    with pytest.raises(Error, match='step 299: the gradient norm is inf'):
+        log.step(299, one, infinite, 1e-3, True)
+
+
+# ---- what is shown
+def test_a_terminal_shows_loss_bits_per_byte_speed_and_time_left(letters, monkeypatch, capsys):
+    terminal = io.StringIO()
+    terminal.isatty = lambda: True
+    monkeypatch.setattr(sys, 'stderr', terminal)
+    letters()
+    bar = r'12/12 steps, (\d\d:\d\d) left, loss (\S+), [\d,]+ tokens/s'
+    left, loss = re.findall(bar, terminal.getvalue())[-1]
+    assert left == '00:00' and float(loss) == pytest.approx(column('train_loss')[-1], abs=1e-3)
+    shown = re.findall(r'step +(\d+)  val (\S+)  (\S+) bits/byte', capsys.readouterr().out)
+    assert [step for step, *_ in shown] == ['0', '4', '8', '12']    # other rows move the bar only
+    last = tuple(f'{column(name)[-1]:.4f}' for name in ('val_loss', 'bits_per_byte'))
+    assert shown[-1][1:] == last
 
 
 @pytest.mark.slow
-def test_a_compiled_model_learns_the_same_and_its_checkpoint_is_plain(run, dataset):
-    args = ('train.py', f'--dataset={dataset}', *TINY, '--eval_interval=0')
-    run(*args)
-    run(*args, '--compile=True', '--out_dir=compiled')
-    assert losses('compiled/log.csv') == pytest.approx(losses(), rel=1e-5)
-    assert weights('compiled/ckpt.pt').keys() == weights().keys()
+def test_a_run_whose_output_nobody_reads_goes_on_and_stops_without_loss(dataset):
+    program = [sys.executable, ROOT / 'train.py', f'--dataset={dataset}', *TINY,
+               '--max_iters=100000', '--eval_interval=0']
+    process = subprocess.Popen(program, stdout=subprocess.PIPE, stderr=subprocess.STDOUT)
+    process.stdout.readline()
+    process.stdout.close()                                          # as `| head -1` does
+    deadline = time.monotonic() + 60
+    while time.monotonic() < deadline:
+        if Path('out/log.csv').exists() and len(read_log()) > 50:
+            break
+        time.sleep(0.1)
+    process.send_signal(signal.SIGINT)
+    assert process.wait(60) == 130
+    assert read()['step'] == int(read_log()[-1]['step']) > 50
+    with open('/dev/full', 'w') as full:
+        ended = subprocess.run([*program, '--max_iters=20', '--overwrite=True'], stdout=full,
+                               stderr=subprocess.PIPE, text=True)
+    assert (ended.returncode, ended.stderr) == (0, '') and read()['step'] == 20
 
 
-def test_the_log_is_a_csv_that_others_can_read(run, dataset):
-    run('train.py', f'--dataset={dataset}', *TINY)
-    with open('out/log.csv', newline='') as f:
-        header = next(csv.reader(f))
-    assert header == [
-        'step',
-        'tokens',
-        'train_loss',
-        'val_loss',
-        'bits_per_byte',
-        'lr',
-        'grad_norm',
-        'tokens_per_second',
-    ]
+@pytest.mark.slow
+def test_what_the_output_cannot_encode_ends_no_run(dataset):
+    shown = command('train.py', f'--dataset={dataset}', *TINY,
+                    env={'PYTHONIOENCODING': 'ascii:strict'})
+    assert (shown.returncode, shown.stderr) == (0, '') and shown.stdout.isascii()
+    assert read()['step'] == 12
 
 
+def test_an_interrupt_that_a_library_would_swallow_while_it_loads_ends_the_run(tmp_path):
+    (tmp_path / 'torch.py').write_text('import signal, sys\n'
+                                       'try:\n    signal.raise_signal(signal.SIGINT)\n'
+                                       'except KeyboardInterrupt:\n    sys.exit("it went on")\n')
+    shown = command('train.py', cwd=tmp_path, env={'PYTHONPATH': str(tmp_path)})
+    assert (shown.returncode, shown.stderr) == (-signal.SIGINT, '')
+
+
+# ---- compiling
+@pytest.mark.slow
+def test_without_a_compiler_the_model_runs_uncompiled(dataset):
+    shown = command('train.py', f'--dataset={dataset}', *TINY, '--max_iters=2', '--compile=True',
+                    env={'CXX': '/none/g++', 'TORCHINDUCTOR_FORCE_DISABLE_CACHES': '1'})
+    assert shown.returncode == 0 and 'warning: not compiled: ' in shown.stderr, shown.stderr
+    assert read()['step'] == 2
+
+
+@pytest.mark.slow
+def test_a_compiled_model_learns_the_same_and_its_checkpoint_is_plain(letters):
+    letters('--eval_interval=0')
+    letters('--eval_interval=0', '--compile=True', '--out_dir=compiled')
+    assert column('train_loss', 'compiled/log.csv') == pytest.approx(column('train_loss'), rel=1e-5)
+    assert read('compiled/ckpt.pt')['model'].keys() == read()['model'].keys()
+
+
+# ---- Weights & Biases
 def train_with_wandb(dataset, *args, **variables):
-    environment = {key: value for key, value in os.environ.items() if not key.startswith('WANDB')}
-    command = [sys.executable, ROOT / 'train.py', f'--dataset={dataset}', *TINY, '--wandb_project=letters']
-    return subprocess.run([*command, *args], capture_output=True, text=True, env=environment | variables)
+    return command('train.py', f'--dataset={dataset}', *TINY, '--wandb_project=letters', *args,
+                   env=variables)
 
 
 def test_weights_and_biases_gets_the_log_and_a_resumed_run_keeps_its_id(run, dataset):
     Path('out').mkdir()
-    Path('out/wandb_id.txt').write_text('before')  # of a run that was there before this one
+    Path('out/wandb_id.txt').write_text('before')       # of a run that was there before this one
     ids, seen = ['before'], set()
     for init_from, steps in (('scratch', range(5)), ('resume', range(5, 9))):
-        args = (f'--init_from={init_from}', f'--max_iters={steps[-1]}')
-        done = train_with_wandb(dataset, *args, WANDB_MODE='offline')  # without account or network
+        done = train_with_wandb(dataset, f'--init_from={init_from}', f'--max_iters={steps[-1]}',
+                                WANDB_MODE='offline')   # without account or network
         assert done.returncode == 0, done.stderr
-        (file,) = set(Path('out').glob('wandb/offline-run-*/run-*.wandb')) - seen
-        for step in steps:
-            assert all(value.encode() in file.read_bytes() for value in read_log()[step].values())
+        file, = set(Path('out').glob('wandb/offline-run-*/run-*.wandb')) - seen
+        rows = [row for row in read_log() if int(row['step']) in steps]
+        assert all(value.encode() in file.read_bytes() for row in rows for value in row.values())
         seen.add(file)
         ids.append(file.stem.removeprefix('run-'))
         assert Path('out/wandb_id.txt').read_text() == ids[-1]
     assert ids[0] != ids[1] == ids[2]
 
 
-def test_weights_and_biases_without_a_key_leaves_the_run_before_as_it_was(run, dataset, tmp_path):
-    before = run('train.py', f'--dataset={dataset}', *TINY)
-    acquire_lock(Path('out/.lock')).lock.release(force=True)
-    place = {'HOME': str(tmp_path), 'NETRC': str(tmp_path / 'none')}
-    failed = train_with_wandb(dataset, '--overwrite=True', **place)
+def test_weights_and_biases_without_a_key_leaves_the_previous_run_as_it_was(letters, dataset,
+                                                                          tmp_path):
+    before = letters()['model'].state_dict()
+    acquire_lock(Path('out')).lock.release(force=True)
+    failed = train_with_wandb(dataset, '--overwrite=True', HOME=str(tmp_path),
+                              NETRC=str(tmp_path / 'none'))
     assert failed.returncode == 2 and 'WANDB_MODE=offline' in failed.stderr.splitlines()[-1]
-    assert same_weights(load_checkpoint('out/best.pt')['model'], before['model'].state_dict())
+    assert same_weights(read()['model'], before)
 
 
-def test_weights_and_biases_is_asked_for_before_anything_is_written(run, dataset, monkeypatch):
+def test_weights_and_biases_is_needed_only_if_asked_for(letters, monkeypatch):
     monkeypatch.setitem(sys.modules, 'wandb', None)
-    run('train.py', f'--dataset={dataset}', *TINY)  # which is not needed otherwise
+    letters('--max_iters=2')
     Path('out').rename('before')
     with pytest.raises(Error, match='pip install wandb'):
-        run('train.py', f'--dataset={dataset}', *TINY, '--wandb_project=letters')
+        letters('--wandb_project=letters')
+    assert not Path('out/ckpt.pt').exists()
+
+
+# ---- mistakes
+@pytest.mark.parametrize('args, says', [
+    ('--dataset=nothing', 'prepare.py --name=nothing'), ('--dataset=stories', 'python prepare.py'),
+    ('--schedule=wsd', 'cosine or linear'), ('--min_lr=1', 'min_lr'),
+    ('--micro_batch_size=3', 'micro_batch_size=3'), ('--batch_size=0', 'batch_size'),
+    ('--max_iters=0', 'max_iters'), ('--block_size=-1', 'block_size'),
+    ('--warmup_iters=-1', 'warmup_iters'), ('--block_size=100000', 'block_size'),
+    ('--device=tpu', 'tpu'), ('--dtype=int8', 'int8'), ('--dtype=float16', 'float16'),
+    ('--arch=rnn', 'gpt2 or qwen3'), ('--optimizer=sgd', 'adamw or muon'),
+    ('--init_from=resume', 'no run to resume'), ('--init_from=nowhere', 'nowhere'),
+    ('--init_from=resum', 'did you mean'), ('--out_dir=', 'out_dir is empty'),
+    ('--arch=gpt2 --n_kv_head=1', 'n_kv_head'), (f'--batch_size={2 ** 31}', 'below 2'),
+    ('--beta1=1', 'beta1'), ('--compile=maybe', 'compile'), ('--eval_interval=-5', 'eval_interval'),
+    ('--embedding_lr_scale=0', 'embedding_lr_scale'), ('--output_lr_scale=2', 'tie_weights'),
+    ('--head_gain=20', 'use output_lr_scale'), ('--fast=True', 'unknown setting')])
+def test_a_mistake_is_an_error_and_nothing_is_written(letters, args, says):
+    with pytest.raises(Error, match=says):
+        letters(*args.split())
     assert not Path('out').exists()
 
 
-def test_an_interrupt_that_a_library_would_swallow_as_it_is_loaded(tmp_path):
-    (tmp_path / 'numpy.py').write_text('import signal, sys\ntry:\n    signal.raise_signal(signal.SIGINT)\n'
-                                       'except KeyboardInterrupt:\n    sys.exit("it went on")\n')
-    p = subprocess.run([sys.executable, str(ROOT / 'train.py')], cwd=tmp_path, capture_output=True, text=True,
-                       env=os.environ | {'PYTHONPATH': str(tmp_path)})
-    assert (p.returncode, p.stderr) == (-signal.SIGINT, '')
+def test_a_run_is_not_replaced_by_accident(letters):
+    letters('--max_iters=2')
+    before = Path('out/ckpt.pt').read_bytes()
+    with pytest.raises(Error, match='overwrite=True'):
+        letters()
+    with pytest.raises(Error, match='leave one out'):
+        letters('--init_from=resume', '--overwrite=True')
+    assert Path('out/ckpt.pt').read_bytes() == before
+    letters('--overwrite=True', '--max_iters=4')
+    assert [int(row['step']) for row in read_log() if row['train_loss']] == [1, 2, 3, 4]
+
+
+def test_a_run_in_the_same_folder_at_the_same_time_is_refused(letters, dataset):
+    letters('--max_iters=2')                            # this process holds the lock
+    shown = command('train.py', f'--dataset={dataset}', *TINY, '--init_from=resume')
+    assert shown.returncode == 2 and 'in use by another run' in shown.stderr
+    assert read()['step'] == 2 and os.path.exists('out/.lock')

@@ -5,6 +5,7 @@ from itertools import pairwise
 from typing import NamedTuple
 
 RIGHT_TO_LEFT = re.compile('[\u0590-\u08ff\ufb1d-\ufdff\ufe70-\ufefc]')      # Hebrew, Arabic
+WORDS = re.compile(r'([^\W\d_]|[.,;:!?)’”])[^\W\d_]')     # the end of a word and another word
 
 
 class Letter(NamedTuple):
@@ -35,16 +36,30 @@ class Line(NamedTuple):
 # ---- spaces
 def find_cells(letters: list[Letter]) -> list[tuple[str, list[Letter]]]:
     """The parts of a line between gaps as wide as it is high: their text and letters."""
-    if any(RIGHT_TO_LEFT.match(letter.text) for letter in letters):
-        return [(''.join(letter.text for letter in letters), letters)]
-    spacing = letter_spacing(letters)
-    cells = [letters[:1]]
-    for last, letter in pairwise(letters):
-        gap = max(letter.left - last.right, last.left - letter.right)
-        if gap > spacing + last.top - last.bottom:
-            cells.append([])
-        cells[-1].append(letter)
-    return [(mend_spaces(cell, spacing), cell) for cell in cells]
+    if has_right_to_left(letters):
+        return [(mend_spaces(letters), letters)]
+    drawn = [letter for letter in letters if letter.text != ' ' or letter.right > letter.left]
+    spacing = letter_spacing(drawn)
+    if spacing:
+        letters = drawn                         # without the spaces that PDFium has guessed
+    height = letters[0].top - letters[0].bottom
+    cells = []
+    start = last = 0
+    for i, letter in enumerate(letters):
+        gap = max(letter.left - letters[last].right, letters[last].left - letter.right)
+        if letter.text.isspace():
+            continue
+        if gap > spacing + height:
+            cells.append(letters[start:last + 1])
+            start = i
+        last = i
+    cells.append(letters[start:])
+    texts = [(mend_spaces(cell, spacing), cell) for cell in cells]
+    return [(text, cell) for text, cell in texts if text.strip()]
+
+
+def has_right_to_left(letters: list[Letter]) -> bool:
+    return any(RIGHT_TO_LEFT.match(letter.text) for letter in letters)
 
 
 def letter_spacing(letters: list[Letter]) -> float:
@@ -52,19 +67,111 @@ def letter_spacing(letters: list[Letter]) -> float:
     gaps = [b.left - a.right for a, b in pairwise(letters) if (a.text + b.text).isalpha()]
     spacing = statistics.median(gaps) if len(gaps) > 4 else 0
     height = letters[0].top - letters[0].bottom
-    return spacing if spacing > 0.1 * height else 0
+    return spacing if 0.1 * height < spacing < 0.6 * height else 0
 
 
 def mend_spaces(letters: list[Letter], spacing: float = 0) -> str:
     """The text with a space in each wide gap between letters, and without spaces that the next
     letter covers: groff leaves both."""
+    both_ways = has_right_to_left(letters)
     text = letters[0].text
     for last, letter in pairwise(letters):
         gap, width = letter.left - last.right, last.right - last.left
+        if both_ways:
+            gap = max(gap, last.left - letter.right)
         is_wide = gap > spacing + 0.2 * (last.top - last.bottom)
         if last.text == ' ' and gap < -0.7 * width < 0:
             text = text[:-1]
-        elif is_wide and re.match(r'([^\W\d_]|[.,;:!?)’”])[^\W\d_]', last.text + letter.text):
+        elif is_wide and (spacing or WORDS.match(last.text + letter.text)):
             text += ' '
         text += letter.text
     return text
+
+
+# ---- rows and columns
+def join_rows(cells: list[Line]) -> list[Line]:
+    """The lines of a page. Cells of a row become one line, as in tables and formulas, but columns
+    of prose that were drawn row by row follow each other."""
+    rows = []
+    for cell in cells:
+        if rows and is_beside(rows[-1], cell):
+            rows[-1].append(cell)
+        else:
+            rows.append([cell])
+    lines = []
+    while rows:
+        columns, n_rows = find_columns(rows)
+        if len(columns) > 1 and all(is_prose(column) for column in columns):
+            for column in columns:
+                lines += join_rows(column)
+        else:
+            lines.append(join_row(rows[0]))
+            n_rows = 1
+        rows = rows[n_rows:]
+    return lines
+
+
+def sort_by_place(lines: list[Line]) -> list[Line]:
+    """The lines from top to bottom, those at one height from left to right."""
+    rows = []
+    for line in sorted(lines, key=lambda line: -line.bottom):
+        if rows and rows[-1][0].bottom - line.bottom < line.height / 2:
+            rows[-1].append(line)
+        else:
+            rows.append([line])
+    return [line for row in rows for line in sorted(row, key=lambda line: line.left)]
+
+
+def is_beside(row: list[Line], cell: Line) -> bool:
+    """Whether a cell is right of a row, at its height by at least half of the smaller one."""
+    last = row[-1]
+    if (cell.turns, cell.mirrored) != (last.turns, last.mirrored):
+        return False
+    is_outside = cell.left > max(each.right for each in row) - 1
+    if cell.turns or cell.mirrored:             # PDFium may list these in any order
+        is_outside |= cell.right < min(each.left for each in row) + 1
+    top = min(last.bottom + last.height, cell.bottom + cell.height)
+    shared = top - max(last.bottom, cell.bottom)
+    return is_outside and shared >= 0.5 * min(last.height, cell.height)
+
+
+def join_row(row: list[Line]) -> Line:
+    row = sorted(row, key=lambda cell: cell.left)
+    text = row[0].text
+    for last, cell in pairwise(row):
+        text += (' ' if cell.left - last.right > 0.15 * cell.height else '') + cell.text
+    higher = max(row, key=lambda cell: cell.height)
+    return row[0]._replace(text=text, right=row[-1].right, bottom=higher.bottom,
+                           height=higher.height, code=all(cell.code for cell in row))
+
+
+def find_columns(rows: list[list[Line]]) -> tuple[list[list[Line]], int]:
+    """The columns that the first row begins, and how many rows keep to them."""
+    columns = [[cell] for cell in rows[0]]
+    for n_rows, row in enumerate(rows[1:], 1):
+        found = [[column for column in columns if is_in_column(cell, column)] for cell in row]
+        if any(len(each) != 1 for each in found):
+            return columns, n_rows
+        for cell, (column,) in zip(row, found):
+            column.append(cell)
+    return columns, len(rows)
+
+
+def is_in_column(cell: Line, column: list[Line]) -> bool:
+    return (cell.left < max(each.right for each in column)
+            and cell.right > min(each.left for each in column))
+
+
+def is_prose(column: list[Line]) -> bool:
+    """Whether a column has at least three lines, most of them full, with several words each."""
+    edge = max(line.right for line in column)
+    n_full = sum(is_full(line._replace(edge=edge), below) for line, below in pairwise(column))
+    n_words = sum(len(line.text.split()) for line in column)
+    is_code = any(line.code for line in column)
+    return (len(column) > 2 and not is_code and n_words >= 3 * len(column)
+            and n_full >= 0.6 * (len(column) - 1))
+
+
+def is_full(line: Line, below: Line) -> bool:
+    """Whether a line has no room for the first word of the line below it."""
+    return line.right + below.word > line.edge - line.height

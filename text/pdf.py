@@ -10,20 +10,19 @@ import re
 import statistics
 import subprocess
 import sys
-from itertools import accumulate, groupby, pairwise
+from itertools import accumulate, groupby
 from pathlib import Path
-from typing import NamedTuple
 
 from lib.settings import ROOT, require
 from lib.terminal import warn
-from text.layout import HYPHEN, Line, text_of_pages
+from text.layout import HYPHEN, text_of_pages
+from text.lines import RIGHT_TO_LEFT, Letter, Line, find_cells, sort_by_place
 
 MAX_MEMORY = 1 << 30            # bytes, where the system can limit a process
 MAX_SECONDS = 120
 MAX_CHARACTERS = 50_000_000
 MAX_LOST = 0.01                 # warn if a larger share of the letters is lost
 MONOSPACED = re.compile(r'mono(?!type)|courier|typewriter|consol|menlo|fixed|code|tt\d', re.I)
-RIGHT_TO_LEFT = re.compile('[\u0590-\u08ff\ufb1d-\ufdff\ufe70-\ufefc]')      # Hebrew, Arabic
 
 
 def read_pdf_file(path) -> str:
@@ -41,7 +40,7 @@ def read_pdf_file(path) -> str:
     if done.returncode == 1:
         raise ValueError(messages[0])
     if done.returncode:                         # killed by a signal
-        raise ValueError(f'it crashes its reader or needs more than {MAX_MEMORY >> 20} MB of memory')
+        raise ValueError(f'reading it crashes, or needs more than {MAX_MEMORY >> 20} MB of memory')
     for message in messages:
         if message.startswith('warning: '):
             warn(f'{path}: ' + message.removeprefix('warning: '))
@@ -84,9 +83,10 @@ def read_pages(path) -> tuple[list[list[Line]], float]:
                 page = document[number]
             textpage = page.get_textpage()
             lines = read_lines(textpage)
-            upward = sum(a.bottom < b.bottom for a, b in pairwise(lines))
-            if document.formenv or upward > len(lines) / 2:     # not in reading order
-                lines.sort(key=lambda line: (-round(line.bottom + line.height / 2), line.left))
+            turns = statistics.mode([line.turns for line in lines] or [0])
+            is_sideways = (turns + page.get_rotation() // 90) % 4
+            if document.formenv or is_sideways:         # not in reading order
+                lines = sort_by_place(lines)
             pages.append(lines)
             letters += textpage.count_chars()
             lost += count_lost(page, textpage)
@@ -112,17 +112,6 @@ def count_lost(page, textpage) -> float:
 
 
 # ---- lines
-class Letter(NamedTuple):
-    """A letter and its box in points, turned or mirrored so that its line reads to the right."""
-    text: str
-    left: float
-    bottom: float
-    right: float
-    top: float
-    turns: int                  # quarter turns
-    index: int                  # in the page's text
-
-
 def read_lines(textpage) -> list[Line]:
     """The lines of a page, cut where their direction changes and at wide gaps."""
     text = textpage.get_text_range()
@@ -144,18 +133,21 @@ def read_lines(textpage) -> list[Line]:
 def read_letters(textpage, text: str, places: list[int], mirrored: bool) -> list[Letter]:
     """The letters of a line; `places` are their indices in the UTF-16 text of the page."""
     from pypdfium2 import raw
+    indices = [raw.FPDFText_GetCharIndexFromTextIndex(textpage, place)
+               for place in places[:len(text)]]
+    turns = [round(raw.FPDFText_GetCharAngle(textpage, index) / (math.pi / 2)) % 4
+             for index in indices]
     letters = []
-    for character, place in zip(text, places):
-        index = raw.FPDFText_GetCharIndexFromTextIndex(textpage, place)
-        turns = round(raw.FPDFText_GetCharAngle(textpage, index) / (math.pi / 2)) % 4
-        if character == ' ' and letters:        # a space that PDFium adds has no angle
-            turns = letters[-1].turns
+    for i, index in enumerate(indices):
+        # A space that PDFium added has no angle; a lone letter is mirrored, as in the XeTeX logo.
+        if i and turns[i] not in turns[i + 1:i + 2]:
+            turns[i] = turns[i - 1]
         left, bottom, right, top = textpage.get_charbox(index, loose=True)
-        for _ in range(turns):
+        for _ in range(turns[i]):
             left, bottom, right, top = -top, left, -bottom, right
         if mirrored:
             left, right = -right, -left
-        letters.append(Letter(character, left, bottom, right, top, turns, index))
+        letters.append(Letter(text[i], left, bottom, right, top, turns[i], index))
     return letters
 
 
@@ -174,59 +166,6 @@ def is_monospaced(textpage, letter: Letter) -> bool:
     name = ctypes.create_string_buffer(100)
     raw.FPDFText_GetFontInfo(textpage, letter.index, name, len(name), ctypes.c_int())
     return bool(MONOSPACED.search(name.value.decode(errors='replace')))
-
-
-# ---- spaces
-def find_cells(letters: list[Letter]) -> list[tuple[str, list[Letter]]]:
-    """The parts of a line between gaps as wide as it is high: their text and letters."""
-    if any(RIGHT_TO_LEFT.match(letter.text) for letter in letters):
-        return [(''.join(letter.text for letter in letters), letters)]
-    spacing = letter_spacing(letters)
-    cells = []
-    start = last = 0
-    for i, letter in enumerate(letters):
-        gap = max(letter.left - letters[last].right, letters[last].left - letter.right)
-        if letter.text == ' ':
-            continue
-        if gap > spacing + letter.top - letter.bottom:
-            cells.append(letters[start:last + 1])
-            start = i
-        last = i
-    cells.append(letters[start:])
-    return [(mend_spaces(cell, spacing), cell) for cell in cells]
-
-
-def letter_spacing(letters: list[Letter]) -> float:
-    """The usual gap between the letters of a letterspaced title; 0 in other text."""
-    drawn = [letter for letter in letters if not is_guess(letter)]
-    gaps = [b.left - a.right for a, b in pairwise(drawn) if (a.text + b.text).isalpha()]
-    spacing = statistics.median(gaps) if len(gaps) > 4 else 0
-    height = letters[0].top - letters[0].bottom
-    return spacing if 0.1 * height < spacing < 0.6 * height else 0
-
-
-def is_guess(letter: Letter) -> bool:
-    """Whether PDFium added this space, where it saw a gap."""
-    return letter.text == ' ' and letter.left == letter.right
-
-
-def mend_spaces(letters: list[Letter], spacing: float = 0) -> str:
-    """The text with a space in each wide gap, and without spaces that the next letter covers:
-    groff leaves both. In letterspaced text, a space that PDFium added may be wrong, too."""
-    drawn = [i for i, letter in enumerate(letters) if not is_guess(letter)]
-    text = letters[0].text
-    for i, j in pairwise(drawn):
-        last, letter = letters[i], letters[j]
-        gap = letter.left - last.right
-        is_wide = gap > spacing + 0.2 * (last.top - last.bottom)
-        if last.text == ' ' and gap < -0.7 * (last.right - last.left):
-            text = text[:-1]
-        elif j > i + 1 and (is_wide or not spacing):
-            text += ' '
-        elif is_wide and re.match(r'([^\W\d_]|[.,;:!?)’”])[^\W\d_]', last.text + letter.text):
-            text += ' '
-        text += letter.text
-    return text
 
 
 if __name__ == '__main__':

@@ -353,6 +353,7 @@ def read_dataset(source: str, text_column: str, config: str = '',
     for train_sft that is validation_sft, test_sft or the like. Without one the only split is ''.
     Raises Error if the dataset, configuration or split is not there."""
     import datasets
+    source = os.path.expanduser(source)
     try:
         builder = datasets.load_dataset_builder(source, config or None)
     except Exception as e:

@@ -1,0 +1,125 @@
+"""Compare a model with others on the same text: python -m extras.compare --models=A,B
+
+All models run in transformers, in float32. Each reads the validation documents in its own tokens,
+with at most 1,024 of them as context. The nats of all tokens over the bytes of the text give bits
+per byte, which compare across tokenizers. Ends of documents do not count, as not every model
+predicts them."""
+from lib.settings import configure
+
+out_dir = 'out'             # a run, a checkpoint, or the folder of a Hugging Face model
+models = ''                 # names or folders of Hugging Face models: A,B,...
+start = ''                  # the prompt to continue, or FILE:path; '' = the text's first words
+dataset = ''                # NAME of data/NAME; '' = the one that the model was trained on
+eval_tokens = 0             # tokens of the validation split to read; 0 = all
+max_new_tokens = 100        # per sample; end-of-text ends it earlier
+temperature = 0.8           # below 1 safer, above 1 wilder; 0 = greedy
+top_k = 0                   # sample from the k most likely tokens; 0 = off
+top_p = 1.0                 # nucleus: the fewest tokens with this total probability; 1 = off
+repetition_penalty = 1.0    # above 1, tokens become less likely once they have occurred
+seed = 1337                 # of the samples
+settings = configure(globals())
+
+import os
+import tempfile
+import time
+from importlib.util import find_spec
+
+import numpy as np
+import torch
+import torch.nn.functional as F
+
+from extras.evaluate import open_validation
+from extras.export import export
+from lib.dataset import bits_per_byte, read_windows, window_cuts
+from lib.device import pick_device
+from lib.settings import Error, brief, require
+from sample import SAMPLING, check_sampling, load, read_prompt
+
+MAX_CONTEXT = 1024              # tokens
+TOKENS_AT_ONCE = 2048
+
+
+class HubModel:
+    """A model of transformers with its tokenizer, and the id that begins a text."""
+
+    def __init__(self, source: str, name: str, device):
+        from transformers import AutoModelForCausalLM, AutoTokenizer
+        try:
+            model = AutoModelForCausalLM.from_pretrained(
+                source, dtype='float32', trust_remote_code=False)
+            self.tokenizer = AutoTokenizer.from_pretrained(source, trust_remote_code=False)
+        except Exception as e:                  # a bad folder makes transformers raise anything
+            raise Error(f'models={name}: {type(e).__name__}: {brief(e)}') from e
+        self.begin = self.tokenizer.bos_token_id
+        if self.begin is None:
+            self.begin = self.tokenizer.eos_token_id
+        require(self.begin is not None, f'models={name}: its tokenizer has no token to begin a '
+                                        'text with')
+        self.model = model.to(device).eval()
+        self.device = device
+        longest = getattr(model.config, 'max_position_embeddings', None) or MAX_CONTEXT
+        self.context = min(MAX_CONTEXT, longest)
+
+    def encode(self, text: str) -> list[int]:
+        return self.tokenizer.encode(text, add_special_tokens=False, split_special_tokens=True)
+
+    def nats(self, texts: list[str]) -> float:
+        """The negative log-likelihood of the texts."""
+        ids = np.array([i for text in texts for i in (*self.encode(text), self.begin)])
+        cuts = window_cuts(ids, self.begin, self.context)
+        x, y = map(torch.from_numpy, read_windows(ids, self.begin, self.context, cuts))
+        y[y == self.begin] = -1
+        rows, total = max(1, TOKENS_AT_ONCE // self.context), 0.0
+        for inputs, targets in zip(x.split(rows), y.split(rows)):
+            logits = self.model(inputs.to(self.device), use_cache=False).logits.float()
+            total += F.cross_entropy(logits.flatten(0, 1), targets.to(self.device).flatten(),
+                                     ignore_index=-1, reduction='sum').item()
+        return total
+
+    def sample(self, prompt: str) -> tuple[str, float]:
+        """A continuation of the prompt's last context / 2 tokens, and its tokens per second."""
+        torch.manual_seed(seed)
+        ids = [self.begin, *self.encode(prompt)][-(self.context // 2):]
+        idx = torch.tensor([ids], device=self.device)
+        began = time.perf_counter()
+        new = self.model.generate(
+            idx, attention_mask=torch.ones_like(idx), pad_token_id=self.begin,
+            max_new_tokens=min(max_new_tokens, self.context - len(ids)),
+            do_sample=temperature > 0, temperature=temperature or None, top_k=top_k, top_p=top_p,
+            repetition_penalty=repetition_penalty)[0, len(ids):]
+        speed = len(new) / (time.perf_counter() - began)
+        return self.tokenizer.decode(new, skip_special_tokens=True), speed
+
+
+@torch.inference_mode()
+def main():
+    require(models, 'set --models to names or folders of Hugging Face models: A,B,...')
+    require(find_spec('transformers'), 'compare needs transformers: pip install transformers')
+    check_sampling(num_samples=1, **{name: settings[name] for name in SAMPLING})
+    prompt = read_prompt(start)
+    from transformers import logging
+    logging.set_verbosity_error()
+    logging.disable_progress_bar()
+    lm = load(out_dir, device='cpu', dtype='float32')
+    documents = open_validation(lm, dataset, eval_tokens)[1]
+    texts = [lm.tokenizer.decode(document) for document in documents]
+    size = sum(len(text.encode()) for text in texts)
+    prompt = prompt or ' '.join(texts[0].split()[:5])
+    samples = []
+    print(f'{"model":32}{"parameters":>16}{"bits per byte":>16}{"tokens/s":>12}')
+    with tempfile.TemporaryDirectory() as own:
+        export(lm, own)
+        folders = {name: os.path.expanduser(name) for name in models.split(',')}
+        folders[out_dir] = own
+        for name, folder in folders.items():
+            hub_model = HubModel(folder, name, pick_device('auto'))
+            bits = bits_per_byte(hub_model.nats(texts), size)
+            text, speed = hub_model.sample(prompt)
+            number = hub_model.model.num_parameters()
+            print(f'{name[-31:]:32}{number:16,}{bits:16.4f}{speed:12,.0f}')
+            samples.append(f'\n{name}: {prompt}{text}')
+    print('\n'.join(samples))
+
+
+if __name__ == '__main__':
+    main()

@@ -1,0 +1,73 @@
+"""Running heads and page numbers, which are not part of the text of a PDF file."""
+import re
+from collections import Counter
+from itertools import pairwise
+
+from text.lines import Line
+
+PAGE_NUMBER = re.compile(r'\W*(page )?(\d+|[ivxlc]+)(( of | ?/ ?)\d+)?\W*', re.I)
+HEADING = re.compile(r'[^\W\d]+ (\d+|[ivxlc]+)\W?', re.I)       # Chapter 1
+
+
+def drop_running_heads(pages: list[list[Line]], gap: float) -> list[list[Line]]:
+    """The pages without page numbers and running heads. Those stand apart from the text, by at
+    least `gap` times their height, and either hold the page's number or are repeated at the same
+    place on one of the two pages before or after."""
+    outer = [outer_lines(page, gap) for page in pages]
+    patterns = [[pattern(line) for line in page] for page in pages]
+    # A page's number is its place in the file plus an offset that most pages share.
+    offsets = Counter(number - i for i, lines in enumerate(outer) for line in lines
+                      if not HEADING.fullmatch(line.text) for number in outer_numbers(line))
+    offset, n_pages = max(offsets.items(), key=lambda item: item[1], default=(0, 0))
+    kept = []
+    for i, page in enumerate(pages):
+        numbers = {line for line in outer[i] if PAGE_NUMBER.fullmatch(line.text)}
+        titled = {line for line in outer[i] if n_pages > 2 and i + offset in outer_numbers(line)}
+        if numbers:                             # so the number of a heading is its own
+            titled = {line for line in titled if not HEADING.fullmatch(line.text)}
+        # A page that occurs twice says nothing about its lines.
+        near = [line for j in range(max(0, i - 2), min(len(pages), i + 3))
+                if patterns[j] != patterns[i] for line in outer[j]]
+        repeated = {line for line in outer[i] if any(is_repeated(line, other) for other in near)}
+        heads = numbers | titled | repeated
+        if len(repeated - numbers - titled) >= len({*page} - heads) > 0:
+            heads = numbers | titled            # repeated lines are most of the page: a refrain
+        kept.append([line for line in page if line not in heads])
+    return kept
+
+
+def outer_lines(page: list[Line], gap: float) -> list[Line]:
+    """Up to two lines at the top and at the bottom that stand apart, and all in a direction other
+    than that of most lines."""
+    turns = Counter(line.turns for line in page)
+    usual = max(turns, key=turns.get, default=0)
+    found = [line for line in page if line.turns != usual]
+    lines = sorted((line for line in page if line.turns == usual), key=lambda line: -line.bottom)
+    if len(lines) == 1:
+        return found + lines
+    apart = [above.bottom - line.bottom > gap * max(above.height, line.height)
+             for above, line in pairwise(lines)]
+    for n in (1, 2):
+        if apart[n - 1:n] == [True]:
+            found += lines[:n]
+        if apart[-n:][:1] == [True]:
+            found += lines[-n:]
+    return found
+
+
+def outer_numbers(line: Line) -> list[int]:
+    """The numbers with which a line begins and ends."""
+    return [int(number) for number in re.findall(r'^\d{1,4}(?!\S)|(?<!\S)\d{1,4}$', line.text)]
+
+
+def is_repeated(line: Line, other: Line) -> bool:
+    """Whether lines of two pages have the same place, and the same text except for digits."""
+    if abs(line.bottom - other.bottom) > line.height / 2:
+        return False
+    if HEADING.fullmatch(line.text):
+        return line.text == other.text
+    return pattern(line) == pattern(other)
+
+
+def pattern(line: Line) -> str:
+    return re.sub(r'\d+', '#', line.text)
