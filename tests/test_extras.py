@@ -312,7 +312,7 @@ def save_theirs(folder, kind='gpt2', **tokenizer_config):
         config = transformers.Qwen3Config(
             size, hidden_size=32, intermediate_size=64, num_hidden_layers=2, head_dim=16,
             num_attention_heads=2, num_key_value_heads=1, max_position_embeddings=64)
-    config.bos_token_id = config.eos_token_id = None
+    config.bos_token_id = config.eos_token_id = Tokenizer(spec).eot
     transformers.AutoModelForCausalLM.from_config(config).save_pretrained(folder)
     Path(folder, 'tokenizer.json').write_text(spec['json'], encoding='utf-8')
     Path(folder, 'tokenizer_config.json').write_text(json.dumps(

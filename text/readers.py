@@ -2,15 +2,11 @@
 
 A reader yields a Piece for each document. To add a kind of file, write a function read_KIND with
 the same arguments and give its suffix a line in READERS."""
-import codecs
 import csv
-import gzip
-import io
 import json
 import math
 import os
 import re
-import string
 import textwrap
 from collections import Counter
 from pathlib import Path
@@ -20,16 +16,13 @@ from tqdm import tqdm
 
 from lib.settings import Error, brief, require
 from lib.terminal import warn
+from text.encodings import BLOCK, blocks, open_text
 
-BLOCK = 1 << 20                 # bytes or characters of a text file to read at once
 ROWS = 16                       # rows to read at once; a row may be megabytes long
 LONGEST_LINE = 1 << 26          # maximum characters in a line of .jsonl, or a field of .csv
 MAX_GLUED = 0.02                # warn of a PDF with a larger share of glued words
 SEPARATOR = '<|endoftext|>'     # the default; files without it are normal
 HELD_OUT = ('validation', 'valid', 'val', 'dev', 'test')        # names of splits, best first
-BYTE_ORDER_MARKS = {            # UTF-32 first: its mark begins with that of UTF-16
-    codecs.BOM_UTF32_LE: 'utf-32', codecs.BOM_UTF32_BE: 'utf-32', codecs.BOM_UTF8: 'utf-8-sig',
-    codecs.BOM_UTF16_LE: 'utf-16', codecs.BOM_UTF16_BE: 'utf-16'}
 
 
 class Piece(NamedTuple):
@@ -37,78 +30,6 @@ class Piece(NamedTuple):
     text: str
     ends: bool = True
     nats: float = math.nan      # -ln of the document's probability, where it is known
-
-
-# ---- encodings
-ASCII = bytes(range(128))
-LETTERS = string.ascii_letters.encode()
-# Bytes that are common in Windows-1252 text of Western Europe, and rarer in other encodings
-SMALL = 'àâäáãåæçèéêëìíîïñòóôöõøœùúûüÿ'
-ACCENTED = (SMALL + SMALL.upper() + 'ß').encode('cp1252')
-SIGNS = '“”‘’„‚–—…•€£§°©®™«»¡¿·ªº²½\xa0'.encode('cp1252')
-QUOTE_IN_WORD = re.compile(rb'[a-zA-Z][\x82\x84\x91\x93-\x95][a-zA-Z]')
-
-
-def open_binary(path):
-    return gzip.open(path) if str(path).endswith('.gz') else open(path, 'rb')
-
-
-def open_text(path, newline: str | None = None):
-    """Open a text file, gzipped or not, in its encoding. Invalid bytes become U+FFFD."""
-    return io.TextIOWrapper(open_binary(path), guess_encoding(path), 'replace', newline)
-
-
-def blocks(file):
-    """Yield the rest of an open file, BLOCK bytes or characters at a time."""
-    block = file.read(BLOCK)
-    while block:
-        yield block
-        block = file.read(BLOCK)
-
-
-def guess_encoding(path) -> str:
-    """The encoding of a text file: from its byte order mark, else UTF-16 or UTF-8 if most bytes
-    fit, else Windows-1252 if they clearly do. Otherwise warns and returns UTF-8."""
-    with open_binary(path) as file:
-        start = file.read(BLOCK)
-        for mark, encoding in BYTE_ORDER_MARKS.items():
-            if start.startswith(mark):
-                return encoding
-        # Most characters of European text in UTF-16 have one zero byte, always on the same side.
-        zeros, even, odd = start.count(0), start[::2].count(0), start[1::2].count(0)
-        if zeros > 0.35 * len(start) and min(even, odd) < 0.05 * zeros:
-            return 'utf-16-le' if odd > even else 'utf-16-be'
-        for encoding, fits in (('utf-8', is_utf8), ('cp1252', is_western)):
-            file.seek(0)
-            if fits(file):
-                return encoding
-    warn(f'{path} is not UTF-8, and its encoding is not clear; is it text at all? Bytes that are '
-         'not UTF-8 become U+FFFD: convert it to UTF-8, or remove it')
-    return 'utf-8'
-
-
-def is_utf8(file) -> bool:
-    """Whether most bytes beyond ASCII are valid UTF-8: a damaged file is still UTF-8."""
-    decode = codecs.getincrementaldecoder('utf-8')('ignore').decode
-    not_ascii = invalid = 0
-    for block in blocks(file):
-        not_ascii += len(block.translate(None, ASCII))
-        invalid += len(block) - len(decode(block).encode())
-    return invalid <= not_ascii / 2
-
-
-def is_western(file) -> bool:
-    """Whether this is clearly Windows-1252, or its subset Latin-1: no rare bytes, no quotes inside
-    words, few accented letters."""
-    accented = letters = 0
-    for block in blocks(file):
-        not_ascii = block.translate(None, ASCII + SIGNS)
-        has_rare = not_ascii.translate(None, ACCENTED) or b'\0' in block
-        if has_rare or QUOTE_IN_WORD.search(block):
-            return False
-        accented += len(not_ascii)
-        letters += len(block) - len(block.translate(None, LETTERS))
-    return accented <= 0.1 * letters
 
 
 # ---- text
