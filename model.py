@@ -120,7 +120,7 @@ def attend(q: Tensor, k: Tensor, v: Tensor, dropout: float = 0.0, mask=None) -> 
         k, v = k.repeat_interleave(H // K, dim=1), v.repeat_interleave(H // K, dim=1)
     if mask is None:
         mask = torch.full((T, T), -math.inf, dtype=q.dtype, device=q.device).triu(1)
-    scores = q @ k.mT / math.sqrt(D) + mask                 # (B, H, T, S)
+    scores = (q / math.sqrt(D)) @ k.mT + mask               # (B, H, T, S)
     weights = F.dropout(scores.softmax(dim=-1), dropout)    # (B, H, T, S)
     return weights @ v                                      # (B, H, T, D)
 

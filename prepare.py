@@ -296,6 +296,7 @@ def check_settings():
     require(vocab_size == 0 or 257 <= vocab_size <= 1 << 24,
             f'vocab_size={vocab_size}: a bpe has 257 tokens (all bytes and end-of-text) to '
             '16,777,216')
+    require(dataset, 'dataset is empty: name one, or use --input')
     require(not input or 'dataset' not in settings.given,
             '--input takes the place of --dataset: leave one out')
     require('num_stories' not in settings.given or (dataset == 'stories' and not input),

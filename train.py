@@ -113,20 +113,25 @@ def make_optimizer(model: GPT, torch_dtype: torch.dtype) -> torch.optim.Optimize
 
     A group's learning rate is lr_scale times the scheduled one. Its weight decay is divided by
     lr_scale, so that the weights decay as fast as all others."""
-    model_matrices = [p for p in model.h.parameters() if p.ndim == 2]
-    vectors = [p for p in model.parameters() if p.ndim == 1]
-    output = [] if model.config.tie_weights else [model.lm_head.weight]
-    taken = {id(p) for p in (*model_matrices, *vectors, *output)}
-    embeddings = [p for p in model.parameters() if id(p) not in taken]
-    require(output or output_lr_scale == 1,
+    params = {'matrices': [], 'embeddings': [], 'output': [], 'vectors': []}
+    for name, p in model.named_parameters():    # a tied output matrix is wte.weight
+        if p.ndim < 2:
+            params['vectors'].append(p)
+        elif name.startswith('h.'):
+            params['matrices'].append(p)
+        elif name.startswith('lm_head.'):
+            params['output'].append(p)
+        else:
+            params['embeddings'].append(p)
+    require(params['output'] or output_lr_scale == 1,
             'output_lr_scale needs tie_weights=False: a tied output matrix is the embedding')
+    scales = {'embeddings': embedding_lr_scale, 'output': output_lr_scale}
     groups = []
-    for params, scale, decay in ((model_matrices, 1.0, weight_decay),
-                                 (embeddings, embedding_lr_scale, weight_decay),
-                                 (output, output_lr_scale, weight_decay),
-                                 (vectors, 1.0, 0.0)):
-        groups.append({'params': params, 'lr_scale': scale, 'weight_decay': decay / scale,
-                       'use_muon': params is model_matrices})
+    for kind in params:
+        scale = scales.get(kind, 1.0)
+        decay = 0.0 if kind == 'vectors' else weight_decay / scale
+        groups.append({'params': params[kind], 'lr_scale': scale, 'weight_decay': decay,
+                       'use_muon': kind == 'matrices'})
     groups = [group for group in groups if group['params']]
     if optimizer == 'muon':
         return Muon(groups, learning_rate, (beta1, beta2), torch_dtype)
@@ -200,7 +205,6 @@ if __name__ == '__main__':
     log.announce(meta, model, micro)
     if is_resumed:
         log.announce_resume(checkpoint, learning_rate_at(step + 1))
-    is_pretrained = checkpoint is not None      # a new model is not worth a best.pt
     checkpoint = None                           # frees its memory
     stop = StopSignals(max_minutes)
 
@@ -225,7 +229,7 @@ if __name__ == '__main__':
                         'tokenizer': tokenizer.spec, 'settings': dict(settings),
                         'data': checkpoints.checksums(meta)}
             # best.pt comes first: a run killed in between repeats this step, and saves both.
-            if hardware.rank == 0 and is_best and (step > 0 or is_pretrained):
+            if hardware.rank == 0 and is_best:
                 checkpoints.save(out / 'best.pt', model, **progress)
             if hardware.rank == 0:
                 checkpoints.save(out / 'ckpt.pt', model, **progress, optimizer=opt.state_dict(),

@@ -1,5 +1,5 @@
 """Checkpoints of nanoGPT (github.com/karpathy/nanoGPT): sample from its out-*/ckpt.pt with
---out_dir, or train on from its weights with --init_from. No code in such a file can run."""
+--out_dir, or fine-tune it with --init_from. No code in such a file can run."""
 import os
 import pickle
 import zipfile

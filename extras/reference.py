@@ -1,4 +1,4 @@
-"""GPT-2 and Qwen3 as transformers computes them, in plain operations on a config.json and tensors.
+"""GPT-2 and Qwen3 as transformers computes them, from a config.json and its tensors.
 
 An export compares the model's logits with these. This file shares no code with model.py."""
 import torch
@@ -12,17 +12,15 @@ def reference_logits(config: dict, tensors: dict[str, Tensor], idx: Tensor) -> T
     return compute(config, tensors, idx)
 
 
-def attention(q: Tensor, k: Tensor, v: Tensor) -> Tensor:
-    """Causal attention of (B, H, T, D) tensors, as (B, T, H * D)."""
-    scores = q @ k.mT / q.shape[-1] ** 0.5
-    future = torch.ones_like(scores[0, 0]).triu(1) > 0
-    weights = scores.masked_fill(future, float('-inf')).softmax(-1)
-    return (weights @ v).transpose(1, 2).flatten(2)
-
-
 def split_heads(x: Tensor, heads: int) -> Tensor:
     """(B, T, heads * D) to (B, heads, T, D)."""
     return x.unflatten(2, (heads, -1)).transpose(1, 2)
+
+
+def attention(q: Tensor, k: Tensor, v: Tensor) -> Tensor:
+    """Causal attention of q (B, H, T, D) to k, v (B, K, T, D), as (B, T, H * D)."""
+    y = F.scaled_dot_product_attention(q, k, v, is_causal=True, enable_gqa=True)
+    return y.transpose(1, 2).flatten(2)
 
 
 def gpt2_logits(config: dict, t: dict[str, Tensor], idx: Tensor) -> Tensor:
@@ -49,19 +47,18 @@ def qwen3_logits(config: dict, t: dict[str, Tensor], idx: Tensor) -> Tensor:
     D, T = config['head_dim'], idx.shape[1]
     H, K = config['num_attention_heads'], config['num_key_value_heads']
     frequencies = config['rope_theta'] ** (-torch.arange(0, D, 2).float() / D)
-    angles = torch.arange(T)[:, None] * frequencies
-    cos, sin = (torch.cat((f, f), dim=-1) for f in (angles.cos(), angles.sin()))       # (T, D)
+    angles = (torch.arange(T)[:, None] * frequencies).repeat(1, 2)      # (T, D)
 
     def norm(x, name):
-        variance = x.pow(2).mean(-1, keepdim=True)
-        return x * torch.rsqrt(variance + config['rms_norm_eps']) * t[name + '.weight']
+        weight = t[name + '.weight']
+        return F.rms_norm(x, weight.shape, weight, config['rms_norm_eps'])
 
     def linear(x, name):
         return x @ t[name + '.weight'].T
 
     def rotate(x):
         a, b = x.chunk(2, dim=-1)
-        return x * cos + torch.cat((-b, a), dim=-1) * sin
+        return x * angles.cos() + torch.cat((-b, a), dim=-1) * angles.sin()
 
     x = t['model.embed_tokens.weight'][idx]
     for layer in range(config['num_hidden_layers']):
@@ -72,7 +69,6 @@ def qwen3_logits(config: dict, t: dict[str, Tensor], idx: Tensor) -> Tensor:
         v = split_heads(linear(y, h + 'self_attn.v_proj'), K)
         q = rotate(norm(q, h + 'self_attn.q_norm'))
         k = rotate(norm(k, h + 'self_attn.k_norm'))
-        k, v = k.repeat_interleave(H // K, dim=1), v.repeat_interleave(H // K, dim=1)
         x = x + linear(attention(q, k, v), h + 'self_attn.o_proj')
         y = norm(x, h + 'post_attention_layernorm')
         y = F.silu(linear(y, h + 'mlp.gate_proj')) * linear(y, h + 'mlp.up_proj')

@@ -41,6 +41,7 @@ class Log:
         self.first_step = step
         self.began = self.clock = time.perf_counter()
         self.overflows = 0                      # fp16 steps skipped in succession
+        self.state = ''                         # loss and speed, on the bar
         self.pending = []                       # (loss, norm) since the last row, on the device
         self.bar = tqdm(total=self.max_iters, initial=step, disable=None if is_writer else True,
                         smoothing=0, dynamic_ncols=True,
@@ -145,6 +146,7 @@ class Log:
     def evaluation(self, step: int, val_loss: float, bits_per_byte: float):
         """Write a row with the validation loss. Raises Error if it is not finite."""
         self.require_finite(step, 'validation loss', val_loss)
+        self.bar.set_postfix_str(self.state)
         text = f'step {step:>6}  val {val_loss:.4f}  {bits_per_byte:.4f} bits/byte'
         if self.floor and step > 0:
             text += f'  {val_loss / self.floor - 1:.1%} above the floor'
@@ -182,10 +184,10 @@ class Log:
             skips = f'  {skipped} skipped' if skipped else ''
             self.say(f'step {row["step"]:>6}  loss {loss:.4f}  lr {row["lr"]:.2e}  '
                      f'norm {row["grad_norm"]:.2f}  {speed:>9,} tokens/s{mfu}{skips}')
-        postfix = f'loss {loss:.3f}'
+        self.state = f'loss {loss:.3f}'
         if columns() >= 80:
-            postfix += f', {speed:,} tokens/s'
-        self.bar.set_postfix_str(postfix, refresh=False)
+            self.state += f', {speed:,} tokens/s'
+        self.bar.set_postfix_str(self.state, refresh=False)
         self.bar.update(row['step'] - self.bar.n)
 
     def pause(self, text: str):

@@ -196,6 +196,14 @@ def test_a_changed_model_is_refused_before_anything_is_written(
     assert contents() == before
 
 
+def test_a_model_without_a_layer_is_refused(tmp_path):
+    lm = make_lm()
+    lm.model.h[1].attn.q_norm = torch.nn.Identity()
+    with pytest.raises(Error, match='cannot express this model .*has no .*1.self_attn.q_norm'):
+        export(lm, tmp_path / 'folder')
+    assert not any(tmp_path.iterdir())
+
+
 # ---- tokenizers
 @pytest.mark.parametrize('kind', KINDS)
 def test_an_exported_tokenizer_gives_the_same_ids(tmp_path, kind):

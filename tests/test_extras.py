@@ -18,7 +18,7 @@ from matplotlib.figure import Figure
 from extras.attention import attention_weights, draw_attention
 from extras.evaluate import longest_overlap
 from extras.export import export
-from extras.picture import fonts_for
+from extras.picture import fonts_for, new_picture
 from extras.plot import plot_losses
 from extras.surprise import token_surprise, write_page
 from lib import checkpoint as checkpoints
@@ -37,28 +37,37 @@ HOSTILE = ('</script><script>document.title = "no"</script><img src=x onerror="a
            '\'"\n\n</main></small> <!-- {x} %s 50% $a$ ü – 日本語 🙂\ttab \\n \\ \u202e end')
 
 
-class Bytes(Tokenizer):
-    """A tokenizer of single bytes: many characters of HOSTILE take several tokens."""
-    kind, eot, vocab_size, waiting_ids = 'bytes', 256, 257, ()
+class Words(Tokenizer):
+    """A tokenizer of these words and of single bytes: many characters of HOSTILE take several."""
+    kind, eot, waiting_ids = 'words', 256, ()
+    words = ('</script>', '<script>', '<img src=x onerror="', '&amp;', '</main></small>', ' <!-- ')
+    vocab_size = 257 + len(words)
 
     def __init__(self):
         pass
 
+    def split(self, text):
+        return re.findall('|'.join(map(re.escape, self.words)) + '|.', text, re.S)
+
     def encode(self, text):
-        return list(text.encode())
+        ids = []
+        for part in self.split(text):
+            ids += [257 + self.words.index(part)] if part in self.words else part.encode()
+        return ids
 
     def decode(self, ids):
-        return bytes(i for i in ids if i != 256).decode(errors='replace')
+        parts = (self.words[i - 257].encode() if i > 256 else bytes([i]) for i in ids if i != 256)
+        return b''.join(parts).decode(errors='replace')
 
 
 def make(shape='qwen3', **more):
     """A language model with random weights, large enough that its predictions are not uniform."""
     torch.manual_seed(0)
-    small = dict(vocab_size=257, block_size=64, n_layer=2, n_head=4, n_embd=64)
+    small = dict(vocab_size=Words.vocab_size, block_size=64, n_layer=2, n_head=4, n_embd=64)
     model = GPT(GPTConfig(**{**small, **SHAPES[shape], **more})).eval()
     for p in model.parameters():
         torch.nn.init.normal_(p, 1.0 if p.ndim == 1 else 0.0, 0.15)
-    return LanguageModel(model, Bytes())
+    return LanguageModel(model, Words())
 
 
 @pytest.fixture
@@ -150,21 +159,21 @@ def test_the_weights_drawn_are_those_of_the_fused_kernel(shape):
 
 @pytest.mark.parametrize('n', [1, 10, 60])
 def test_the_labels_of_an_attention_picture_are_readable(n, tmp_path, figures):
-    lm = make()
+    lm = make(n_head=2)
     ids = lm.tokenizer.encode('a "$x$" and\n' * 8)[:n]
     draw_attention(lm, lm.tokenizer.decode(ids), tmp_path / 'a.png')
     figure, = figures
     figure.set_dpi(220)                                                         # as it was saved
     *squares, bar = figure.axes
-    assert len(squares) == 8 and bar.get_ylabel() == 'attention weight'
+    assert len(squares) == 4 and bar.get_ylabel() == 'attention weight'
     assert figure.get_facecolor() == (1, 1, 1, 1)
     weights = attention_weights(lm.model, torch.tensor([[256, *ids]]))[0][0]
     drawn = squares[0].images[0]
     assert np.allclose(drawn.get_array().filled(0), weights)
     assert drawn.norm(0.25) == pytest.approx(0.5) and drawn.norm(1) == 1
     width, height = struct.unpack('>II', (tmp_path / 'a.png').read_bytes()[16:24])
-    assert width > 200 * 4 * 1.6 and height > 200 * 2 * 1.6
-    for axis, side in ((squares[0].yaxis, 'y'), (squares[4].xaxis, 'x')):
+    assert width > 200 * 2 * 1.6 and height > 200 * 2 * 1.6
+    for axis, side in ((squares[0].yaxis, 'y'), (squares[2].xaxis, 'x')):
         labels = axis.get_ticklabels()
         assert [label.get_text() for label in labels] == ['<eot>', *map(lm.tokenizer.label, ids)]
         boxes = [getattr(label.get_window_extent(), f'interval{side}') for label in labels]
@@ -185,7 +194,8 @@ def test_characters_without_a_font_get_one_warning(tmp_path, capsys, recwarn):
     assert fonts_for('Größe, Ωμέγα, Привет\n') == ['DejaVu Sans'] and not capsys.readouterr().err
     draw_attention(make(), 'a \ue123\ue124', tmp_path / 'a.png')     # bytes: U+FFFD, which is there
     assert not capsys.readouterr().err
-    assert fonts_for('\U0010fffd') == ['DejaVu Sans']               # for private use
+    with new_picture(tmp_path / 'b.png', (2, 2), '\U0010fffd', 'constrained') as figure:
+        figure.suptitle('\U0010fffd')                               # for private use
     assert re.fullmatch('warning: no installed font has .*\n', capsys.readouterr().err)
     assert not recwarn.list
 
@@ -246,8 +256,9 @@ def test_the_page_shows_the_text_exactly_and_what_was_predicted(tmp_path):
     page = Page((tmp_path / 'page.html').read_text(encoding='utf-8'))
     assert page.text == HOSTILE and not {'script', 'img', 'link'} & page.tags
     surprises = iter(token_surprise(lm, lm.tokenizer.encode(HOSTILE)))
-    for character, tip in zip(HOSTILE, page.tips, strict=True):
-        found = [next(surprises) for _ in character.encode()]   # its bytes are one token on the page
+    for token, tip in zip(lm.tokenizer.split(HOSTILE), page.tips, strict=True):
+        size = 1 if token in Words.words else len(token.encode())
+        found = [next(surprises) for _ in range(size)]  # those of a character's bytes add up
         title, *lines = tip.splitlines()
         assert title.startswith(f'{sum(bits for bits, *_ in found):.1f} bits')
         assert lines == [f'{p:6.1%}  {lm.tokenizer.label(i)}' for p, i in zip(*found[0][1:])]
@@ -273,7 +284,8 @@ def test_evaluate_prints_the_loss_of_training(run, trained, capsys):
     assert f'bits/byte   {float(row["bits_per_byte"]):.4f}' in out
     assert 'in float32' in out and 'floor' not in out
     held_out = re.search(r'held-out documents: up to (\d+) tokens', out)
-    assert int(held_out[1]) > 40 and 'overlap     samples: up to' in out    # the text repeats itself
+    assert int(held_out[1]) > 40                        # the text repeats itself
+    assert 'overlap     samples: up to' in out
     Path('new.txt').write_text('something else' * 50, encoding='utf-8')
     run('prepare.py', '--input=new.txt', '--tokenizer=char', '--name=new')
     with pytest.raises(Error, match='different tokenizer'):
@@ -307,10 +319,11 @@ def save_theirs(folder, kind='gpt2', **tokenizer_config):
     spec = train_bpe([TEXT] * 9, 300)
     size = Tokenizer(spec).vocab_size
     if kind == 'gpt2':
-        config = transformers.GPT2Config(size, n_positions=64, n_embd=32, n_layer=2, n_head=2)
+        config = transformers.GPT2Config(vocab_size=size, n_positions=64, n_embd=32, n_layer=2,
+                                         n_head=2)
     else:
         config = transformers.Qwen3Config(
-            size, hidden_size=32, intermediate_size=64, num_hidden_layers=2, head_dim=16,
+            vocab_size=size, hidden_size=32, intermediate_size=64, num_hidden_layers=2, head_dim=16,
             num_attention_heads=2, num_key_value_heads=1, max_position_embeddings=64)
     config.bos_token_id = config.eos_token_id = Tokenizer(spec).eot
     transformers.AutoModelForCausalLM.from_config(config).save_pretrained(folder)
@@ -353,7 +366,7 @@ def test_compare_is_fair_across_tokenizers(run, trained, capsys):
 def test_compare_agrees_with_a_plain_count_in_transformers(run, kind, capsys):
     """The nats of each document, where each fills more than half a window and so is alone in it."""
     from transformers import AutoModelForCausalLM
-    texts = [f'{i}, ' + 'a dog, a cat, or a mat? ' * 3 for i in range(8)]
+    texts = [f'{i} <|endoftext|> ' + 'a dog, a cat, or a mat? ' * 2 for i in range(8)]
     Path('text.jsonl').write_text('\n'.join(json.dumps({'text': text}) for text in texts))
     run('prepare.py', '--input=text.jsonl', '--name=text', '--tokenizer=char',
         '--val_fraction=0.5')
@@ -468,7 +481,8 @@ def test_several_runs_are_compared_in_bits_per_byte(run, trained, figures, capsy
     figures.clear()
     run('extras.plot', '--runs=out, new')
     assert 'written: out/plot.png' in capsys.readouterr().out
-    bits = {name: float(read_log(f'{name}/log.csv')[-1]['bits_per_byte']) for name in ('out', 'new')}
+    bits = {name: float(read_log(f'{name}/log.csv')[-1]['bits_per_byte'])
+            for name in ('out', 'new')}
     assert sorted(labels_of(figures[0])) == sorted(f'{name} {n:.4f}' for name, n in bits.items())
     assert 'bits per byte' in figures[0].axes[0].get_ylabel()
     titles = figures[0].get_suptitle().splitlines()

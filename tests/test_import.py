@@ -104,6 +104,17 @@ def test_a_model_of_transformers_gives_the_same_logits(tmp_path, kind, how):
     assert shorter.config.block_size == 32 and shorter(idx[:, :32]).shape == (2, 32, 320)
 
 
+def test_a_model_loads_by_its_hugging_face_name(tmp_path, monkeypatch):
+    monkeypatch.setattr('huggingface_hub.constants.HF_HUB_CACHE', str(tmp_path))
+    repository = tmp_path / 'models--some--model'
+    (repository / 'refs').mkdir(parents=True)
+    (repository / 'refs/main').write_text('abc')
+    folder = good_folder(repository / 'snapshots/abc')
+    found = checkpoints.load('some/model', from_hub=True)
+    assert same_weights(found['model'], read_model(folder)['model'])
+    assert found['tokenizer']['eot'] == 319
+
+
 def test_other_weights_beside_the_model_are_not_read(tmp_path):
     expected = read_model(good_folder(tmp_path))['model']
     tensors = load_file(tmp_path / 'model.safetensors')

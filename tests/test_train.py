@@ -413,7 +413,7 @@ def test_a_finished_run_can_go_on_and_a_jump_of_the_schedule_is_warned_of(letter
     letters('--min_lr=0', '--init_from=resume', '--max_iters=24')
     shown = capsys.readouterr()
     assert 'resume  out/ckpt.pt at step 12, max_iters: 12 -> 24' in shown.out
-    assert re.search(r'warning: the learning rate jumps from 0\S* to 6\.\de-04', shown.err)
+    assert re.search('warning: the learning rate jumps from 0.0e.00 to 5.0e-04', shown.err)
     assert [int(row['step']) for row in read_log() if row['train_loss']] == list(range(1, 25))
 
 
@@ -539,11 +539,14 @@ def fp16(monkeypatch):
 
 
 @pytest.mark.parametrize('optimizer', ['adamw', 'muon'])
-def test_fp16_skips_steps_that_overflow_and_counts_them(letters, fp16, capsys, optimizer):
+def test_fp16_skips_steps_that_overflow_and_counts_them(letters, fp16, capsys, optimizer,
+                                                        monkeypatch):
+    start = torch.optim.AdamW.__init__
+    if optimizer == 'muon':             # on a GPU, it uses no fused kernel
+        monkeypatch.setattr(torch.optim.AdamW, '__init__', lambda *args, fused: start(*args))
     fp16(2.0 ** 22)
-    letters('--log_interval=12', '--max_iters=12', '--learning_rate=0.01',
-            f'--optimizer={optimizer}')
-    skipped = int(re.search(r'(\d+) skipped', capsys.readouterr().out)[1])
+    letters('--learning_rate=0.01', f'--optimizer={optimizer}')
+    skipped = sum(map(int, re.findall(r'(\d+) skipped', capsys.readouterr().out)))
     assert 0 < skipped < 12 and read()['scaler']['scale'] == 2.0 ** (22 - skipped)
     assert column('val_loss')[-1] < column('val_loss')[0]
     taken = {int(state['step']) for state in read()['optimizer']['state'].values()}

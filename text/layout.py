@@ -30,8 +30,9 @@ def text_of_pages(pages: list[list[Line]]) -> str:
     pages = [[clean(line) for line in page] for page in pages]
     pages = [join_rows([line for line in page if line.text]) for page in pages]
     steps = line_steps(pages)
-    pages = drop_running_heads(pages, 1.25 * steps[len(steps) // 4])
-    limit = 1.25 * steps[(len(steps) - 1) // 2]
+    pages = drop_running_heads(pages, gap=1.25 * steps[len(steps) // 4])
+    steps = line_steps(pages)
+    limit = 1.25 * steps[(len(steps) - 1) // 2]         # the median
     blocks = [block for page in pages for block in add_edges(divide(page, limit))]
     return join_words(join_blocks(blocks)).strip()
 
@@ -54,7 +55,7 @@ def put_accent(match: re.Match) -> str:
 
 # ---- blocks
 def line_steps(pages: list[list[Line]]) -> list[float]:
-    """The distances between consecutive lines, in line heights, from the smallest to the largest."""
+    """The distances between consecutive lines in line heights, in ascending order."""
     steps = [round((line.bottom - below.bottom) / line.height, 1)
              for page in pages for line, below in pairwise(page)
              if line.height and line.bottom > below.bottom]

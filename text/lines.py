@@ -36,8 +36,8 @@ class Line(NamedTuple):
 # ---- spaces
 def find_cells(letters: list[Letter]) -> list[tuple[str, list[Letter]]]:
     """The parts of a line between gaps as wide as it is high: their text and letters."""
-    if has_right_to_left(letters):
-        return [(mend_spaces(letters), letters)]
+    if any(RIGHT_TO_LEFT.match(letter.text) for letter in letters):
+        return [(mend_spaces(letters, both_ways=True), letters)]
     drawn = [letter for letter in letters if letter.text != ' ' or letter.right > letter.left]
     spacing = letter_spacing(drawn)
     if spacing:
@@ -53,13 +53,8 @@ def find_cells(letters: list[Letter]) -> list[tuple[str, list[Letter]]]:
             cells.append(letters[start:last + 1])
             start = i
         last = i
-    cells.append(letters[start:])
-    texts = [(mend_spaces(cell, spacing), cell) for cell in cells]
-    return [(text, cell) for text, cell in texts if text.strip()]
-
-
-def has_right_to_left(letters: list[Letter]) -> bool:
-    return any(RIGHT_TO_LEFT.match(letter.text) for letter in letters)
+    cells.append(letters[start:last + 1])
+    return [(mend_spaces(cell, spacing), cell) for cell in cells if not cell[-1].text.isspace()]
 
 
 def letter_spacing(letters: list[Letter]) -> float:
@@ -70,10 +65,9 @@ def letter_spacing(letters: list[Letter]) -> float:
     return spacing if 0.1 * height < spacing < 0.6 * height else 0
 
 
-def mend_spaces(letters: list[Letter], spacing: float = 0) -> str:
+def mend_spaces(letters: list[Letter], spacing: float = 0, both_ways: bool = False) -> str:
     """The text with a space in each wide gap between letters, and without spaces that the next
-    letter covers: groff leaves both."""
-    both_ways = has_right_to_left(letters)
+    letter covers: groff leaves both. In a right-to-left script, digits run the other way."""
     text = letters[0].text
     for last, letter in pairwise(letters):
         gap, width = letter.left - last.right, last.right - last.left
@@ -90,8 +84,8 @@ def mend_spaces(letters: list[Letter], spacing: float = 0) -> str:
 
 # ---- rows and columns
 def join_rows(cells: list[Line]) -> list[Line]:
-    """The lines of a page. Cells of a row become one line, as in tables and formulas, but columns
-    of prose that were drawn row by row follow each other."""
+    """The lines of a page, the cells of a row being one line, except that columns of prose drawn
+    row by row follow each other."""
     rows = []
     for cell in cells:
         if rows and is_beside(rows[-1], cell):
@@ -101,13 +95,11 @@ def join_rows(cells: list[Line]) -> list[Line]:
     lines = []
     while rows:
         columns, n_rows = find_columns(rows)
-        if len(columns) > 1 and all(is_prose(column) for column in columns):
-            for column in columns:
-                lines += join_rows(column)
+        if len(columns) > 1 and all(map(is_prose, columns)):
+            lines += [line for column in columns for line in join_rows(column)]
+            rows = rows[n_rows:]
         else:
-            lines.append(join_row(rows[0]))
-            n_rows = 1
-        rows = rows[n_rows:]
+            lines.append(join_row(rows.pop(0)))
     return lines
 
 
@@ -139,7 +131,8 @@ def join_row(row: list[Line]) -> Line:
     row = sorted(row, key=lambda cell: cell.left)
     text = row[0].text
     for last, cell in pairwise(row):
-        text += (' ' if cell.left - last.right > 0.15 * cell.height else '') + cell.text
+        is_apart = cell.left - last.right > 0.15 * cell.height
+        text += ' ' + cell.text if is_apart else cell.text
     higher = max(row, key=lambda cell: cell.height)
     return row[0]._replace(text=text, right=row[-1].right, bottom=higher.bottom,
                            height=higher.height, code=all(cell.code for cell in row))
@@ -164,12 +157,12 @@ def is_in_column(cell: Line, column: list[Line]) -> bool:
 
 def is_prose(column: list[Line]) -> bool:
     """Whether a column has at least three lines, most of them full, with several words each."""
+    if len(column) < 3 or any(line.code for line in column):
+        return False
     edge = max(line.right for line in column)
     n_full = sum(is_full(line._replace(edge=edge), below) for line, below in pairwise(column))
     n_words = sum(len(line.text.split()) for line in column)
-    is_code = any(line.code for line in column)
-    return (len(column) > 2 and not is_code and n_words >= 3 * len(column)
-            and n_full >= 0.6 * (len(column) - 1))
+    return n_words >= 3 * len(column) and n_full >= 0.6 * (len(column) - 1)
 
 
 def is_full(line: Line, below: Line) -> bool:

@@ -84,8 +84,7 @@ def read_pages(path) -> tuple[list[list[Line]], float]:
             textpage = page.get_textpage()
             lines = read_lines(textpage)
             turns = statistics.mode([line.turns for line in lines] or [0])
-            is_sideways = (turns + page.get_rotation() // 90) % 4
-            if document.formenv or is_sideways:         # not in reading order
+            if document.formenv or (turns + page.get_rotation() // 90) % 4:     # out of order
                 lines = sort_by_place(lines)
             pages.append(lines)
             letters += textpage.count_chars()
@@ -152,10 +151,9 @@ def read_letters(textpage, text: str, places: list[int], mirrored: bool) -> list
 
 
 def make_line(textpage, text: str, letters: list[Letter], mirrored: bool) -> Line:
-    first_word = letters[:len(text.split()[0])]
     higher = max(letters[0], letters[-1], key=lambda letter: letter.top - letter.bottom)
-    left, right = (min(letter.left for letter in letters), max(letter.right for letter in letters))
-    word = max(letter.right for letter in first_word) - min(letter.left for letter in first_word)
+    left, right = min(letter.left for letter in letters), max(letter.right for letter in letters)
+    word = abs(letters[len(text.split()[0]) - 1].right - letters[0].left)
     code = is_monospaced(textpage, letters[0]) and is_monospaced(textpage, letters[-1])
     return Line(text, left, right, higher.bottom, higher.top - higher.bottom, word, code,
                 letters[0].turns, mirrored)
