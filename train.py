@@ -205,6 +205,7 @@ if __name__ == '__main__':
     log.announce(meta, model, micro)
     if is_resumed:
         log.announce_resume(checkpoint, learning_rate_at(step + 1))
+    is_pretrained = checkpoint is not None      # a new model is not worth a best.pt
     checkpoint = None                           # frees its memory
     stop = StopSignals(max_minutes)
 
@@ -229,7 +230,7 @@ if __name__ == '__main__':
                         'tokenizer': tokenizer.spec, 'settings': dict(settings),
                         'data': checkpoints.checksums(meta)}
             # best.pt comes first: a run killed in between repeats this step, and saves both.
-            if hardware.rank == 0 and is_best:
+            if hardware.rank == 0 and is_best and (step > 0 or is_pretrained):
                 checkpoints.save(out / 'best.pt', model, **progress)
             if hardware.rank == 0:
                 checkpoints.save(out / 'ckpt.pt', model, **progress, optimizer=opt.state_dict(),

@@ -480,8 +480,8 @@ def save_inflating(path):
 
 def save_stretched(path, good):
     """A small checkpoint whose tensors claim to be of 16 G elements: they repeat one number."""
-    config = GPTConfig(1 << 22, **{**good['model_config'], 'n_embd': 4096, 'n_inner': 32,
-                                   'head_dim': 16, 'vocab_size': 1 << 22})
+    config = GPTConfig(**{**good['model_config'], 'n_embd': 4096, 'n_inner': 32, 'head_dim': 16,
+                          'vocab_size': 1 << 22})
     with torch.device('meta'):
         shapes = {name: t.shape for name, t in GPT(config).state_dict().items()}
     model = {name: torch.zeros(1).expand(shape) for name, shape in shapes.items()}

@@ -67,6 +67,8 @@ def crash():
 def test_a_run_takes_max_iters_steps_and_evaluates_and_saves_its_last_weights(letters, capsys):
     done = letters('--max_iters=10')
     rows = read_log()
+    assert list(rows[0]) == ['step', 'tokens', 'train_loss', 'val_loss', 'bits_per_byte', 'lr',
+                             'grad_norm']
     assert [int(row['step']) for row in rows if row['train_loss']] == list(range(1, 11))
     assert [int(row['step']) for row in rows if row['val_loss']] == [0, 4, 8, 10]
     assert [int(row['tokens']) for row in rows] == [int(row['step']) * 8 * 16 for row in rows]
@@ -80,13 +82,6 @@ def test_a_run_takes_max_iters_steps_and_evaluates_and_saves_its_last_weights(le
     assert 'best    val loss' in shown and 'next    python sample.py\n' in shown
 
 
-def test_the_log_is_a_csv_with_a_header(letters):
-    letters()
-    with open('out/log.csv', newline='') as f:
-        assert next(csv.reader(f)) == ['step', 'tokens', 'train_loss', 'val_loss', 'bits_per_byte',
-                                       'lr', 'grad_norm', 'tokens_per_second']
-
-
 def test_the_defaults_are_the_textbooks_and_train_any_dataset(run, dataset, monkeypatch):
     values = {'optimizer': 'adamw', 'schedule': 'cosine', 'grad_clip': 1.0, 'weight_decay': 0.1,
               'embedding_lr_scale': 1.0, 'output_lr_scale': 1.0, 'beta1': 0.9, 'beta2': 0.95}
@@ -97,12 +92,6 @@ def test_the_defaults_are_the_textbooks_and_train_any_dataset(run, dataset, monk
     assert type(done['opt']) is torch.optim.AdamW and done['model'].config.tie_weights
     first, last = column('val_loss')
     assert last < first - 0.05 and len(column('train_loss')) == 2       # steps 10 and 12
-
-
-def test_a_run_learns(letters):
-    letters('--max_iters=150', '--eval_interval=150', '--learning_rate=0.02')
-    first, last = column('val_loss')
-    assert first > 3 and last < 0.6 * first
 
 
 def test_the_logged_losses_are_those_of_the_batch_and_of_the_validation_text(letters):
@@ -356,14 +345,6 @@ def test_a_run_out_of_time_saves_without_evaluating_and_resumes_unchanged(letter
         assert same_weights(read(f'out/{name}')['model'], read(f'whole/{name}')['model'])
 
 
-def test_a_time_limit_counts_from_the_start_of_the_process(letters):
-    letters('--max_minutes=1e-6', '--max_iters=100000')
-    step = read()['step']
-    assert step < 50
-    letters('--init_from=resume', f'--max_iters={step + 3}')
-    assert read()['step'] == step + 3
-
-
 def test_a_run_stopped_before_its_first_step_resumes_unchanged(letters, run, monkeypatch):
     args = ('--eval_interval=0', '--log_interval=5')
     letters(*args, '--out_dir=whole')
@@ -498,6 +479,7 @@ def test_trained_weights_start_a_run_of_their_shape(letters, run, dataset):
 
 def test_fine_tuning_that_only_gets_worse_keeps_the_weights_it_started_from(letters):
     letters('--max_iters=40', '--eval_interval=20', '--learning_rate=0.02')
+    assert column('val_loss')[-1] < 0.8 * column('val_loss')[0]
     letters('--init_from=out', '--out_dir=tuned', '--learning_rate=3', '--grad_clip=0')
     losses = column('val_loss', 'tuned/log.csv')
     assert len(losses) == 4 and min(losses[1:]) > losses[0] + 1
