@@ -50,76 +50,22 @@ class GPTConfig:
         check_shape(self)
 
 
-def check(condition: bool, message: str):
-    """Raise ValueError(message) if the condition is false."""
-    if not condition:
-        raise ValueError(message)
-
-
-def check_ranges(config: GPTConfig):
-    """Raise ValueError for a field that is out of range by itself."""
-    check(config.arch in ('gpt2', 'qwen3'), f'arch={config.arch!r} is not gpt2 or qwen3')
-    for name in ('vocab_size', 'block_size', 'n_layer', 'n_head', 'n_embd'):
-        check(getattr(config, name) >= 1, f'{name}={getattr(config, name)} must be at least 1')
-    for name in ('n_kv_head', 'head_dim', 'n_inner'):
-        check(getattr(config, name) >= 0, f'{name}={getattr(config, name)} must not be negative')
-    check(config.head_dim > 0 or config.n_embd % config.n_head == 0,
-          f'n_embd={config.n_embd} is not a multiple of n_head={config.n_head}; or set head_dim')
-    check(config.n_layer <= 1000, f'n_layer={config.n_layer} must be at most 1000')
-    check(0 <= config.dropout < 1, f'dropout={config.dropout} must be at least 0 and below 1')
-    check(0 < config.rope_theta < 1e12, f'rope_theta={config.rope_theta} is out of range')
-    check(0 <= config.norm_eps < 1, f'norm_eps={config.norm_eps} must be at least 0 and below 1')
-
-
-def check_shape(config: GPTConfig):
-    """Raise ValueError for fields that do not fit each other or the architecture."""
-    H, K, D = config.n_head, config.n_kv_head, config.head_dim
-    for name in ('vocab_size', 'block_size', 'n_embd', 'head_dim', 'n_inner'):
-        check(getattr(config, name) <= 1 << 24, f'{name}={getattr(config, name)} is too large')
-    check(H % K == 0, f'n_head={H} is not a multiple of n_kv_head={K}')
-    if config.arch == 'gpt2':
-        check(config.n_embd == H * D, f'n_embd={config.n_embd} is not n_head={H} times '
-                                      f'head_dim={D}, as gpt2 needs')
-        check(K == H, f'n_kv_head={K} is for qwen3; gpt2 has n_head={H}')
-    else:
-        check(D % 2 == 0, f'head_dim={D} is odd: qwen3 rotates channels in pairs')
-        check(not config.bias, 'bias=True is for gpt2; qwen3 has no biases')
-
-
 # ---- attention
-class KVCache:
-    """Keys and values of the tokens read so far, (B, K, block_size, D) for each layer, allocated
-    once. Generation computes each token's keys and values once instead of at every step."""
-    mask = None                 # added to the scores; None = every cached token is visible
-
-    def __init__(self, config: GPTConfig, batch_size: int, device, dtype):
-        shape = (batch_size, config.n_kv_head, config.block_size, config.head_dim)
-        self.k = [torch.zeros(shape, device=device, dtype=dtype) for _ in range(config.n_layer)]
-        self.v = [torch.zeros(shape, device=device, dtype=dtype) for _ in range(config.n_layer)]
-        self.length = 0         # tokens read so far; GPT.hidden advances it
-
-    def append(self, layer: int, k: Tensor, v: Tensor) -> tuple[Tensor, Tensor]:
-        """Store k and v (B, K, T, D) of the next T tokens; return all S so far, (B, K, S, D)."""
-        end = self.length + k.shape[2]
-        self.k[layer][:, :, self.length:end] = k
-        self.v[layer][:, :, self.length:end] = v
-        return self.k[layer][:, :, :end], self.v[layer][:, :, :end]
-
-
 def attend(q: Tensor, k: Tensor, v: Tensor, dropout: float = 0.0, mask=None) -> Tensor:
     """Causal attention (Vaswani et al. 2017) of q (B, H, T, D) to k, v (B, K, S, D), as
-    (B, H, T, D): softmax(q k^T / sqrt(D)) v. If S > T, q is a single token, which may attend to
-    all S. A mask is added to the scores."""
+    (B, H, T, D): softmax(q k^T / sqrt(D)) v. The T queries belong to the last T of the S tokens.
+    A mask, (T, S) or larger, is added to the scores in place of the causal one."""
     H, K, T, D = q.shape[1], k.shape[1], q.shape[2], q.shape[3]
+    S = k.shape[2]
     is_short_cpu_training = q.device.type == 'cpu' and torch.is_grad_enabled() and T <= 512
-    if not is_short_cpu_training and mask is None:
+    if mask is None and (is_short_cpu_training or 1 < T < S):
+        mask = torch.full((T, S), -math.inf, dtype=q.dtype, device=q.device).triu(S - T + 1)
+    if not is_short_cpu_training:
         return F.scaled_dot_product_attention(
-            q, k, v, is_causal=T > 1, dropout_p=dropout, enable_gqa=H != K)
-    # The textbook formula: in training on a CPU it is faster than the fused kernel.
+            q, k, v, mask, dropout, is_causal=mask is None and T > 1, enable_gqa=H != K)
+    # The textbook formula, as in training on a CPU it is faster than the fused kernel.
     if H != K:                                              # queries share keys and values
         k, v = k.repeat_interleave(H // K, dim=1), v.repeat_interleave(H // K, dim=1)
-    if mask is None:
-        mask = torch.full((T, T), -math.inf, dtype=q.dtype, device=q.device).triu(1)
     scores = (q / math.sqrt(D)) @ k.mT + mask               # (B, H, T, S)
     weights = F.dropout(scores.softmax(dim=-1), dropout)    # (B, H, T, S)
     return weights @ v                                      # (B, H, T, D)
@@ -148,6 +94,25 @@ class RMSNorm(nn.RMSNorm):
 
     def forward(self, x: Tensor) -> Tensor:
         return F.rms_norm(x.to(self.weight.dtype), self.normalized_shape, self.weight, self.eps)
+
+
+class KVCache:
+    """Keys and values of the tokens read so far, (B, K, block_size, D) for each layer, allocated
+    once. Generation computes each token's keys and values once instead of at every step."""
+    mask = None                 # see attend; extras/compiled.py needs one
+
+    def __init__(self, config: GPTConfig, batch_size: int, device, dtype):
+        shape = (batch_size, config.n_kv_head, config.block_size, config.head_dim)
+        self.k = [torch.zeros(shape, device=device, dtype=dtype) for _ in range(config.n_layer)]
+        self.v = [torch.zeros(shape, device=device, dtype=dtype) for _ in range(config.n_layer)]
+        self.length = 0         # tokens read so far; GPT.hidden advances it
+
+    def append(self, layer: int, k: Tensor, v: Tensor) -> tuple[Tensor, Tensor]:
+        """Store k and v (B, K, T, D) of the next T tokens; return all S so far, (B, K, S, D)."""
+        end = self.length + k.shape[2]
+        self.k[layer][:, :, self.length:end] = k
+        self.v[layer][:, :, self.length:end] = v
+        return self.k[layer][:, :, :end], self.v[layer][:, :, :end]
 
 
 class Attention(nn.Module):
@@ -270,10 +235,12 @@ class GPT(nn.Module):
         return sum(p.numel() for p in self.parameters())            # a tied matrix counts once
 
     def hidden(self, idx: Tensor, cache: KVCache | None = None) -> Tensor:
-        """Final hidden states (B, T, C) of ids (B, T), which follow those that the cache has
-        read: the first T of a text, or one more."""
+        """Final hidden states (B, T, C) of ids (B, T). With a cache, they are the next T tokens
+        after those that it holds, and are added to it."""
+        T, block_size = idx.shape[1], self.config.block_size
+        check(T <= block_size, f'{T} tokens do not fit block_size={block_size}')
         start = 0 if cache is None else cache.length
-        positions = start + torch.arange(idx.shape[1], device=idx.device)       # (T,)
+        positions = start + torch.arange(T, device=idx.device)          # (T,)
         x = self.wte(idx)                                               # (B, T, C)
         rope = None
         if self.config.arch == 'gpt2':
@@ -284,7 +251,7 @@ class GPT(nn.Module):
         for block in self.h:
             x = block(x, rope, cache)                                   # (B, T, C)
         if cache is not None:
-            cache.length += idx.shape[1]
+            cache.length += T
         return self.norm_f(x)
 
     def forward(self, idx: Tensor, targets: Tensor | None = None) -> Tensor:
@@ -401,3 +368,40 @@ def sample(p: Tensor, draw: Tensor) -> Tensor:
     cumulative = p.cumsum(dim=-1)                                       # (B, V)
     threshold = draw.clamp(max=1 - 1e-6)[:, None] * cumulative[:, -1:]  # below the sum, rounded
     return torch.searchsorted(cumulative, threshold, right=True)[:, 0]
+
+
+# ---- checks of a GPTConfig
+def check(condition: bool, message: str):
+    """Raise ValueError(message) if the condition is false."""
+    if not condition:
+        raise ValueError(message)
+
+
+def check_ranges(config: GPTConfig):
+    """Raise ValueError for a field that is out of range by itself."""
+    check(config.arch in ('gpt2', 'qwen3'), f'arch={config.arch!r} is not gpt2 or qwen3')
+    for name in ('vocab_size', 'block_size', 'n_layer', 'n_head', 'n_embd'):
+        check(getattr(config, name) >= 1, f'{name}={getattr(config, name)} must be at least 1')
+    for name in ('n_kv_head', 'head_dim', 'n_inner'):
+        check(getattr(config, name) >= 0, f'{name}={getattr(config, name)} must not be negative')
+    check(config.head_dim > 0 or config.n_embd % config.n_head == 0,
+          f'n_embd={config.n_embd} is not a multiple of n_head={config.n_head}; or set head_dim')
+    check(config.n_layer <= 1000, f'n_layer={config.n_layer} must be at most 1000')
+    check(0 <= config.dropout < 1, f'dropout={config.dropout} must be at least 0 and below 1')
+    check(0 < config.rope_theta < 1e12, f'rope_theta={config.rope_theta} is out of range')
+    check(0 <= config.norm_eps < 1, f'norm_eps={config.norm_eps} must be at least 0 and below 1')
+
+
+def check_shape(config: GPTConfig):
+    """Raise ValueError for fields that do not fit each other or the architecture."""
+    H, K, D = config.n_head, config.n_kv_head, config.head_dim
+    for name in ('vocab_size', 'block_size', 'n_embd', 'head_dim', 'n_inner'):
+        check(getattr(config, name) <= 1 << 24, f'{name}={getattr(config, name)} is too large')
+    check(H % K == 0, f'n_head={H} is not a multiple of n_kv_head={K}')
+    if config.arch == 'gpt2':
+        check(config.n_embd == H * D, f'n_embd={config.n_embd} is not n_head={H} times '
+                                      f'head_dim={D}, as gpt2 needs')
+        check(K == H, f'n_kv_head={K} is for qwen3; gpt2 has n_head={H}')
+    else:
+        check(D % 2 == 0, f'head_dim={D} is odd: qwen3 rotates channels in pairs')
+        check(not config.bias, 'bias=True is for gpt2; qwen3 has no biases')

@@ -26,6 +26,7 @@ overwrite = False           # replace a different dataset of this name
 settings = configure(globals())
 
 # Imported after the settings, so that --help and a mistyped setting are answered at once.
+import difflib
 import json
 import logging
 import math
@@ -140,8 +141,8 @@ def cut_tails(corpus: Corpus, raw, kept, val_fraction: float) -> tuple[Corpus, n
     parts = Corpus(np.append(start, middle), np.append(middle, end), np.tile(corpus.hash[kept], 2),
                    np.full(2 * len(kept), math.nan), np.tile(corpus.split[kept], 2))
     is_tail = np.arange(2 * len(kept)) >= len(kept)
-    has_text = parts.end > parts.start
-    return Corpus(*(field[has_text] for field in parts)), is_tail[has_text]
+    is_nonempty = parts.end > parts.start
+    return Corpus(*(field[is_nonempty] for field in parts)), is_tail[is_nonempty]
 
 
 # ---- 3. the tokenizer
@@ -207,6 +208,7 @@ def dataset_folder() -> Path:
     """data/NAME, where NAME is the setting or else the last part of the source."""
     target = name
     if not target:
+        # The first path, up to its first wildcard: texts/*.txt,more/ -> texts
         first = re.split(r'/?[^/]*[*?[]', (input or dataset).split(',')[0].strip())[0]
         path = Path(first).expanduser().resolve()
         target = path.stem if path.is_file() else path.name
@@ -297,6 +299,11 @@ def check_settings():
             f'vocab_size={vocab_size}: a bpe has 257 tokens (all bytes and end-of-text) to '
             '16,777,216')
     require(dataset, 'dataset is empty: name one, or use --input')
+    require('vocab_size' not in settings.given or tokenizer == 'bpe',
+            f'vocab_size is for --tokenizer=bpe; {tokenizer} has its own: leave it out')
+    near = difflib.get_close_matches(tokenizer, ('bpe', 'gpt2', 'char'), 1, cutoff=0.5)
+    require(tokenizer in near or not near or Path(tokenizer).expanduser().exists(),
+            f'tokenizer={tokenizer}: did you mean {"".join(near)}?')
     require(not input or 'dataset' not in settings.given,
             '--input takes the place of --dataset: leave one out')
     require('num_stories' not in settings.given or (dataset == 'stories' and not input),

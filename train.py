@@ -148,7 +148,7 @@ def micro_batches(step: int, data, block_size: int, share: int, micro: int, hard
         x, y = (torch.from_numpy(ids) for ids in batch)
         if hardware.device.type == 'cuda':      # copies from pinned memory overlap with computing
             x, y = x.pin_memory(), y.pin_memory()
-        torch.manual_seed(hash((seed, first)))  # dropout masks depend on the sequence only
+        torch.manual_seed(hash((seed, first)))  # a resumed run draws the same dropout masks
         yield x.to(hardware.device, non_blocking=True), y.to(hardware.device, non_blocking=True)
 
 
@@ -194,53 +194,46 @@ if __name__ == '__main__':
     parallel_model = compile_and_parallelize(model, compile)
 
     # progress, and the run's folder, which is created last: a rejected run leaves none
-    step, evaluated_at, best_val_loss = 0, -1, math.inf
+    progress = {'step': 0, 'evaluated_at': -1, 'best_val_loss': math.inf}
     if is_resumed:
-        step, evaluated_at = checkpoint['step'], checkpoint['evaluated_at']
-        best_val_loss = checkpoint['best_val_loss']
+        progress = {name: checkpoint[name] for name in progress}
         checkpoints.load_optimizer(opt, scaler, checkpoint)
-    if hardware.rank == 0:
-        checkpoints.claim_folder(out, is_resumed, overwrite)
-    log = Log(settings, step, batch_size * block_size, hardware, model, validation.floor)
+    step = progress['step']
+    about = {'tokenizer': tokenizer.spec, 'settings': dict(settings),
+             'data': checkpoints.checksums(meta)}
+    checkpoints.claim_folder(out, is_resumed, overwrite)
+    log = Log(settings, step, batch_size * block_size, hardware, model, validation.floor,
+              is_resumed)
     log.announce(meta, model, micro)
     if is_resumed:
         log.announce_resume(checkpoint, learning_rate_at(step + 1))
-    is_pretrained = checkpoint is not None      # a new model is not worth a best.pt
     checkpoint = None                           # frees its memory
     stop = StopSignals(max_minutes)
 
-    # ---- the loop. At its top `step` optimizer steps are done, and here alone a run is
-    # evaluated, saved and stopped. A stopped run is saved but not evaluated: resumed, it goes on
-    # as if it had never stopped.
+    # ---- the loop: evaluate and save if it is time, stop or take one more step
     while True:
-        is_done = step >= max_iters
-        is_stopped = stop.requested() and not is_done
-        is_evaluated = is_due(step, eval_interval) and evaluated_at != step and not is_stopped
-        is_best = False
-        if is_evaluated:
+        is_stopping = step < max_iters and stop.requested()
+        progress['step'] = step
+        if is_due(step, eval_interval) and progress['evaluated_at'] != step and not is_stopping:
             log.pause('evaluating')
             val_loss = validation.evaluate(model, micro, hardware.autocast)
             log.evaluation(step, val_loss, validation.bits_per_byte(val_loss))
-            evaluated_at = step
-            is_best = val_loss < best_val_loss  # step 0 counts: best.pt is never worse than that
-            best_val_loss = min(val_loss, best_val_loss)
-        if is_evaluated or is_stopped:
-            log.read_pending(step)              # an Error if a loss is not finite
-            progress = {'step': step, 'evaluated_at': evaluated_at, 'best_val_loss': best_val_loss,
-                        'tokenizer': tokenizer.spec, 'settings': dict(settings),
-                        'data': checkpoints.checksums(meta)}
-            # best.pt comes first: a run killed in between repeats this step, and saves both.
-            if hardware.rank == 0 and is_best and (step > 0 or is_pretrained):
-                checkpoints.save(out / 'best.pt', model, **progress)
-            if hardware.rank == 0:
-                checkpoints.save(out / 'ckpt.pt', model, **progress, optimizer=opt.state_dict(),
-                                 scaler=scaler.state_dict())
-        if is_evaluated and step > 0:
+            progress['evaluated_at'] = step
+            if val_loss < progress['best_val_loss']:        # step 0 counts, too
+                progress['best_val_loss'] = val_loss
+                if step > 0 or init_from not in ('scratch', 'auto'):    # not an untrained model
+                    checkpoints.save(out / 'best.pt', model, **about, **progress)
+            checkpoints.save(out / 'ckpt.pt', model, **about, **progress,
+                             optimizer=opt.state_dict(), scaler=scaler.state_dict())
             log.sample(sample_text(model, tokenizer))
-        if is_done or is_stopped:
-            break
-        if is_evaluated:
             log.go_on()
+        if is_stopping:
+            # Saved, but not evaluated: resumed, the run goes on as if it had never stopped.
+            log.read_pending(step)              # an Error if a loss is not finite
+            checkpoints.save(out / 'ckpt.pt', model, **about, **progress,
+                             optimizer=opt.state_dict(), scaler=scaler.state_dict())
+        if is_stopping or step == max_iters:
+            break
 
         # One optimizer step. The gradients of the micro-batches add up to those of their mean.
         step += 1
@@ -263,5 +256,6 @@ if __name__ == '__main__':
         opt.zero_grad()
         log.step(step, loss, norm, lr, is_due(step, log_interval) or is_due(step, eval_interval))
 
-    log.close(step, best_val_loss, validation.bits_per_byte(best_val_loss))
-    stop.end_process(is_finished=is_done)
+    best = progress['best_val_loss']
+    log.close(step, best, validation.bits_per_byte(best))
+    stop.end_process(is_finished=step == max_iters)

@@ -11,7 +11,9 @@ from dataclasses import asdict
 from pathlib import Path
 
 import torch
+from torch import distributed
 
+from lib.device import is_first_process
 from lib.files import acquire_lock, atomic, checksum
 from lib.settings import Error, brief, extra, require
 from lib.tokenizer import Tokenizer
@@ -24,7 +26,10 @@ TYPES = {'settings': dict, 'data': dict, 'optimizer': dict, 'scaler': dict,
 
 
 def save(path, model: GPT, **content):
-    """Write a checkpoint atomically. Raises Error if it cannot be written."""
+    """Write a checkpoint atomically; of several processes only the first does. Raises Error if it
+    cannot be written."""
+    if not is_first_process():
+        return
     content = {'format': FORMAT, 'model': model.state_dict(),
                'model_config': asdict(model.config), **content}
     with atomic(path) as temporary:
@@ -44,7 +49,7 @@ def load(source, *needed: str, from_hub: bool = False) -> dict:
     file = next((path for path in candidates if os.path.isfile(path)), None)
     if file is None and (from_hub or os.path.isfile(os.path.join(source, 'config.json'))):
         near = difflib.get_close_matches(source, ('scratch', 'resume', 'auto'), 1)
-        require(not near or os.path.exists(source), f'{source}: did you mean {near[:1]}?')
+        require(not near, f'init_from={source}: did you mean {"".join(near)}?')
         return extra('huggingface', needed_by=f'loading {source}').load(source)
     if file and not is_sealed(file) and extra('nanogpt') and extra('nanogpt').is_checkpoint(file):
         return extra('nanogpt').load(file)
@@ -153,8 +158,8 @@ def load_optimizer(optimizer, scaler, checkpoint: dict):
         for group in optimizer.param_groups:
             for p in group['params']:
                 state = optimizer.state[p]
-                require(state.keys() in ({'step', 'exp_avg', 'exp_avg_sq'}, {'step', 'momentum'}),
-                        'parts are missing')
+                expected = optimizer.state[group['params'][0]].keys()
+                require(state and state.keys() == expected, 'parts are missing')
                 for tensor in state.values():
                     require(tensor.shape in (p.shape, ()), 'tensors have other shapes')
     except Exception as e:                      # corrupt states can raise any exception
@@ -177,13 +182,15 @@ def load_start(settings, meta: dict, tokenizer: Tokenizer, is_resumed: bool) -> 
 
     Raises Error if the dataset, the tokenizer, or a setting that cannot change contradicts it."""
     out = Path(settings['out_dir']).expanduser()
+    checkpoint = None
     if is_resumed:
         checkpoint = read(out / 'ckpt.pt', *TYPES)
         check_resume(settings, meta, checkpoint, out)
-    elif settings['init_from'] in ('scratch', 'auto'):
-        return None
-    else:
+    elif settings['init_from'] not in ('scratch', 'auto'):
         checkpoint = load(settings['init_from'], from_hub=True)
+    require_same_start(checkpoint['step'] if is_resumed else 0, out)
+    if checkpoint is None:
+        return None
     require(Tokenizer(checkpoint['tokenizer']) == tokenizer,
             f'data/{settings["dataset"]} has a different tokenizer from the checkpoint; prepare it '
             'with that one')
@@ -216,21 +223,28 @@ def check_resume(settings, meta: dict, checkpoint: dict, out: Path):
             f'{settings["max_iters"]}')
 
 
+def require_same_start(step: int, out: Path):
+    """Raise Error if the processes of a run start at different steps, as when only one machine
+    has the checkpoint."""
+    if distributed.is_initialized():
+        steps = [0] * distributed.get_world_size()
+        distributed.all_gather_object(steps, step)
+        require(len(set(steps)) == 1,
+                f'the processes start at steps {steps}: all of them need the same {out}')
+
+
 def checksums(meta: dict) -> dict:
     """The checksums of a dataset's splits, which a checkpoint records."""
     return {split: meta[split]['checksum'] for split in ('train', 'val')}
 
 
 def claim_folder(out: Path, is_resumed: bool, overwrite: bool):
-    """Create and lock out_dir. A new run deletes the files of an older one, if it may.
-
-    Raises Error if the folder holds a run that is not to be resumed or replaced."""
-    files = [out / name for name in ('ckpt.pt', 'best.pt', 'log.csv', 'loss.png')]
-    has_run = any(file.exists() for file in files[:3])
+    """Create and lock out_dir, by the first process. Raises Error if the folder holds a run that
+    is not to be resumed or replaced."""
+    if not is_first_process():
+        return
+    has_run = any((out / name).exists() for name in ('ckpt.pt', 'best.pt', 'log.csv'))
     require(is_resumed or overwrite or not has_run,
             f'{out} holds a run: continue it with --init_from=resume, replace it with '
             '--overwrite=True, or choose a different --out_dir')
     acquire_lock(out)
-    if not is_resumed:
-        for file in files:
-            file.unlink(missing_ok=True)

@@ -23,9 +23,10 @@ class Log:
     """Rows of log.csv. On a terminal a progress bar, otherwise a line for each row."""
 
     def __init__(self, settings: dict, step: int, tokens_per_step: int, hardware, model,
-                 floor: float | None):
+                 floor: float | None, is_resumed: bool):
         """step: steps done so far. Rows after it, left by a crash, are dropped: these steps are
-        trained again. Only the first process writes and prints.
+        trained again. A new run deletes the files of an older one. Only the first process writes
+        and prints.
 
         floor: the lowest possible validation loss, in nats per token, if known."""
         self.settings = settings
@@ -48,12 +49,15 @@ class Log:
                         bar_format='{l_bar}{bar}| {n_fmt}/{total_fmt} steps, {remaining} left'
                                    '{postfix}')
         if is_writer:
+            if settings['wandb_project']:       # first, as it can fail
+                self.tracker = extra('tracking', needed_by='wandb_project').start(settings)
+            if not is_resumed:
+                for name in FILES:
+                    (self.out / name).unlink(missing_ok=True)
             rows = read_rows(self.path, step)
             with atomic(self.path) as temporary:
                 with open(temporary, 'w', newline='', encoding='utf-8') as f:
                     csv.writer(f).writerows([COLUMNS, *rows])
-            if settings['wandb_project']:
-                self.tracker = extra('tracking', needed_by='wandb_project').start(settings)
 
     # ---- printing
     def say(self, text: str = '', indent: str = ''):

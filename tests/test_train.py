@@ -544,7 +544,7 @@ def test_fp16_that_overflows_for_ever_is_an_error(letters, fp16):
 def test_only_overflows_in_succession_are_an_error(tmp_path, monkeypatch):
     hardware = SimpleNamespace(device=torch.device('cpu'), dtype=torch.float16, rank=0)
     settings = {'out_dir': str(tmp_path), 'max_iters': 1000, 'wandb_project': ''}
-    log = log_file.Log(settings, 0, 128, hardware, None, None)
+    log = log_file.Log(settings, 0, 128, hardware, None, None, False)
     one, infinite = torch.tensor(1.0), torch.tensor(math.inf)
     for step in range(1, 200):
         log.step(step, one, infinite if step % 2 else one, 1e-3, step % 10 == 0)
