@@ -1,8 +1,8 @@
-"""The GPT: its shape, its layers, the KV cache, the loss, and generation.
+"""The GPT: config, layers, KV cache, loss, and generation.
 
-It needs torch alone, so you can copy this file into any project. Dimensions, in all files:
+It only needs torch, so you can copy this file into any project. Dimensions, in all files:
 B batch, T time (tokens), C channels (n_embd), H heads, K key/value heads, D head size (head_dim),
-V vocabulary; S is the number of tokens attended to, T with a cache's tokens before them."""
+V vocabulary, S number of keys/values: T, plus the tokens already in the cache if there is one."""
 import math
 from dataclasses import dataclass
 
@@ -13,28 +13,28 @@ from torch import Tensor, nn
 
 @dataclass
 class GPTConfig:
-    """The shape of a GPT. Fields with a default are settings of train.py. Raises ValueError, with
-    the field's name, for an impossible shape.
+    """The shape of a GPT. Fields with a default are settings of train.py. Raises ValueError, naming
+    the field, if the shape is invalid.
 
     The two architectures differ in four places:
         arch                qwen3                           gpt2
-        positions           rotate queries and keys         add a learned embedding
-        norms               RMSNorm, also of q and k        LayerNorm
-        MLP                 SwiGLU                          GELU
-        keys and values     may have fewer heads            have n_head heads"""
-    vocab_size: int             # rows of the embedding: at least the number of tokens
+        positions           RoPE                            learned embedding
+        norms               RMSNorm, with QK-norm           LayerNorm
+        MLP                 SwiGLU                          GELU (tanh approximation)
+        attention           multi-head or grouped-query     multi-head"""
+    vocab_size: int             # rows of the embedding matrix, at least the number of tokens
     arch: str = 'qwen3'         # qwen3 (RoPE, RMSNorm, SwiGLU) or gpt2 (learned positions, GELU)
     block_size: int = 256       # context length in tokens
     n_layer: int = 4            # number of blocks
     n_head: int = 4             # attention heads
-    n_kv_head: int = 0          # key/value heads, qwen3 only; 0 = n_head
-    n_embd: int = 128           # channels
-    head_dim: int = 0           # channels per head, qwen3 only; 0 = n_embd / n_head
+    n_kv_head: int = 0          # key/value heads for GQA (qwen3 only); 0 = n_head
+    n_embd: int = 128           # channels of the residual stream
+    head_dim: int = 0           # channels per head (qwen3 only); 0 = n_embd / n_head
     n_inner: int = 0            # hidden size of the MLP; 0 = 4 n_embd, or 8/3 n_embd for qwen3
-    dropout: float = 0.0        # dropout probability; above 0 helps over many epochs
-    bias: bool = False          # biases in linear layers and norms, gpt2 only
-    tie_weights: bool = True    # share one matrix between embedding and output
-    rope_theta: float = 10000.0     # base of the rotary frequencies, qwen3 only
+    dropout: float = 0.0        # dropout probability; above 0 helps when training for many epochs
+    bias: bool = False          # biases in linear layers and norms (gpt2 only)
+    tie_weights: bool = True    # share the embedding matrix with the output layer
+    rope_theta: float = 10000.0     # base of the RoPE frequencies (qwen3 only)
     norm_eps: float = 0.0       # epsilon of the norms; 0 = 1e-5, or 1e-6 for qwen3
 
     def __post_init__(self):
@@ -52,9 +52,9 @@ class GPTConfig:
 
 # ---- attention
 def attend(q: Tensor, k: Tensor, v: Tensor, dropout: float = 0.0, mask=None) -> Tensor:
-    """Causal attention (Vaswani et al. 2017) of q (B, H, T, D) to k, v (B, K, S, D), as
-    (B, H, T, D): softmax(q k^T / sqrt(D)) v. The T queries belong to the last T of the S tokens.
-    A mask, (T, S) or larger, is added to the scores in place of the causal one."""
+    """Causal attention (Vaswani et al. 2017): softmax(q k^T / sqrt(D)) v, (B, H, T, D), for
+    q (B, H, T, D) and k, v (B, K, S, D). The T queries belong to the last T of the S tokens.
+    If given, mask, (T, S) or larger, is added to the scores instead of the causal mask."""
     H, K, T, D = q.shape[1], k.shape[1], q.shape[2], q.shape[3]
     S = k.shape[2]
     is_short_cpu_training = q.device.type == 'cpu' and torch.is_grad_enabled() and T <= 512
@@ -63,8 +63,8 @@ def attend(q: Tensor, k: Tensor, v: Tensor, dropout: float = 0.0, mask=None) -> 
     if not is_short_cpu_training:
         return F.scaled_dot_product_attention(
             q, k, v, mask, dropout, is_causal=mask is None and T > 1, enable_gqa=H != K)
-    # The textbook formula, as in training on a CPU it is faster than the fused kernel.
-    if H != K:                                              # queries share keys and values
+    # The textbook formula: faster than the fused kernel for short sequences in CPU training.
+    if H != K:                                              # GQA: repeat for each query head
         k, v = k.repeat_interleave(H // K, dim=1), v.repeat_interleave(H // K, dim=1)
     scores = (q / math.sqrt(D)) @ k.mT + mask               # (B, H, T, S)
     weights = F.dropout(scores.softmax(dim=-1), dropout)    # (B, H, T, S)
@@ -72,8 +72,8 @@ def attend(q: Tensor, k: Tensor, v: Tensor, dropout: float = 0.0, mask=None) -> 
 
 
 def rotary(positions: Tensor, head_dim: int, theta: float) -> tuple[Tensor, Tensor]:
-    """Cosines and sines, (T, 1, D/2) each, of the angles by which rotary embeddings (Su et al.
-    2021) rotate channel pairs at positions (T,)."""
+    """Cosines and sines, (T, 1, D/2) each, of the RoPE angles (Su et al. 2021) for positions (T,):
+    one angle per channel pair."""
     channels = torch.arange(0, head_dim, 2, device=positions.device)
     frequencies = theta ** (-channels.float() / head_dim)               # (D/2,)
     angles = positions[:, None, None] * frequencies                     # (T, 1, D/2)
@@ -81,34 +81,34 @@ def rotary(positions: Tensor, head_dim: int, theta: float) -> tuple[Tensor, Tens
 
 
 def rotate(x: Tensor, rope: tuple[Tensor, Tensor]) -> Tensor:
-    """Rotate the channel pairs (x_i, x_(i + D/2)) of x (B, T, heads, D) by their position's
-    angles, so that the product of a query and a key depends on their distance only."""
+    """Rotate the channel pairs (x_i, x_(i + D/2)) of x (B, T, heads, D) by the angles
+    of their position, so that query-key products depend only on relative position."""
     cos, sin = rope                                                     # (T, 1, D/2)
     a, b = x.chunk(2, dim=-1)                                           # (B, T, heads, D/2)
     return torch.cat((a * cos - b * sin, b * cos + a * sin), dim=-1).type_as(x)
 
 
 class RMSNorm(nn.RMSNorm):
-    """Root mean square norm (Zhang and Sennrich 2019), computed in the precision of its weight:
-    fp32 in training, where the squares of a 16-bit x could overflow."""
+    """RMS normalization (Zhang and Sennrich 2019), computed in the dtype of its weight: fp32 in
+    training, where the squares of a 16-bit x could overflow."""
 
     def forward(self, x: Tensor) -> Tensor:
         return F.rms_norm(x.to(self.weight.dtype), self.normalized_shape, self.weight, self.eps)
 
 
 class KVCache:
-    """Keys and values of the tokens read so far, (B, K, block_size, D) for each layer, allocated
-    once. Generation computes each token's keys and values once instead of at every step."""
-    mask = None                 # see attend; extras/compiled.py needs one
+    """Preallocated keys and values of all tokens so far, (B, K, block_size, D) per layer, so that
+    generation computes them once per token rather than at every step."""
+    mask = None                 # passed to attend; used by extras/compiled.py
 
     def __init__(self, config: GPTConfig, batch_size: int, device, dtype):
         shape = (batch_size, config.n_kv_head, config.block_size, config.head_dim)
         self.k = [torch.zeros(shape, device=device, dtype=dtype) for _ in range(config.n_layer)]
         self.v = [torch.zeros(shape, device=device, dtype=dtype) for _ in range(config.n_layer)]
-        self.length = 0         # tokens read so far; GPT.hidden advances it
+        self.length = 0         # tokens cached so far; GPT.hidden advances it
 
     def append(self, layer: int, k: Tensor, v: Tensor) -> tuple[Tensor, Tensor]:
-        """Store k and v (B, K, T, D) of the next T tokens; return all S so far, (B, K, S, D)."""
+        """Append k and v (B, K, T, D) of the next T tokens; return all S so far, (B, K, S, D)."""
         end = self.length + k.shape[2]
         self.k[layer][:, :, self.length:end] = k
         self.v[layer][:, :, self.length:end] = v
@@ -118,8 +118,7 @@ class KVCache:
 class Attention(nn.Module):
     """Causal self-attention: each token attends to itself and earlier tokens.
 
-    In qwen3, groups of queries share keys and values (Ainslie et al. 2023), and queries and keys
-    are normed, then rotated by their positions."""
+    qwen3 adds grouped-query attention (GQA, Ainslie et al. 2023), QK-norm and RoPE."""
 
     def __init__(self, config: GPTConfig, layer: int):
         super().__init__()
@@ -158,7 +157,7 @@ class Attention(nn.Module):
 
 # ---- the rest of the network
 class MLP(nn.Module):
-    """gpt2: GELU in its tanh form. qwen3: SwiGLU (Shazeer 2020)."""
+    """gpt2: GELU (tanh approximation). qwen3: SwiGLU (Shazeer 2020)."""
 
     def __init__(self, config: GPTConfig):
         super().__init__()
@@ -184,7 +183,7 @@ def make_norm(config: GPTConfig) -> nn.Module:
 
 
 class Block(nn.Module):
-    """Add the output of attention to x, then the output of the MLP."""
+    """Pre-norm transformer block: attention and MLP, each with a residual connection."""
 
     def __init__(self, config: GPTConfig, layer: int):
         super().__init__()
@@ -215,7 +214,7 @@ class GPT(nn.Module):
         self.lm_head = nn.Linear(config.n_embd, config.vocab_size, bias=False)
         if config.tie_weights:
             self.lm_head.weight = self.wte.weight
-        if not self.wte.weight.is_meta:                     # a meta tensor has a shape, no values
+        if not self.wte.weight.is_meta:                     # meta tensors have no values
             self.init_weights()
 
     @torch.no_grad()
@@ -225,8 +224,8 @@ class GPT(nn.Module):
                 nn.init.normal_(module.weight, std=0.02)
             if isinstance(module, nn.Linear) and module.bias is not None:
                 nn.init.zeros_(module.bias)
-        # Each block adds two outputs to x. Scaling their weights down keeps the size of x
-        # independent of the number of blocks (Radford et al. 2019).
+        # Each block adds two outputs to the residual stream. Scaling down their weights keeps its
+        # variance independent of depth (Radford et al. 2019).
         for block in self.h:
             for layer in (block.attn.o_proj, block.mlp.down_proj):
                 nn.init.normal_(layer.weight, std=0.02 / math.sqrt(2 * self.config.n_layer))
@@ -235,10 +234,10 @@ class GPT(nn.Module):
         return sum(p.numel() for p in self.parameters())            # a tied matrix counts once
 
     def hidden(self, idx: Tensor, cache: KVCache | None = None) -> Tensor:
-        """Final hidden states (B, T, C) of ids (B, T). With a cache, they are the next T tokens
-        after those that it holds, and are added to it."""
+        """Final hidden states (B, T, C) of ids (B, T). With a cache, the ids follow the tokens in
+        it and are appended to it."""
         T, block_size = idx.shape[1], self.config.block_size
-        check(T <= block_size, f'{T} tokens do not fit block_size={block_size}')
+        check(T <= block_size, f'{T} tokens exceed block_size={block_size}')
         start = 0 if cache is None else cache.length
         positions = start + torch.arange(T, device=idx.device)          # (T,)
         x = self.wte(idx)                                               # (B, T, C)
@@ -255,8 +254,8 @@ class GPT(nn.Module):
         return self.norm_f(x)
 
     def forward(self, idx: Tensor, targets: Tensor | None = None) -> Tensor:
-        """Logits (B, T, V) of ids (B, T). With targets (B, T): their mean cross-entropy, in nats;
-        targets of -1 do not count."""
+        """Logits (B, T, V) for ids (B, T). With targets (B, T), their mean cross-entropy in nats
+        instead; targets of -1 are ignored."""
         x = self.hidden(idx)                                            # (B, T, C)
         if targets is None:
             return self.lm_head(x)                                      # (B, T, V)
@@ -271,21 +270,21 @@ class GPT(nn.Module):
     def generate(self, idx: Tensor, max_new_tokens: int, temperature: float = 1.0, top_k: int = 0,
                  top_p: float = 1.0, repetition_penalty: float = 1.0, eot: int | None = None,
                  seed: int = 0, vocab_size: int | None = None):
-        """Yield the ids (B,) that follow prompts idx (B, T), until every row has ended.
+        """Yield the next ids (B,) after prompts idx (B, T), until every row has ended.
 
-        repetition_penalty applies first (not to eot), then temperature (0 = greedy), top_k
-        (0 = off) and top_p (1 = off). A row that has produced eot repeats it. Row i depends on
-        its prompt and seed + i only. Ids from vocab_size on have no token and are never chosen.
+        The repetition penalty applies first (not to eot), then temperature (0 = greedy), top_k
+        (0 = off) and top_p (1 = off). A row that has produced eot repeats it. Row i depends only
+        on its prompt and seed + i. Ids from vocab_size up are padding ids and never sampled.
 
-        A prompt is read up to its last block_size tokens. When the context is full, it restarts
-        on its last half, so that the cache is rebuilt once in block_size / 2 steps."""
+        Only the last block_size tokens of a prompt are used. A full context is cut to its last
+        half, so the cache is rebuilt only every block_size / 2 steps."""
         B, block_size, V = len(idx), self.config.block_size, self.config.vocab_size
         generators = [torch.Generator().manual_seed(int(seed) + i) for i in range(B)]
         ended = torch.zeros(B, dtype=torch.bool, device=idx.device)
         seen = torch.zeros(B, V, dtype=torch.bool, device=idx.device).scatter(1, idx, True)
         cache = self.new_cache(B)
-        context = idx[:, -block_size:]                      # the tokens that the next one sees
-        new = context                                       # those that the cache has not read
+        context = idx[:, -block_size:]                      # what the next token attends to
+        new = context                                       # tokens not in the cache yet
         for _ in range(max_new_tokens):
             if context.shape[1] > block_size:
                 context = new = context[:, -max(1, block_size // 2):]
@@ -308,20 +307,20 @@ class GPT(nn.Module):
                 return
 
     def new_cache(self, batch_size: int) -> KVCache:
-        """An empty cache: in fp32 on CPUs, which attend faster in it than in bf16."""
+        """An empty cache; fp32 on CPUs, where attention is faster in fp32 than in bf16."""
         weight = self.wte.weight
         dtype = torch.float32 if weight.device.type == 'cpu' else weight.dtype
         return KVCache(self.config, batch_size, weight.device, dtype)
 
     def next_logits(self, idx: Tensor, cache: KVCache) -> Tensor:
-        """Logits (B, V), fp32, of the token after ids (B, T), which the cache has not read yet."""
+        """fp32 logits (B, V) of the token after ids (B, T), which are not in the cache yet."""
         return self.lm_head(self.hidden(idx, cache)[:, -1]).float()
 
 
 # ---- parts of generate
 def penalize(logits: Tensor, seen: Tensor, penalty: float, eot: int | None) -> Tensor:
-    """Lower the logits (B, V) of tokens that have been seen (B, V), except end-of-text (Keskar et
-    al. 2019)."""
+    """Repetition penalty (Keskar et al. 2019): lower the logits (B, V) of tokens in the mask seen
+    (B, V), except end-of-text."""
     if eot is not None:
         seen = seen.clone()
         seen[:, eot] = False
@@ -330,12 +329,12 @@ def penalize(logits: Tensor, seen: Tensor, penalty: float, eot: int | None) -> T
 
 
 def choose(logits: Tensor, draw: Tensor, temperature: float, top_k: int, top_p: float) -> Tensor:
-    """Ids (B,) from logits (B, V) by uniform draws (B,) in [0, 1)."""
+    """Sample ids (B,) from logits (B, V), given uniform draws (B,) in [0, 1)."""
     if temperature < 1e-6:
         return logits.argmax(dim=-1)
     if 0 < top_k < logits.shape[-1]:
         logits = keep_top_k(logits, top_k)
-    logits = logits - logits.amax(dim=-1, keepdim=True)     # finite however low the temperature
+    logits = logits - logits.amax(dim=-1, keepdim=True)     # no overflow at low temperatures
     p = (logits / temperature).softmax(dim=-1)
     if top_p < 1:
         p = keep_top_p(p, top_p)
@@ -343,14 +342,14 @@ def choose(logits: Tensor, draw: Tensor, temperature: float, top_k: int, top_p: 
 
 
 def keep_top_k(logits: Tensor, k: int) -> Tensor:
-    """logits (B, V) with -inf for all but the k largest of each row."""
+    """logits (B, V) with all but the k largest in each row set to -inf."""
     values, ids = logits.topk(k)
     return torch.full_like(logits, -math.inf).scatter(1, ids, values)
 
 
 def keep_top_p(p: Tensor, top_p: float) -> Tensor:
-    """p (B, V) with 0 for all but the nucleus: the fewest tokens whose probabilities sum to at
-    least top_p (Holtzman et al. 2020). Ties with the smallest of them are kept, too."""
+    """p (B, V) set to 0 outside the nucleus (Holtzman et al. 2020): the fewest tokens whose
+    probabilities sum to at least top_p. Ties with the least likely of them are kept, too."""
     V = p.shape[-1]
     for k in (min(256, V), V):                              # a full sort is rarely needed
         largest = p.topk(k).values                                      # (B, k), descending
@@ -363,14 +362,14 @@ def keep_top_p(p: Tensor, top_p: float) -> Tensor:
 
 
 def sample(p: Tensor, draw: Tensor) -> Tensor:
-    """Ids (B,) by inverse transform sampling of draw (B,) in [0, 1) from p (B, V), which need not
-    sum to 1."""
+    """Ids (B,) by inverse transform sampling from p (B, V), which need not sum to 1, given uniform
+    draws (B,) in [0, 1)."""
     cumulative = p.cumsum(dim=-1)                                       # (B, V)
-    threshold = draw.clamp(max=1 - 1e-6)[:, None] * cumulative[:, -1:]  # below the sum, rounded
+    threshold = draw.clamp(max=1 - 1e-6)[:, None] * cumulative[:, -1:]  # < the sum despite rounding
     return torch.searchsorted(cumulative, threshold, right=True)[:, 0]
 
 
-# ---- checks of a GPTConfig
+# ---- validation of a GPTConfig
 def check(condition: bool, message: str):
     """Raise ValueError(message) if the condition is false."""
     if not condition:
@@ -378,14 +377,14 @@ def check(condition: bool, message: str):
 
 
 def check_ranges(config: GPTConfig):
-    """Raise ValueError for a field that is out of range by itself."""
+    """Raise ValueError if a field on its own is out of range."""
     check(config.arch in ('gpt2', 'qwen3'), f'arch={config.arch!r} is not gpt2 or qwen3')
     for name in ('vocab_size', 'block_size', 'n_layer', 'n_head', 'n_embd'):
         check(getattr(config, name) >= 1, f'{name}={getattr(config, name)} must be at least 1')
     for name in ('n_kv_head', 'head_dim', 'n_inner'):
         check(getattr(config, name) >= 0, f'{name}={getattr(config, name)} must not be negative')
     check(config.head_dim > 0 or config.n_embd % config.n_head == 0,
-          f'n_embd={config.n_embd} is not a multiple of n_head={config.n_head}; or set head_dim')
+          f'n_embd={config.n_embd} is not divisible by n_head={config.n_head}; or set head_dim')
     check(config.n_layer <= 1000, f'n_layer={config.n_layer} must be at most 1000')
     check(0 <= config.dropout < 1, f'dropout={config.dropout} must be at least 0 and below 1')
     check(0 < config.rope_theta < 1e12, f'rope_theta={config.rope_theta} is out of range')
@@ -393,15 +392,15 @@ def check_ranges(config: GPTConfig):
 
 
 def check_shape(config: GPTConfig):
-    """Raise ValueError for fields that do not fit each other or the architecture."""
+    """Raise ValueError if fields are inconsistent with each other or the architecture."""
     H, K, D = config.n_head, config.n_kv_head, config.head_dim
     for name in ('vocab_size', 'block_size', 'n_embd', 'head_dim', 'n_inner'):
         check(getattr(config, name) <= 1 << 24, f'{name}={getattr(config, name)} is too large')
-    check(H % K == 0, f'n_head={H} is not a multiple of n_kv_head={K}')
+    check(H % K == 0, f'n_head={H} is not divisible by n_kv_head={K}')
     if config.arch == 'gpt2':
-        check(config.n_embd == H * D, f'n_embd={config.n_embd} is not n_head={H} times '
-                                      f'head_dim={D}, as gpt2 needs')
-        check(K == H, f'n_kv_head={K} is for qwen3; gpt2 has n_head={H}')
+        check(config.n_embd == H * D, f'n_embd={config.n_embd} must equal n_head={H} times '
+                                      f'head_dim={D} in gpt2')
+        check(K == H, f'n_kv_head={K} must equal n_head={H}: gpt2 has no grouped-query attention')
     else:
-        check(D % 2 == 0, f'head_dim={D} is odd: qwen3 rotates channels in pairs')
+        check(D % 2 == 0, f'head_dim={D} must be even: RoPE rotates channels in pairs')
         check(not config.bias, 'bias=True is for gpt2; qwen3 has no biases')

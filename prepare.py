@@ -1,31 +1,31 @@
 """Turn text into a dataset: python prepare.py [--key=value ...]
 
-It writes data/NAME/train.bin, val.bin and meta.json in four steps: copy all documents into one
-temporary file, divide them into train and val, make a tokenizer, and write their tokens:
+Writes data/NAME/train.bin, val.bin and meta.json in four steps: copy all documents to a temporary
+file, split them into train and val, train or load a tokenizer, and write the token ids:
 
     ids = [i for document in documents for i in (*encode(document), eot)]
 
-Everything else is there to keep only a few MB of text in memory."""
+The rest of the code keeps memory use at a few MB of text."""
 from lib.settings import configure
 
 # the source
-dataset = 'stories'         # stories, tinystories, or a Hugging Face dataset by name or folder
-dataset_config = ''         # configuration of a Hugging Face dataset; '' = its default
-split = ''                  # its split to train on; '' = train, with validation or test held out
-input = ''                  # instead: files, folders and globs, separated by commas
-separator = '<|endoftext|>'     # between the documents of a .txt file; '' = one document a file
-text_column = 'text'        # of a dataset, .jsonl, .csv or .parquet
-num_stories = 60000         # stories to make
+dataset = 'stories'         # stories, tinystories, or the name or folder of a Hugging Face dataset
+dataset_config = ''         # configuration of the Hugging Face dataset; '' = its default
+split = ''                  # split to train on; '' = train. A validation or test split is held out
+input = ''                  # local files, folders and globs, comma-separated; replaces dataset
+separator = '<|endoftext|>'     # separates documents in a .txt file; '' = one document per file
+text_column = 'text'        # column with the text, in a dataset, .jsonl, .csv or .parquet file
+num_stories = 60000         # number of stories to generate
 # the dataset
-name = ''                   # of data/NAME; '' = named after the source (and _gpt2 or _char)
-tokenizer = 'bpe'           # bpe (trained here), gpt2, char, or the folder of a tokenizer.json
-vocab_size = 0              # of a bpe; 0 = 4096, or 2048 for the stories and short texts
-val_fraction = 0.05         # share held out for validation, unless the source has a split for it
-seed = 1337                 # of the stories and the split
-overwrite = False           # replace a different dataset of this name
+name = ''                   # NAME in data/NAME; '' = derived from the source (plus _gpt2 or _char)
+tokenizer = 'bpe'           # bpe (trained on the text), gpt2, char, or a folder with tokenizer.json
+vocab_size = 0              # bpe vocabulary size; 0 = 4096, or 2048 for stories and short texts
+val_fraction = 0.05         # fraction held out for validation, unless the source has a split for it
+seed = 1337                 # random seed for the stories and the split
+overwrite = False           # replace an existing dataset of this name
 settings = configure(globals())
 
-# Imported after the settings, so that --help and a mistyped setting are answered at once.
+# Imported after the settings, so that --help and errors in settings appear immediately.
 import difflib
 import json
 import logging
@@ -53,27 +53,27 @@ from lib.tokenizer import Tokenizer, cut, read_tokenizer, to_utf8, train_bpe
 from text.readers import Piece, find_files, read_dataset, read_files
 from text.stories.teller import GRAMMAR, read_grammar, tell_stories
 
-VOCABULARY_TEXT = 1 << 26         # bytes of text to train a bpe on, at most
-SMALL_TEXT = 1_000_000            # bytes of text below which a bpe has 2048 tokens
+VOCABULARY_TEXT = 1 << 26         # maximum bytes of text to train the bpe on
+SMALL_TEXT = 1_000_000            # below this many bytes, vocab_size defaults to 2048
 
 
-# ---- 1. all documents into one temporary file
+# ---- 1. copy all documents to a temporary file
 class Corpus(NamedTuple):
     """The N documents in the temporary file; each field is an array (N,)."""
-    start: np.ndarray             # first byte
+    start: np.ndarray             # offset of the first byte
     end: np.ndarray               # one past the last byte
-    hash: np.ndarray              # of seed and text
-    nats: np.ndarray              # -ln of the text's probability; nan = unknown
+    hash: np.ndarray              # hash of seed and text
+    nats: np.ndarray              # -ln p(text); nan = unknown
     split: np.ndarray             # 'train' or 'val'; '' if the source has no splits
 
     def size(self, indices) -> int:
-        """Bytes of these documents."""
+        """Total bytes of these documents."""
         return int((self.end[indices] - self.start[indices]).sum())
 
 
 def write_documents(splits: dict, file, seed: int) -> Corpus:
-    """Write the documents of {split: reader} to file as UTF-8, one after the other, and skip
-    empty ones. A reader yields Pieces: of a long document several, the last with ends=True."""
+    """Write the documents of {split: reader} to file as UTF-8, back to back, skipping empty ones.
+    A reader yields Pieces; a long document has several, and ends=True marks its last."""
     start, end, hashes, nats, sides = array('q'), array('q'), array('Q'), array('d'), []
     size = replaced = begin = 0
     has_text = False
@@ -98,20 +98,20 @@ def write_documents(splits: dict, file, seed: int) -> Corpus:
     file.flush()
     require(sides, 'the source has no text')
     if replaced:
-        warn(f'{replaced:,} characters of the text are U+FFFD: it was not valid UTF-8')
+        warn(f'the text has {replaced:,} U+FFFD characters: it was not valid UTF-8')
     return Corpus(np.frombuffer(start, np.int64), np.frombuffer(end, np.int64),
                   np.frombuffer(hashes, np.uint64), np.frombuffer(nats, np.float64),
                   np.array(sides))
 
 
-# ---- 2. train and val
+# ---- 2. split into train and val
 def divide(corpus: Corpus, raw, val_fraction: float) -> tuple[Corpus, dict[str, np.ndarray]]:
-    """Divide the documents, without exact duplicates, into {'train': indices, 'val': indices}.
+    """Drop exact duplicates and split the documents into {'train': indices, 'val': indices}.
 
-    The source's own split is kept. Otherwise the hash of a document decides, so its side does not
-    depend on other documents. Where a few documents hold most of the text, each is cut instead,
-    and its tail held out. Returns the corpus, too, as cutting changes it."""
-    kept = np.sort(np.unique(corpus.hash, return_index=True)[1])        # first of its duplicates
+    The source's own split is kept. Otherwise a document's hash decides, so its side does not
+    depend on other documents; but if the largest document exceeds val_fraction of the text, every
+    document is split and its tail held out. Also returns the corpus, which splitting changes."""
+    kept = np.sort(np.unique(corpus.hash, return_index=True)[1])        # keep the first duplicate
     largest = (corpus.end[kept] - corpus.start[kept]).max()
     if corpus.split[0]:
         is_val = corpus.split[kept] == 'val'
@@ -125,17 +125,17 @@ def divide(corpus: Corpus, raw, val_fraction: float) -> tuple[Corpus, dict[str, 
         is_val[hashes.argmax()] = False
     sides = {'train': kept[~is_val], 'val': kept[is_val]}
     for side in sides.values():
-        require(corpus.size(side), 'the source is too short to be divided into train and val')
+        require(corpus.size(side), 'the source is too short to split into train and val')
     return corpus, sides
 
 
 def cut_tails(corpus: Corpus, raw, kept, val_fraction: float) -> tuple[Corpus, np.ndarray]:
-    """The kept documents cut in two, and whether each part is a tail: about the last val_fraction
-    of a document's bytes."""
+    """Split each kept document in two: the tail is about the last val_fraction of its bytes.
+    Returns a corpus of the parts, and a mask of which are tails."""
     start, end = corpus.start[kept], corpus.end[kept]
     middle = start + ((end - start) * (1 - val_fraction)).astype(np.int64)
     for i, byte in enumerate(middle.tolist()):
-        while byte < end[i] and raw[byte] & 0xC0 == 0x80:   # inside a character of UTF-8
+        while byte < end[i] and raw[byte] & 0xC0 == 0x80:   # inside a UTF-8 character
             byte += 1
         middle[i] = byte
     parts = Corpus(np.append(start, middle), np.append(middle, end), np.tile(corpus.hash[kept], 2),
@@ -147,17 +147,16 @@ def cut_tails(corpus: Corpus, raw, kept, val_fraction: float) -> tuple[Corpus, n
 
 # ---- 3. the tokenizer
 def texts_of(raw, corpus: Corpus, indices):
-    """Yield (text, ends) for each piece of these documents; ends: whether it is a document's
-    last."""
+    """Yield (text, ends) for each piece of these documents; ends marks a document's last piece."""
     for i in indices:
         yield from cut(raw, int(corpus.start[i]), int(corpus.end[i]))
 
 
 def make_tokenizer(kind: str, vocab_size: int, raw, corpus: Corpus, train) -> Tokenizer:
-    """The tokenizer of this kind. A bpe is trained on the documents with indices `train`; char
-    has the characters of all documents, so that it can encode val, too."""
+    """Train or load a tokenizer. bpe is trained on the documents with indices `train`; char takes
+    the characters of all documents, so that it can also encode val."""
     if kind == 'bpe':
-        every = corpus.size(train) // VOCABULARY_TEXT + 1   # a large corpus: every n-th piece
+        every = corpus.size(train) // VOCABULARY_TEXT + 1   # sample a large corpus
         texts = (text for text, _ in islice(texts_of(raw, corpus, train), 0, None, every))
         return Tokenizer(train_bpe(texts, vocab_size))
     if kind == 'char':
@@ -171,16 +170,15 @@ def make_tokenizer(kind: str, vocab_size: int, raw, corpus: Corpus, train) -> To
 # ---- 4. the files
 def write_dataset(folder: Path, tokenizer: Tokenizer, raw, corpus: Corpus, sides: dict,
                   about: dict) -> dict:
-    """Write the files of a dataset. Returns the content of meta.json, of which `about` is a
-    part."""
+    """Write the files of a dataset. Returns the content of meta.json, which includes `about`."""
     dtype = np.uint16 if tokenizer.vocab_size <= 1 << 16 else np.uint32
     meta = {
         'format': FORMAT,
         **about,                                            # source, licence, command, fingerprint
         'tokenizer': tokenizer.spec,
         'vocab_size': tokenizer.vocab_size,
-        'eot': tokenizer.eot,                               # the id after every document
-        'dtype': np.dtype(dtype).name,                      # of the ids in the .bin files
+        'eot': tokenizer.eot,                               # follows every document
+        'dtype': np.dtype(dtype).name,                      # dtype of the ids in the .bin files
     }
     with new_files(folder) as new:
         for side, indices in sides.items():
@@ -192,9 +190,9 @@ def write_dataset(folder: Path, tokenizer: Tokenizer, raw, corpus: Corpus, sides
             meta[side] = {
                 'tokens': size // np.dtype(dtype).itemsize,
                 'documents': len(indices),
-                'bytes': corpus.size(indices),              # of UTF-8
+                'bytes': corpus.size(indices),              # UTF-8 bytes
                 'checksum': checksum(path),
-                'nats': None if np.isnan(nats) else float(nats),    # -ln p of the whole text
+                'nats': None if np.isnan(nats) else float(nats),    # -ln p(text) of the split
             }
         meta['checksum'] = checksum_of_meta(meta)
         if 'json' in tokenizer.spec:
@@ -205,7 +203,7 @@ def write_dataset(folder: Path, tokenizer: Tokenizer, raw, corpus: Corpus, sides
 
 # ---- the command
 def dataset_folder() -> Path:
-    """data/NAME, where NAME is the setting or else the last part of the source."""
+    """data/NAME: the setting, or by default the last part of the source's path."""
     target = name
     if not target:
         # The first path, up to its first wildcard: texts/*.txt,more/ -> texts
@@ -215,12 +213,12 @@ def dataset_folder() -> Path:
         if tokenizer in ('gpt2', 'char'):
             target += f'_{tokenizer}'
     require(target == Path(target).name and target not in ('', '..'),
-            f'name={target} is not the name of a folder in data/')
+            f'name={target} is not a valid folder name')
     return Path('data', target)
 
 
 def local_files() -> list[Path]:
-    """The local files that the source consists of."""
+    """The source's local files."""
     if input:
         return find_files(input)
     if dataset == 'stories':
@@ -229,7 +227,7 @@ def local_files() -> list[Path]:
 
 
 def read_source(files: list[Path]) -> tuple[dict, str | None]:
-    """Return {split: its documents} and the licence; the split is '' if the source has none."""
+    """Return {split: its documents} and the license; the key is '' if the source has no splits."""
     if input:
         return {'': read_files(files, text_column, separator)}, None
     if dataset == 'stories':
@@ -240,7 +238,7 @@ def read_source(files: list[Path]) -> tuple[dict, str | None]:
 
 
 def fingerprint(files: list[Path]) -> str:
-    """Hash of the settings and local files that a dataset is made from."""
+    """Hash of the settings and local files that determine a dataset."""
     files = sorted(files) + sorted(Path(tokenizer).expanduser().glob('*.json'))
     values = {key: value for key, value in settings.items() if key not in ('name', 'overwrite')}
     content = repr([values, [(path.name, checksum(path)) for path in files]])
@@ -248,7 +246,7 @@ def fingerprint(files: list[Path]) -> str:
 
 
 def make_dataset(folder: Path, splits: dict, about: dict) -> dict:
-    """Run the four steps, report, and return the content of meta.json."""
+    """Run the four steps, print a report, and return the content of meta.json."""
     began = time.time()
     folder.parent.mkdir(exist_ok=True)
     with tempfile.TemporaryFile(dir=folder.parent) as file:
@@ -262,12 +260,12 @@ def make_dataset(folder: Path, splits: dict, about: dict) -> dict:
     report(meta, duplicates=len(found.hash) - len(np.unique(found.hash)))
     if tok.kind == 'hf':
         warn_of_lost_text(tok.hf, meta)
-    print(f'{folder} made in {time.time() - began:.1f} s')
+    print(f'wrote {folder} in {time.time() - began:.1f} s')
     return meta
 
 
 def report(meta: dict, duplicates: int):
-    """Print what was prepared."""
+    """Print the sizes of the dataset."""
     train, val = meta['train'], meta['val']
     lines = [f'documents  {train["documents"]:,} train, {val["documents"]:,} val, '
              f'{duplicates:,} dropped as duplicates',
@@ -281,11 +279,11 @@ def report(meta: dict, duplicates: int):
     for line in lines:
         print(fit(line, hang=' ' * 11))
     if val['tokens'] < 1000:
-        warn(f'only {val["tokens"]} tokens for validation: their loss says little')
+        warn(f'only {val["tokens"]} validation tokens: the validation loss will be noisy')
 
 
 def warn_of_lost_text(hf, meta: dict):
-    """Warn if a tokenizer.json does not cover the text; hf: a ForeignTokenizer."""
+    """Warn if the tokenizer, a ForeignTokenizer, does not cover the text."""
     tokens = meta['train']['tokens'] + meta['val']['tokens']
     if hf.unknown or hf.lost:
         warn(f'this tokenizer does not cover the text: {hf.unknown / tokens:.1%} of the tokens are '
@@ -296,18 +294,18 @@ def check_settings():
     """Raise Error for settings that are out of range or contradict each other."""
     require(0 < val_fraction < 1, f'val_fraction={val_fraction} is not between 0 and 1')
     require(vocab_size == 0 or 257 <= vocab_size <= 1 << 24,
-            f'vocab_size={vocab_size}: a bpe has 257 tokens (all bytes and end-of-text) to '
-            '16,777,216')
+            f'vocab_size={vocab_size}: bpe needs at least 257 tokens (all bytes and end-of-text) '
+            'and at most 16,777,216')
     require(dataset, 'dataset is empty: name one, or use --input')
     require('vocab_size' not in settings.given or tokenizer == 'bpe',
-            f'vocab_size is for --tokenizer=bpe; {tokenizer} has its own: leave it out')
+            f'vocab_size applies only to --tokenizer=bpe; {tokenizer} has its own: omit it')
     near = difflib.get_close_matches(tokenizer, ('bpe', 'gpt2', 'char'), 1, cutoff=0.5)
     require(tokenizer in near or not near or Path(tokenizer).expanduser().exists(),
             f'tokenizer={tokenizer}: did you mean {"".join(near)}?')
     require(not input or 'dataset' not in settings.given,
-            '--input takes the place of --dataset: leave one out')
+            '--input replaces --dataset: omit one of them')
     require('num_stories' not in settings.given or (dataset == 'stories' and not input),
-            'num_stories is for the stories only: leave it out')
+            'num_stories applies only to --dataset=stories: omit it')
 
 
 def main():
@@ -321,14 +319,14 @@ def main():
         if (folder / 'meta.json').exists() and not overwrite:
             meta = open_dataset(folder.name)[0]
             require(meta['fingerprint'] == about['fingerprint'],
-                    f'{folder} was made from other settings or files ({meta["command"]}); use a '
-                    'different --name, or --overwrite=True, after which runs on the old one cannot '
-                    'be resumed')
+                    f'{folder} was made with different settings or files ({meta["command"]}); use '
+                    'a different --name, or --overwrite=True (runs on the old dataset then cannot '
+                    'be resumed)')
             print(f'{folder} is up to date')
         else:
             splits, about['licence'] = read_source(files)
             meta = make_dataset(folder, splits, about)
-    except BrokenPipeError:                     # stdout is closed, as by `| head`
+    except BrokenPipeError:                     # stdout was closed, e.g. by `| head`
         raise
     except OSError as e:
         raise Error(f'{e.filename or folder}: {e.strerror or e}; nothing was changed') from e

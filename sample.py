@@ -3,23 +3,23 @@
 In Python: from sample import load; print(load('out').generate('Once upon a time'))."""
 from lib.settings import configure
 
-out_dir = 'out'             # a run, a checkpoint, or the folder of a Hugging Face model
-start = ''                  # the prompt, or FILE:path to read it from; '' = a new document
-interactive = False         # instead: continue prompts typed at the keyboard
-num_samples = 3             # samples, drawn together as a batch
-max_new_tokens = 300        # per sample; end-of-text ends it earlier
-temperature = 0.8           # below 1 safer, above 1 wilder; 0 = greedy
+out_dir = 'out'             # a run's folder, a checkpoint, or the folder of a Hugging Face model
+start = ''                  # the prompt, or FILE:path to read it from a file; '' = a new document
+interactive = False         # continue prompts typed at the keyboard instead of start
+num_samples = 3             # number of samples, generated as one batch
+max_new_tokens = 300        # maximum tokens per sample; end-of-text stops it earlier
+temperature = 0.8           # lower is more conservative, higher more diverse; 0 = greedy
 top_k = 0                   # sample from the k most likely tokens; 0 = off
-top_p = 1.0                 # nucleus: the fewest tokens with this total probability; 1 = off
-repetition_penalty = 1.0    # above 1, tokens become less likely once they have occurred
-seed = 1337                 # sample i is drawn with seed + i
-device = 'auto'             # auto (cuda, mps or cpu), or one of them by name
-dtype = 'auto'              # of the weights: bfloat16, float16, float32, or auto: the fastest
-compile = False             # compile first, for half a minute, to sample one text much faster
+top_p = 1.0                 # nucleus: smallest set of tokens with this total probability; 1 = off
+repetition_penalty = 1.0    # above 1 makes tokens that have occurred less likely; 1 = off
+seed = 1337                 # random seed; sample i uses seed + i
+device = 'auto'             # cuda, mps or cpu; auto = the first of these that is available
+dtype = 'auto'              # dtype of the weights: bfloat16, float16 or float32; auto = the fastest
+compile = False             # torch.compile first (half a minute) to generate one text much faster
 settings = configure(globals())
 SAMPLING = ('max_new_tokens', 'temperature', 'top_k', 'top_p', 'repetition_penalty', 'seed')
 
-# Imported after the settings, so that --help and a mistyped setting are answered at once.
+# Imported after the settings, so that --help and errors in settings appear immediately.
 import sys
 import time
 from itertools import takewhile
@@ -37,29 +37,29 @@ from model import GPT
 
 
 class LanguageModel:
-    """A model with its tokenizer. Its methods take the sampling settings above as keywords, with
-    the same defaults."""
+    """A model and its tokenizer. The methods take the sampling settings above as keyword arguments,
+    with the same defaults."""
 
     def __init__(self, model: GPT, tokenizer: Tokenizer, settings: dict | None = None):
         self.model = model
         self.tokenizer = tokenizer
-        self.settings = settings or {}          # of the training run, such as its dataset
+        self.settings = settings or {}          # settings of the training run
 
     def generate(self, prompt: str = '', **sampling) -> str:
         """The prompt and its continuation."""
         return prompt + ''.join(self.stream(prompt, **sampling))
 
     def stream(self, prompt: str = '', **sampling):
-        """Yield the continuation as it is sampled, in strings of whole characters."""
+        """Yield the continuation as it is generated, in strings of complete characters."""
         steps = self.sample_ids(prompt, num_samples=1, **sampling)
         yield from self.decode(prompt, (ids.item() for ids in steps))
 
     def decode(self, prompt: str, ids):
-        """Yield the text of ids that follow a prompt, in strings of whole characters."""
+        """Yield the text of the ids that follow a prompt, in strings of complete characters."""
         return self.tokenizer.decode_stream(ids, prompt=self.tokenizer.encode(prompt))
 
     def rows(self, prompt: str = '', num_samples: int = num_samples, **sampling):
-        """The ids of several continuations, a list each, without end-of-text."""
+        """The ids of several continuations, one list each, without end-of-text."""
         steps = [ids.tolist() for ids in self.sample_ids(prompt, num_samples, **sampling)]
         return [list(takewhile(lambda i: i != self.tokenizer.eot, row)) for row in zip(*steps)]
 
@@ -68,10 +68,10 @@ class LanguageModel:
         require(isinstance(prompt, str), f'the prompt is a {type(prompt).__name__}, not a str')
         sampling = {**{name: settings[name] for name in SAMPLING}, **sampling}
         check_sampling(num_samples=num_samples, **sampling)
-        ids = [self.tokenizer.eot, *self.tokenizer.encode(prompt)]      # it begins a document
+        ids = [self.tokenizer.eot, *self.tokenizer.encode(prompt)]      # eot starts a document
         block_size = self.model.config.block_size
         if len(ids) > block_size:
-            warn(f'the prompt has {len(ids):,} tokens; only its last {block_size:,} are read')
+            warn(f'the prompt has {len(ids):,} tokens; only the last {block_size:,} are used')
         idx = torch.tensor([ids] * num_samples, device=self.model.wte.weight.device)
         return self.model.generate(idx, **sampling, eot=self.tokenizer.eot,
                                    vocab_size=self.tokenizer.vocab_size)
@@ -81,7 +81,7 @@ def check_sampling(**sampling):
     """Raise Error for a setting that is unknown, not a number, or out of range."""
     for name, value in sampling.items():
         require(name in (*SAMPLING, 'num_samples'),
-                f'{name} is not a sampling setting; they are {", ".join(SAMPLING)}')
+                f'{name} is not a sampling setting; those are {", ".join(SAMPLING)}')
         kind = Real if type(settings[name]) is float else Integral
         require(isinstance(value, kind) and type(value) is not bool,
                 f'{name}={value!r} is not a number like {settings[name]}')
@@ -97,15 +97,15 @@ def check_sampling(**sampling):
 
 def load(path='out', device: str = 'auto', dtype: str = 'auto',
          compile: bool = False) -> LanguageModel:
-    """The model of a run's folder, a checkpoint or a Hugging Face folder, ready to sample.
+    """Load the model of a run's folder, a checkpoint or a Hugging Face folder, ready to sample.
 
-    Raises Error if there is none, or if its tokenizer does not fit."""
+    Raises Error if there is none, or if its tokenizer does not match."""
     checkpoint = checkpoints.load(path)
-    with torch.random.fork_rng(devices=[]):     # a new GPT draws weights before these replace them
+    with torch.random.fork_rng(devices=[]):     # initializing a GPT must not change the RNG state
         model = checkpoints.build_model(checkpoint, dropout=0.0)
     tokenizer = Tokenizer(checkpoint['tokenizer'])
     require(tokenizer.vocab_size <= model.config.vocab_size,
-            f'{path}: {tokenizer.vocab_size} tokens do not fit vocab_size='
+            f'{path}: the tokenizer has {tokenizer.vocab_size} tokens, more than vocab_size='
             f'{model.config.vocab_size}')
     found = pick_device(device)
     model.to(found, pick_dtype(dtype, found)).eval()
@@ -116,7 +116,7 @@ def load(path='out', device: str = 'auto', dtype: str = 'auto',
 
 
 def read_prompt(text: str) -> str:
-    """The text itself or, if it is FILE:path, the content of that file."""
+    """The text itself, or the contents of the file if it is FILE:path."""
     if not text.startswith('FILE:'):
         return text
     try:
@@ -129,7 +129,7 @@ def read_prompt(text: str) -> str:
 
 # ---- the command
 def print_samples(lm: LanguageModel, prompt: str):
-    """Print the samples, and their speed on stderr."""
+    """Print the samples, and the speed on stderr."""
     began = time.perf_counter()
     if num_samples == 1:
         tokens = print_one(lm, prompt)
@@ -145,7 +145,7 @@ def print_samples(lm: LanguageModel, prompt: str):
 
 
 def print_one(lm: LanguageModel, prompt: str) -> int:
-    """Print one sample while it is drawn. Returns its number of tokens."""
+    """Print one sample as it is generated. Returns its number of tokens."""
     ids = []
 
     def collect(steps):
@@ -163,8 +163,8 @@ def print_one(lm: LanguageModel, prompt: str) -> int:
 
 
 def talk(lm: LanguageModel):
-    """Continue each line typed at the keyboard, until an empty one, Ctrl-C or Ctrl-D."""
-    print('Type the beginning of a text. An empty line ends.')
+    """Continue each line typed at the keyboard until an empty line, Ctrl-C or Ctrl-D."""
+    print('Type a prompt. An empty line quits.')
     while True:
         try:
             prompt = input('> ')
@@ -176,9 +176,9 @@ def talk(lm: LanguageModel):
         try:
             for text in lm.stream(prompt):
                 screen.write(text)
-        except KeyboardInterrupt:               # ends this text only
+        except KeyboardInterrupt:               # stops this text, not the loop
             pass
-        except Error as e:                      # such as a character the model does not know
+        except Error as e:                      # e.g. a character not in the alphabet
             print(f'error: {e}', file=sys.stderr)
         screen.end_line()
 

@@ -1,51 +1,51 @@
-"""Train a GPT on a dataset made by prepare.py: python train.py [config/NAME.py] [--key=value ...]
+"""Train a GPT on a dataset from prepare.py: python train.py [config/NAME.py] [--key=value ...]
 
-First the settings, then a few functions, then one run from top to bottom. On several GPUs:
+First the settings, then a few functions, then the run from top to bottom. On several GPUs:
 torchrun --standalone --nproc_per_node=8 train.py [config/NAME.py] [--key=value ...]"""
 from lib.settings import configure
 
 # run
 out_dir = 'out'             # folder for checkpoints, log.csv and loss.png
-dataset = 'stories'         # NAME of data/NAME, made by prepare.py
-init_from = 'scratch'       # scratch, resume, auto (resume if there is a run), or a model's path
+dataset = 'stories'         # NAME in data/NAME, written by prepare.py
+init_from = 'scratch'       # scratch, resume, auto (resume if a run exists), or the path of a model
 overwrite = False           # replace the run in out_dir
-seed = 1337                 # of weights, batches and dropout
+seed = 1337                 # random seed for weights, batches and dropout
 max_minutes = 0.0           # stop and save after this many minutes; 0 = no limit
 # evaluation and logs
-eval_interval = 250         # steps between evaluations, which also save; 0 = only at the end
-eval_tokens = 0             # tokens of the validation split to evaluate; 0 = all
+eval_interval = 250         # steps between evaluations and checkpoints; 0 = only at the end
+eval_tokens = 0             # number of validation tokens to evaluate on; 0 = all
 log_interval = 10           # steps between rows of log.csv
 wandb_project = ''          # also log to this Weights & Biases project; '' = off
 # optimization
-optimizer = 'adamw'         # adamw, or muon for the matrices of the blocks and AdamW for the rest
-learning_rate = 1e-3        # peak, after the warmup
+optimizer = 'adamw'         # adamw, or muon (for matrices in the blocks, with AdamW for the rest)
+learning_rate = 1e-3        # peak learning rate, reached after the warmup
 min_lr = 1e-4               # final learning rate
-schedule = 'cosine'         # decay after the warmup: cosine or linear
-warmup_iters = 100          # steps of linear warmup
-max_iters = 2000            # optimizer steps
-batch_size = 16             # sequences per step, over all devices
-micro_batch_size = 0        # sequences that a device holds at once; 0 = as many as fit
-weight_decay = 0.1          # of matrices and embeddings
-beta1 = 0.9                 # AdamW: decay of the mean of gradients
-beta2 = 0.95                # AdamW: decay of the mean of squared gradients
+schedule = 'cosine'         # learning rate decay after the warmup: cosine or linear
+warmup_iters = 100          # linear warmup steps
+max_iters = 2000            # number of optimizer steps
+batch_size = 16             # sequences per optimizer step, over all devices
+micro_batch_size = 0        # sequences per forward pass on each device; 0 = as many as fit
+weight_decay = 0.1          # applied to matrices and embeddings, not to norms and biases
+beta1 = 0.9                 # AdamW: decay rate of the first moment
+beta2 = 0.95                # AdamW: decay rate of the second moment
 grad_clip = 1.0             # clip the gradient norm to this; 0 = off
-embedding_lr_scale = 1.0    # multiplies the learning rate of the embeddings
-output_lr_scale = 1.0       # multiplies that of the output matrix, if tie_weights=False
+embedding_lr_scale = 1.0    # learning rate multiplier for the embeddings
+output_lr_scale = 1.0       # learning rate multiplier for the output matrix, if tie_weights=False
 # system
-device = 'auto'             # auto (cuda, mps or cpu), or one of them by name
-dtype = 'auto'              # bfloat16, float16, float32, or auto: the fastest on this hardware
-compile: bool | str = 'auto'    # torch.compile the model; auto = on CUDA only
-verify = False              # verify the checksums of datasets above 1 GB, too
+device = 'auto'             # cuda, mps or cpu; auto = the first of these that is available
+dtype = 'auto'              # bfloat16, float16 or float32; auto = the fastest on this hardware
+compile: bool | str = 'auto'    # use torch.compile; auto = only on CUDA
+verify = False              # also verify the checksums of files over 1 GB
 
-# The fields of GPTConfig are settings, too, such as --n_layer=4: settings.shape has those set.
+# The fields of GPTConfig are settings, too, e.g. --n_layer=4; settings.shape holds those given.
 settings = configure(globals(), dataclass='model.py:GPTConfig', resume=True)
 
 import signal
 
-if __name__ == '__main__':  # Ctrl-C ends the process at once while the imports run
+if __name__ == '__main__':  # let Ctrl-C kill the process during the imports
     signal.signal(signal.SIGINT, signal.SIG_DFL)
 
-# Imported after the settings, so that --help and a mistyped setting are answered at once.
+# Imported after the settings, so that --help and errors in settings appear immediately.
 import math
 from pathlib import Path
 
@@ -62,7 +62,7 @@ from model import GPT
 
 
 def learning_rate_at(step: int) -> float:
-    """The learning rate of step 1 to max_iters: a linear warmup, then decay to min_lr."""
+    """Learning rate of step 1 to max_iters: linear warmup, then decay to min_lr."""
     if step <= warmup_iters:
         return learning_rate * step / warmup_iters
     progress = (step - warmup_iters) / max(1, max_iters - warmup_iters)         # 0 to 1
@@ -82,14 +82,14 @@ def check_settings(world_size: int):
         is_number = type(value) in (int, float)
         require(not is_number or value >= 0, f'{name}={value} must not be negative')
     for name in ('max_iters', 'batch_size', 'log_interval'):
-        require(1 <= settings[name] < 1 << 31, f'{name}={settings[name]} must be at least 1, and '
+        require(1 <= settings[name] < 1 << 31, f'{name}={settings[name]} must be at least 1 and '
                                                'below 2 ** 31')
     require(batch_size % world_size == 0,
-            f'batch_size={batch_size} does not divide among {world_size} processes')
+            f'batch_size={batch_size} is not divisible by the number of processes ({world_size})')
     share = batch_size // world_size
     require(share % (micro_batch_size or 1) == 0,
-            f'micro_batch_size={micro_batch_size} does not divide the {share} sequences of each '
-            'process in a step')
+            f'micro_batch_size={micro_batch_size} does not divide the {share} sequences per step '
+            'of each process')
     require(min_lr <= learning_rate, f'min_lr={min_lr} is above learning_rate={learning_rate}')
     require(beta1 < 1 and beta2 < 1, f'beta1={beta1} and beta2={beta2} must be below 1')
     require(embedding_lr_scale > 0 and output_lr_scale > 0,
@@ -104,15 +104,16 @@ def make_model(checkpoint: dict | None, n_tokens: int, device_type: str) -> GPT:
                    if name in settings.shape}
         return checkpoints.build_model(checkpoint, **changes)
     if device_type == 'cuda':
-        n_tokens = math.ceil(n_tokens / 64) * 64        # GPUs multiply such matrices faster
+        n_tokens = math.ceil(n_tokens / 64) * 64        # faster matrix products on GPUs
     return GPT(checkpoints.make_config(vocab_size=n_tokens, **settings.shape))
 
 
 def make_optimizer(model: GPT, torch_dtype: torch.dtype) -> torch.optim.Optimizer:
-    """AdamW, or Muon with AdamW. Matrices and embeddings decay, norms and biases do not.
+    """AdamW, or Muon plus AdamW. Weight decay applies to matrices and embeddings, but not to norms
+    and biases.
 
-    A group's learning rate is lr_scale times the scheduled one. Its weight decay is divided by
-    lr_scale, so that the weights decay as fast as all others."""
+    A group's learning rate is the scheduled one times lr_scale. Its weight decay is divided by
+    lr_scale, so that all weights decay at the same rate."""
     params = {'matrices': [], 'embeddings': [], 'output': [], 'vectors': []}
     for name, p in model.named_parameters():    # a tied output matrix is wte.weight
         if p.ndim < 2:
@@ -140,20 +141,20 @@ def make_optimizer(model: GPT, torch_dtype: torch.dtype) -> torch.optim.Optimize
 
 
 def micro_batches(step: int, data, block_size: int, share: int, micro: int, hardware):
-    """Yield this process's sequences of a step as inputs and targets (micro, T) on the device:
-    of 480 sequences on 8 GPUs each takes 60, for example as 3 micro-batches of 20."""
+    """Yield this process's micro-batches of a step: inputs and targets (micro, T) on the device.
+    E.g. 480 sequences on 8 GPUs: 60 each, as 3 micro-batches of 20."""
     begin = (step - 1) * batch_size + hardware.rank * share
     for first in range(begin, begin + share, micro):
         batch = get_batch(data, block_size, seed, range(first, first + micro))
         x, y = (torch.from_numpy(ids) for ids in batch)
-        if hardware.device.type == 'cuda':      # copies from pinned memory overlap with computing
+        if hardware.device.type == 'cuda':      # pinned memory: copies overlap with compute
             x, y = x.pin_memory(), y.pin_memory()
-        torch.manual_seed(hash((seed, first)))  # a resumed run draws the same dropout masks
+        torch.manual_seed(hash((seed, first)))  # a resumed run gets the same dropout masks
         yield x.to(hardware.device, non_blocking=True), y.to(hardware.device, non_blocking=True)
 
 
 def sample_text(model: GPT, tokenizer: Tokenizer) -> str:
-    """A sample from the model as it is now."""
+    """A sample from the current model."""
     prompt = torch.tensor([[tokenizer.eot]], device=model.wte.weight.device)
     model.eval()
     ids = model.generate(prompt, 150, temperature=0.8, eot=tokenizer.eot, seed=seed,
@@ -164,7 +165,7 @@ def sample_text(model: GPT, tokenizer: Tokenizer) -> str:
 
 
 def is_due(step: int, interval: int) -> bool:
-    """Whether something that happens every `interval` steps, and at the end, is due."""
+    """Whether this is the last step or a multiple of `interval`; 0 = only the last."""
     return step == max_iters or (interval > 0 and step % interval == 0)
 
 
@@ -193,7 +194,7 @@ if __name__ == '__main__':
     micro = fit_micro_batch(model, hardware.autocast, share, micro_batch_size)
     parallel_model = compile_and_parallelize(model, compile)
 
-    # progress, and the run's folder, which is created last: a rejected run leaves none
+    # progress, and the run's folder, created last so that a rejected run leaves none
     progress = {'step': 0, 'evaluated_at': -1, 'best_val_loss': math.inf}
     if is_resumed:
         progress = {name: checkpoint[name] for name in progress}
@@ -207,10 +208,10 @@ if __name__ == '__main__':
     log.announce(meta, model, micro)
     if is_resumed:
         log.announce_resume(checkpoint, learning_rate_at(step + 1))
-    checkpoint = None                           # frees its memory
+    checkpoint = None                           # free its memory
     stop = StopSignals(max_minutes)
 
-    # ---- the loop: evaluate and save if it is time, stop or take one more step
+    # ---- the training loop: evaluate and save when due, then stop or take one more step
     while True:
         is_stopping = step < max_iters and stop.requested()
         progress['step'] = step
@@ -219,23 +220,24 @@ if __name__ == '__main__':
             val_loss = validation.evaluate(model, micro, hardware.autocast)
             log.evaluation(step, val_loss, validation.bits_per_byte(val_loss))
             progress['evaluated_at'] = step
-            if val_loss < progress['best_val_loss']:        # step 0 counts, too
+            if val_loss < progress['best_val_loss']:        # including step 0
                 progress['best_val_loss'] = val_loss
-                if step > 0 or init_from not in ('scratch', 'auto'):    # not an untrained model
+                if step > 0 or init_from not in ('scratch', 'auto'):    # never an untrained model
                     checkpoints.save(out / 'best.pt', model, **about, **progress)
             checkpoints.save(out / 'ckpt.pt', model, **about, **progress,
                              optimizer=opt.state_dict(), scaler=scaler.state_dict())
             log.sample(sample_text(model, tokenizer))
             log.go_on()
         if is_stopping:
-            # Saved, but not evaluated: resumed, the run goes on as if it had never stopped.
-            log.read_pending(step)              # an Error if a loss is not finite
+            # Save without evaluating, so that a resumed run continues as if never stopped.
+            log.read_pending(step)              # raises Error if a loss is not finite
             checkpoints.save(out / 'ckpt.pt', model, **about, **progress,
                              optimizer=opt.state_dict(), scaler=scaler.state_dict())
         if is_stopping or step == max_iters:
             break
 
-        # One optimizer step. The gradients of the micro-batches add up to those of their mean.
+        # One optimizer step. Accumulate gradients over micro-batches; each loss is scaled so that
+        # the sum is the gradient of the mean loss.
         step += 1
         lr = learning_rate_at(step)
         for group in opt.param_groups:
@@ -243,7 +245,7 @@ if __name__ == '__main__':
         loss = torch.zeros((), device=hardware.device)
         batches = micro_batches(step, train_data, block_size, share, micro, hardware)
         for i, (x, y) in enumerate(batches, start=1):               # (micro, T) each
-            if hardware.world_size > 1:         # average gradients after the last one only
+            if hardware.world_size > 1:         # all-reduce gradients only after the last
                 parallel_model.require_backward_grad_sync = i == share // micro
             with hardware.autocast:
                 micro_loss = parallel_model(x, y) * micro / share
@@ -251,7 +253,7 @@ if __name__ == '__main__':
             loss += micro_loss.detach()
         scaler.unscale_(opt)
         norm = torch.nn.utils.clip_grad_norm_(model.parameters(), grad_clip or math.inf)
-        scaler.step(opt)                        # in fp16, skips a step whose gradients overflow
+        scaler.step(opt)                        # fp16: skips the step if gradients overflow
         scaler.update()
         opt.zero_grad()
         log.step(step, loss, norm, lr, is_due(step, log_interval) or is_due(step, eval_interval))

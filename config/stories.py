@@ -1,14 +1,14 @@
-# A storyteller from nothing: 0.8M parameters, 3 minutes on two CPU cores. `make demo` runs this.
+# A story model from scratch: 0.8M parameters, 3 minutes on two CPU cores. `make demo` runs this.
 #   python prepare.py
 #   python train.py config/stories.py
 out_dir = 'out/stories'
 n_layer = 2
-block_size = 160                    # a story has about 120 tokens
+block_size = 160                    # stories average about 120 tokens
 tie_weights = False
 optimizer = 'muon'
 learning_rate = 2.5e-3
 min_lr = 0.0
-output_lr_scale = 20.0              # the few words the grammar can draw need exact probabilities
+output_lr_scale = 20.0              # high, to match the grammar's word probabilities precisely
 warmup_iters = 50
 max_iters = 3400
 batch_size = 12

@@ -5,7 +5,7 @@
 out_dir = 'out/tinystories'
 dataset = 'tinystories'
 n_layer, n_head, n_embd = 8, 8, 512
-block_size = 512                    # most stories fit whole
+block_size = 512                    # most stories fit in one window
 optimizer = 'muon'
 learning_rate = 3e-3
 min_lr = 0.0

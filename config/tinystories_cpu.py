@@ -1,7 +1,7 @@
 # TinyStories on a laptop without a GPU: 3.3M parameters, 12.3M tokens.
 #   python prepare.py --dataset=tinystories --vocab_size=4096        (downloads 1.9 GB)
 #   python train.py config/tinystories_cpu.py
-# It needs 0.7 GB of memory. A folder with the dataset's files does instead of the download:
+# It needs 0.7 GB of memory. If you already have the dataset's files, skip the download with
 # --dataset=FOLDER --name=tinystories.
 out_dir = 'out/tinystories_cpu'
 dataset = 'tinystories'

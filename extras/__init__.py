@@ -1,1 +1,1 @@
-"""Commands: python -m extras.NAME, and what they need. Everything else works without them."""
+"""Commands (python -m extras.NAME) and their helpers. Everything else works without them."""

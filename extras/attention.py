@@ -17,13 +17,13 @@ from lib.settings import require
 from model import GPT, Attention, GPTConfig, rotate
 from sample import LanguageModel, load, read_prompt
 
-MAX_TOKENS = 64                 # labels of more would be too small to read
-MAX_PIXELS = 12_000             # of the longer side, to fit in memory
+MAX_TOKENS = 64                 # with more, labels are too small to read
+MAX_PIXELS = 12_000             # on the longer side, to fit in memory
 
 
 def attention_weights(model: GPT, idx: Tensor) -> list[Tensor]:
-    """The attention weights of each layer, (H, T, T) each, for ids (1, T). Row i says how much
-    token i attends to each token; those after i get 0."""
+    """The attention weights of each layer, (H, T, T) each, for ids (1, T). Row i is how much
+    token i attends to each token; later tokens get 0."""
     weights = []
 
     def record(layer: Attention, inputs: tuple):
@@ -53,15 +53,15 @@ def layer_weights(layer: Attention, x: Tensor, rope) -> Tensor:
 
 
 def draw_attention(lm: LanguageModel, prompt: str, path):
-    """Draw the attention weights of a prompt, a row for each layer and a column for each head, to
-    a picture at `path`. Raises Error if the prompt has no tokens, or too many."""
+    """Draw the attention weights of a prompt, with a row per layer and a column per head, as a
+    picture at `path`. Raises Error if the prompt has no tokens, or too many."""
     config = lm.model.config
     ids = [lm.tokenizer.eot, *lm.tokenizer.encode(prompt)]
     T, most = len(ids), min(MAX_TOKENS, config.block_size)
     require(2 <= T <= most, f'start has {T - 1:,} tokens; set it to a text of 1 to {most - 1}')
     idx = torch.tensor([ids], device=lm.model.wte.weight.device)
     labels = [lm.tokenizer.label(i) for i in ids]
-    side = max(1.6, 0.11 * T)                                       # inches of a head's square
+    side = max(1.6, 0.11 * T)                                       # inches per head
     size = (config.n_head * side + 2, config.n_layer * side + 1)
     dpi = min(220, MAX_PIXELS / max(size))
     with new_picture(path, size, ''.join(labels), 'compressed', dpi) as figure:
@@ -69,13 +69,13 @@ def draw_attention(lm: LanguageModel, prompt: str, path):
 
 
 def draw_heads(figure, config: GPTConfig, weights: list[Tensor], labels: list[str]):
-    """Draw the weights (H, T, T) of each layer as squares, with a label for each token."""
+    """Draw the weights (H, T, T) of each layer as squares, with a label per token."""
     from matplotlib.colors import PowerNorm
 
     T = len(labels)
     ticks = dict(ticks=range(T), labels=labels, fontsize=7, parse_math=False)
     future = torch.ones(T, T, dtype=torch.bool).triu(1)
-    norm = PowerNorm(0.5, 0, 1)                                     # small weights are visible
+    norm = PowerNorm(0.5, 0, 1)                                     # makes small weights visible
     figure.supylabel('token', fontsize=9)
     figure.supxlabel('tokens it attends to', fontsize=9)
     axes = figure.subplots(config.n_layer, config.n_head, sharex=True, sharey=True, squeeze=False)
@@ -84,7 +84,7 @@ def draw_heads(figure, config: GPTConfig, weights: list[Tensor], labels: list[st
             axis = axes[layer, head]
             shown = weights[layer][head].cpu().masked_fill(future, math.nan)
             image = axis.imshow(shown.numpy(), cmap='Blues', norm=norm)
-            axis.set_facecolor('0.92')                              # of the future
+            axis.set_facecolor('0.92')                              # later tokens
             axis.set_title(f'layer {layer + 1}, head {head + 1}', fontsize=9)
             axis.set_xticks(**ticks, rotation=90)
             axis.set_yticks(**ticks)

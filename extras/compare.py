@@ -1,22 +1,22 @@
 """Compare a model with others on the same text: python -m extras.compare --models=A,B
 
 All models run in transformers, in float32. Each reads the validation documents in its own tokens,
-with at most 1,024 of them as context. The nats of all tokens over the bytes of the text give bits
-per byte, which compare across tokenizers. Ends of documents do not count, as not every model
+with at most 1,024 of them as context. The result is the total loss over the bytes of the text: bits
+per byte can be compared across tokenizers. Ends of documents do not count, because not every model
 predicts them."""
 from lib.settings import configure
 
 out_dir = 'out'             # a run, a checkpoint, or the folder of a Hugging Face model
 models = ''                 # names or folders of Hugging Face models: A,B,...
 start = ''                  # the prompt to continue, or FILE:path; '' = the text's first words
-dataset = ''                # NAME of data/NAME; '' = the one that the model was trained on
+dataset = ''                # NAME of data/NAME; '' = the one the model was trained on
 eval_tokens = 0             # tokens of the validation split to read; 0 = all
-max_new_tokens = 100        # per sample; end-of-text ends it earlier
+max_new_tokens = 100        # per sample; stops early at end-of-text
 temperature = 0.8           # below 1 safer, above 1 wilder; 0 = greedy
 top_k = 0                   # sample from the k most likely tokens; 0 = off
 top_p = 1.0                 # nucleus: the fewest tokens with this total probability; 1 = off
 repetition_penalty = 1.0    # above 1, tokens become less likely once they have occurred
-seed = 1337                 # of the samples
+seed = 1337                 # for sampling
 settings = configure(globals())
 
 import os
@@ -40,7 +40,7 @@ TOKENS_AT_ONCE = 2048
 
 
 class HubModel:
-    """A model of transformers with its tokenizer, and the id that begins a text."""
+    """A transformers model with its tokenizer, and the id that starts a text."""
 
     def __init__(self, source: str, name: str, device):
         from transformers import AutoModelForCausalLM, AutoTokenizer
@@ -48,7 +48,7 @@ class HubModel:
             model = AutoModelForCausalLM.from_pretrained(
                 source, dtype='float32', trust_remote_code=False)
             self.tokenizer = AutoTokenizer.from_pretrained(source, trust_remote_code=False)
-        except Exception as e:                  # a bad folder makes transformers raise anything
+        except Exception as e:                  # bad folders make transformers raise anything
             raise Error(f'models={name}: {type(e).__name__}: {brief(e)}') from e
         self.begin = self.tokenizer.bos_token_id
         if self.begin is None:

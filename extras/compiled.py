@@ -1,8 +1,8 @@
-"""Compiled sampling, for compile=True: the step that reads one token is compiled once.
+"""Compiled sampling, for compile=True: the single-token step is compiled once.
 
-On a CPU each matrix product becomes one loop over the weights, which is as fast as memory can
-deliver them. On a GPU the step also becomes one CUDA graph, as launching its hundreds of kernels
-one by one takes longer than computing them. The code that runs is that of model.py."""
+On a CPU each matrix product becomes one loop over the weights, limited by memory bandwidth. On a
+GPU the step also becomes one CUDA graph, because launching its hundreds of kernels one by one takes
+longer than running them. The code that runs is still that of model.py."""
 import math
 import sys
 
@@ -15,8 +15,8 @@ from model import GPT, KVCache
 
 
 def compile_decoding(model: GPT) -> nn.Module:
-    """A module that generates as `model` does, with a compiled step. It shares the weights."""
-    print('compiling, which takes about half a minute', file=sys.stderr)
+    """A module that generates like `model`, with a compiled step and the same weights."""
+    print('compiling (takes about half a minute)', file=sys.stderr)
     return CompiledGPT(model)
 
 
@@ -37,23 +37,23 @@ class CompiledGPT(nn.Module):
 
     def new_cache(self, batch_size: int) -> KVCache:
         cache = self.model.new_cache(batch_size)
-        # One place more than is ever read: a slice up to the very end would be compiled anew.
+        # One position more than is ever read: a slice to the very end would trigger a recompile.
         cache.k = [F.pad(k, (0, 0, 0, 1)) for k in cache.k]
         cache.v = [F.pad(v, (0, 0, 0, 1)) for v in cache.v]
         return cache
 
     def next_logits(self, idx: Tensor, cache: KVCache) -> Tensor:
-        """Logits (B, V) after ids (B, T); as in GPT.next_logits."""
-        is_decoding = idx.shape[1] == 1 and cache.length > 1    # 0 and 1 would be compiled anew
+        """Logits (B, V) after ids (B, T), like GPT.next_logits."""
+        is_decoding = idx.shape[1] == 1 and cache.length > 1    # 0 and 1 would recompile
         if self.step is None or not is_decoding:
             return self.model.next_logits(idx, cache)
-        idx = idx.clone(memory_format=torch.contiguous_format)  # other strides, too
+        idx = idx.clone(memory_format=torch.contiguous_format)  # so would other strides
         try:
             if idx.is_cuda:
                 logits = replay(self.model, self.step, idx, cache)
             else:
                 logits = self.step(self.model, idx, cache.length, cache.k, cache.v)
-        except Exception as e:                  # no C++ compiler, for example
+        except Exception as e:                  # e.g. no C++ compiler
             if not type(e).__module__.startswith(('torch._dynamo', 'torch._inductor')):
                 raise
             warn('not compiled: ' + str(e).strip().partition('\n')[0])
@@ -72,12 +72,13 @@ class StepCache(KVCache):
 
 class GraphCache(StepCache):
     """A StepCache whose length is a tensor (1,): then no shape depends on it, and one CUDA graph
-    serves every step. A mask hides what is not written yet, which must be finite: zeros."""
+    serves every step. A mask hides positions not written yet, which must be finite: zeros."""
 
     def __init__(self, length: Tensor, k: list[Tensor], v: list[Tensor]):
         super().__init__(length, k, v)
         is_later = torch.arange(k[0].shape[2], device=length.device) > length
-        self.mask = torch.zeros_like(is_later, dtype=k[0].dtype).masked_fill(is_later, -math.inf)
+        mask = torch.zeros_like(is_later, dtype=k[0].dtype).masked_fill(is_later, -math.inf)
+        self.mask = mask[None]                                          # (1, S)
 
     def append(self, layer: int, k: Tensor, v: Tensor) -> tuple[Tensor, Tensor]:
         self.k[layer].index_copy_(2, self.length, k)
@@ -93,19 +94,19 @@ def decode(model: GPT, idx: Tensor, length, k: list[Tensor], v: list[Tensor]) ->
 
 # ---- CPU
 def compile_for_cpu(graph: torch.fx.GraphModule, inputs: list):
-    """The inductor backend of torch.compile, after replacing linear layers of single tokens."""
+    """torch.compile's inductor backend, with linear_by_rows in place of F.linear."""
     from torch._inductor.compile_fx import compile_fx
     for node in graph.graph.nodes:
         if node.target in (F.linear, torch._C._nn.linear):
             node.target = linear_by_rows
     graph.recompile()
-    # Compute the input of a matrix product once, not again for each row of the matrix.
+    # Compute the input of a matrix product once rather than once per row of the matrix.
     options = {'realize_opcount_threshold': 8, 'realize_reads_threshold': 1}
     return compile_fx(graph, inputs, config_patches=options)
 
 
 def linear_by_rows(x: Tensor, weight: Tensor, bias: Tensor | None = None) -> Tensor:
-    """F.linear. For a single token, inductor reads weights faster in sums than in a product."""
+    """F.linear. For a single token, inductor reads the weights faster as sums than as a product."""
     if x.shape[:-1].numel() > 1:
         return F.linear(x, weight, bias)
     y = (x.unsqueeze(-2).float() * weight.float()).sum(-1)
@@ -114,7 +115,7 @@ def linear_by_rows(x: Tensor, weight: Tensor, bias: Tensor | None = None) -> Ten
 
 # ---- GPU
 def replay(model: GPT, step, idx: Tensor, cache: KVCache) -> Tensor:
-    """step by a CUDA graph, captured at the first step of a cache."""
+    """Run `step` as a CUDA graph, captured on a cache's first step."""
     if not hasattr(cache, 'graph'):
         cache.idx = idx.clone()                                         # (B, 1)
         cache.position = torch.tensor([cache.length], device=idx.device)        # (1,)

@@ -1,12 +1,12 @@
 """Evaluate a model on held-out text: python -m extras.evaluate [--key=value ...]
 
 The loss is computed in float32. train.py evaluates in its own dtype, such as bfloat16, so its
-numbers differ a little. Overlap with the training text shows how much a model memorised: compare
-that of its samples with that of held-out documents."""
+numbers differ slightly. Overlap with the training text shows how much a model memorized: compare
+the overlap of its samples with that of held-out documents."""
 from lib.settings import configure
 
 out_dir = 'out'             # a run, a checkpoint, or the folder of a Hugging Face model
-dataset = ''                # NAME of data/NAME; '' = the one that the model was trained on
+dataset = ''                # NAME of data/NAME; '' = the one the model was trained on
 eval_tokens = 0             # tokens of the validation split to evaluate; 0 = all
 settings = configure(globals())
 
@@ -21,22 +21,22 @@ from lib.tokenizer import Tokenizer
 from sample import LanguageModel, load
 
 ROWS = 20                       # samples, and held-out documents, to look up in the training text
-ROW_TOKENS = 300                # of each held-out document, as many as a sample has
+ROW_TOKENS = 300                # of each held-out document: the length of a sample
 PIECE = 1 << 16                 # tokens of the training text to search at once
 
 
 def open_validation(lm: LanguageModel, dataset: str, eval_tokens: int):
-    """Open the validation split of a dataset, '' = that of the model: a Validation, its documents
-    (arrays of ids, each with its end-of-text), and the ids of the training split.
+    """Open a dataset ('' = the model's): a Validation, its documents (arrays of ids, each with its
+    end-of-text), and the ids of the training split.
 
     A document cut by eval_tokens is left out, unless it is the only one. Raises Error if the
     dataset has a different tokenizer from the model."""
     name = dataset or lm.settings.get('dataset')
-    require(name, 'this model does not say what it was trained on: set dataset')
+    require(name, 'this model does not record its dataset: set dataset')
     require(eval_tokens >= 0, f'eval_tokens={eval_tokens} must not be negative')
     meta, train, val = open_dataset(name)
     require(Tokenizer(meta['tokenizer']) == lm.tokenizer,
-            f'data/{name} has a different tokenizer from the model; set a different dataset')
+            f'data/{name} uses a different tokenizer from the model; set a different dataset')
     block_size = lm.model.config.block_size
     validation = Validation(meta, val, lm.tokenizer, eval_tokens, block_size)
     ends = np.flatnonzero(validation.ids == meta['eot']) + 1
@@ -46,7 +46,7 @@ def open_validation(lm: LanguageModel, dataset: str, eval_tokens: int):
 
 def longest_overlap(rows: list, train) -> list[int]:
     """The longest run of ids in any row (n,) that also occurs in train (N,)."""
-    separator = 1 << 32                                     # no run continues in the next row
+    separator = 1 << 32                                     # no run spans two rows
     ids = np.concatenate([[*row, separator] for row in rows]).astype(np.uint64)
     longest_row = max(len(row) for row in rows)
     best = ids[:0]
@@ -78,14 +78,14 @@ def main():
     print(f'perplexity  {math.exp(loss):.3f}')
     print(f'bits/byte   {validation.bits_per_byte(loss):.4f}')
     if validation.floor:
-        print(f'floor       {validation.floor:.4f} nats per token, the entropy of the text; the '
-              f'loss is {loss / validation.floor - 1:.1%} above it')
+        print(f'floor       {validation.floor:.4f} nats per token, which no model can beat on '
+              f'average; the loss is {loss / validation.floor - 1:.1%} above it')
     held_out = [document[:-1][:ROW_TOKENS] for document in documents[:ROWS]]
     for name, rows in (('samples', lm.rows(num_samples=ROWS)), ('held-out documents', held_out)):
         run = longest_overlap(rows, train)
         text = lm.tokenizer.decode(run)
         print(f'overlap     {name}: up to {len(run)} tokens ({len(text.split())} words) in a row '
-              f'are in the training text: {text[:60]!r}')
+              f'also occur in the training text: {text[:60]!r}')
 
 
 if __name__ == '__main__':

@@ -1,7 +1,7 @@
 """Export a model: python -m extras.export --to=model.gguf
 
---to=FILE.gguf writes one file for llama.cpp and the tools built on it; any other name, a folder
-for transformers, vLLM and the like. Weights are in fp32."""
+--to=FILE.gguf writes one file for llama.cpp and tools built on it; any other name writes a folder
+for transformers, vLLM and others. Weights are in fp32."""
 from lib.settings import configure
 
 out_dir = 'out'             # a run, a checkpoint, or the folder of a Hugging Face model
@@ -26,7 +26,7 @@ from sample import LanguageModel, load
 
 
 def export(lm: LanguageModel, path):
-    """Write a model, which is in fp32 on the CPU, to FILE.gguf or a folder.
+    """Write an fp32 model on the CPU to FILE.gguf or a folder.
 
     Raises Error if the format cannot express what model.py computes, or if this would replace a
     file that no export wrote."""
@@ -62,8 +62,8 @@ def to_hugging_face(model: GPT, eot: int) -> tuple[dict, dict[str, Tensor]]:
 
 
 def check_same_logits(model: GPT, config: dict, tensors: dict[str, Tensor]):
-    """Raise Error unless the tensors give the model's logits: a changed model.py would otherwise
-    be exported wrong without notice."""
+    """Raise Error unless the tensors give the model's logits: otherwise an edited model.py would
+    silently be exported wrong."""
     refused = f'{config["architectures"][0]} cannot express this model (was model.py changed?): '
     T = min(1024, model.config.block_size)
     idx = torch.randint(model.config.vocab_size, (1, T), generator=torch.Generator().manual_seed(0))
@@ -73,7 +73,7 @@ def check_same_logits(model: GPT, config: dict, tensors: dict[str, Tensor]):
     except KeyError as e:
         raise Error(f'{refused}it has no {e}') from e
     difference = ((ours - theirs).abs().max() / ours.abs().max().clamp(min=1e-6)).item()
-    require(difference < 1e-4,                              # rounding makes 3e-6
+    require(difference < 1e-4,                              # rounding gives 3e-6
             f'{refused}its logits would differ by {difference:.2%} of the largest')
 
 
@@ -95,8 +95,8 @@ def write_folder(folder: Path, lm: LanguageModel, config: dict, tensors: dict[st
 
 
 def require_own(folder: Path, names):
-    """Raise Error if a file of these names in the folder is not as an export wrote it."""
-    advice = 'is not as an export wrote it: choose a new folder, or delete the file'
+    """Raise Error if the folder has a file of these names that no export wrote, or that changed."""
+    advice = 'is not an unmodified export: choose a new folder, or delete the file'
     checksums = read_checksums(folder)
     for path in (folder / name for name in names):
         is_own = path.is_file() and checksum(path) == checksums.get(path.name)

@@ -1,4 +1,4 @@
-"""Models as GGUF files, in fp32, for llama.cpp and what is built on it."""
+"""Models as GGUF files, in fp32, for llama.cpp and tools built on it."""
 import json
 from pathlib import Path
 
@@ -16,9 +16,9 @@ SIGNATURE = 'exported by slm'       # the first field of our files
 
 
 def write(path: Path, config: GPTConfig, tokenizer: Tokenizer, tensors: dict[str, Tensor]):
-    """Write a model with tensors by their Hugging Face names. Raises Error if the file is not one
-    of ours, or if llama.cpp does not have the tokenizer."""
-    require(not path.exists() or is_ours(path), f'{path} is not a file that this command wrote: '
+    """Write a model, given its tensors by Hugging Face name. Raises Error if it would replace
+    another file, or if llama.cpp does not support the tokenizer."""
+    require(not path.exists() or is_ours(path), f'{path} was not written by this command: '
                                                 'choose a different name')
     fields = {'description': SIGNATURE, 'name': path.stem, **model_fields(config),
               **tokenizer_fields(tokenizer, config.vocab_size)}
@@ -60,7 +60,7 @@ def tokenizer_fields(tokenizer: Tokenizer, vocab_size: int) -> dict:
     splits_like_gpt2 = (bpe['model']['type'] == 'BPE' and not bpe['normalizer']
                         and splitter.get('type') == 'ByteLevel' and splitter.get('use_regex', True)
                         and not splitter.get('add_prefix_space'))
-    require(splits_like_gpt2, 'llama.cpp splits text into words as GPT-2 does, which this '
+    require(splits_like_gpt2, 'llama.cpp splits text into words like GPT-2, but this '
                               f'{tokenizer.kind} tokenizer does not: export to a folder')
     vocab = {i: (token, TokenType.NORMAL) for token, i in bpe['model']['vocab'].items()}
     vocab |= {token['id']: (token['content'], TokenType.CONTROL) for token in bpe['added_tokens']}
@@ -71,4 +71,4 @@ def tokenizer_fields(tokenizer: Tokenizer, vocab_size: int) -> dict:
     return {'tokenizer_model': 'gpt2', 'tokenizer_pre': 'gpt-2', 'token_list': tokens,
             'token_types': types, 'token_merges': merges, 'bos_token_id': tokenizer.eot,
             'eos_token_id': tokenizer.eot,
-            'add_bos_token': True}                          # as sample.py begins every prompt
+            'add_bos_token': True}                          # sample.py starts every prompt with it

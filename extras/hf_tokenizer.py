@@ -14,7 +14,7 @@ def tokenizer_json(spec: dict) -> str:
     if 'json' in spec:
         return spec['json']
     tokenizer = char(spec['alphabet']) if spec['kind'] == 'char' else gpt2()
-    tokenizer.add_special_tokens([EOT])                     # it gets the next id, the last
+    tokenizer.add_special_tokens([EOT])                     # gets the next id, the last one
     return tokenizer.to_str()
 
 
@@ -27,7 +27,7 @@ def char(alphabet: str) -> tokenizers.Tokenizer:
 
 
 def gpt2() -> tokenizers.Tokenizer:
-    """GPT-2 numbers the 256 bytes first, then its merges, which tiktoken has in its cache."""
+    """GPT-2's ids are the 256 bytes, then the merges, which tiktoken caches."""
     from tiktoken.load import read_file_cached
     lines = read_file_cached(GPT2_MERGES).decode().splitlines()[1:]
     merges = [tuple(line.split()) for line in lines]
@@ -41,7 +41,7 @@ def gpt2() -> tokenizers.Tokenizer:
 
 def tokenizer_files(tokenizer: Tokenizer, block_size: int) -> dict[str, bytes]:
     """{name: content} of tokenizer.json and tokenizer_config.json. They put end-of-text before a
-    prompt, as sample.py does."""
+    prompt, like sample.py."""
     text = tokenizer_json(tokenizer.spec)
     eot, token = tokenizer.eot, tokenizers.Tokenizer.from_str(text).id_to_token(tokenizer.eot)
     begin = {'SpecialToken': {'id': token, 'type_id': 0}}
@@ -50,8 +50,8 @@ def tokenizer_files(tokenizer: Tokenizer, block_size: int) -> dict[str, bytes]:
         'type': 'TemplateProcessing', 'single': [begin, first],
         'pair': [begin, first, begin, second],
         'special_tokens': {token: {'id': token, 'ids': [eot], 'tokens': [token]}}}
-    # Prompts are padded on the left: their continuations are on the right. Some engines require an
-    # unk_token, which no text encodes to.
+    # Prompts are padded on the left, because continuations go on the right. Some engines require an
+    # unk_token, although no text encodes to it.
     config = {'tokenizer_class': 'PreTrainedTokenizerFast', 'bos_token': token, 'eos_token': token,
               'pad_token': token, 'unk_token': token, 'padding_side': 'left',
               'model_input_names': ['input_ids', 'attention_mask'],

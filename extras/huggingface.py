@@ -1,7 +1,7 @@
 """Hugging Face models: GPT2LMHeadModel and Qwen3ForCausalLM in safetensors.
 
-The tables map our names to theirs, for import and for export. GPT-2 differs in two ways there: one
-matrix, c_attn, stacks queries, keys and values, and linear layers (Conv1D) hold their weight as
+The tables map our names to theirs, for import and for export. Their GPT-2 differs in two ways: one
+matrix, c_attn, stacks queries, keys and values, and linear layers (Conv1D) store their weight as
 (in, out)."""
 import json
 import re
@@ -53,9 +53,9 @@ def their_name(name: str, arch: str) -> str:
 
 
 def by_their_name(model: GPT) -> dict[str, dict[str, Tensor]]:
-    """{their name: {our name: parameter}}, with three parameters for a c_attn."""
+    """{their name: {our name: parameter}}, with three parameters per c_attn."""
     groups = {}
-    for name, parameter in model.named_parameters():        # a tied lm_head is not among them
+    for name, parameter in model.named_parameters():        # without a tied lm_head
         groups.setdefault(their_name(name, model.config.arch), {})[name] = parameter.detach()
     return groups
 
@@ -72,7 +72,7 @@ def to_theirs(name: str, parts: dict[str, Tensor]) -> Tensor:
 
 def to_state_dict(config: GPTConfig, tensors: dict[str, Tensor]) -> dict[str, Tensor]:
     """The fp32 state_dict of a GPT. Raises Error if their tensors do not fit its config."""
-    with torch.device('meta'):                  # takes no memory, whatever config.json says
+    with torch.device('meta'):                  # allocates nothing, whatever config.json says
         groups = by_their_name(GPT(config))
     unused, state = dict(tensors), {}
     for name, parts in groups.items():
@@ -84,7 +84,7 @@ def to_state_dict(config: GPTConfig, tensors: dict[str, Tensor]) -> dict[str, Te
         ours = tensor.t() if is_conv1d(name) else tensor
         for our_name, part in zip(parts, ours.split([len(part) for part in parts.values()])):
             state[our_name] = part.float().contiguous()
-    for name in unused:                         # causal masks and a tied lm_head are no parameters
+    for name in unused:                         # causal masks and a tied lm_head are not parameters
         require(re.search(r'attn\.(masked_)?bias$|^lm_head', name), f'tensor {name} is unknown')
     if config.tie_weights:
         state['lm_head.weight'] = state['wte.weight']
@@ -93,9 +93,9 @@ def to_state_dict(config: GPTConfig, tensors: dict[str, Tensor]) -> dict[str, Te
 
 # ---- loading
 def load(source) -> dict:
-    """A checkpoint made of a GPT-2 or Qwen3 and its tokenizer, in a folder or by Hugging Face name.
+    """A checkpoint made from a GPT-2 or Qwen3 and its tokenizer, by folder or Hugging Face name.
 
-    Raises Error if there is none, or if model.py cannot compute it."""
+    Raises Error if there is none, or if model.py does not support it."""
     try:
         folder = Path(source)
         if not folder.is_dir():
@@ -112,13 +112,13 @@ def read_model(folder) -> dict:
     """The model_config and model of a checkpoint, from a folder."""
     folder = Path(folder)
     theirs = json.loads((folder / 'config.json').read_text(encoding='utf-8'))
-    theirs |= theirs.get('rope_parameters') or {}           # as transformers 5 writes rope_theta
+    theirs |= theirs.get('rope_parameters') or {}           # where transformers 5 puts rope_theta
     config = GPTConfig(**read_config(theirs))
     return {'model_config': asdict(config), 'model': to_state_dict(config, read_tensors(folder))}
 
 
 def read_config(theirs: dict) -> dict:
-    """The fields of GPTConfig for a config.json. Raises Error for what model.py cannot compute."""
+    """GPTConfig's fields for a config.json. Raises Error for what model.py does not support."""
     arch = theirs.get('model_type')
     require(arch in ('gpt2', 'qwen3'), f'model_type={arch!r} is not supported, only gpt2 and qwen3')
     all_full = ['full_attention'] * len(theirs.get('layer_types') or [])
@@ -145,12 +145,12 @@ def read_tensors(folder: Path) -> dict[str, Tensor]:
     from safetensors.torch import load_file
     whole = folder / 'model.safetensors'
     files = [whole] if whole.exists() else sorted(folder.glob('model-*-of-*.safetensors'))
-    require(files, 'model.safetensors is missing; other formats are not read')
+    require(files, 'model.safetensors is missing; other formats are not supported')
     checksums = read_checksums(folder)
     tensors = {}
     for file in files:
         if file.name in checksums and checksums[file.name] != checksum(file):
-            warn(f'{file} has changed since it was exported: trained since, or damaged')
+            warn(f'{file} has changed since it was exported: it was fine-tuned, or is damaged')
         tensors |= load_file(file)
     require(tensors, 'model.safetensors is empty')
     return tensors

@@ -1,5 +1,5 @@
-"""Checkpoints of nanoGPT (github.com/karpathy/nanoGPT): sample from its out-*/ckpt.pt with
---out_dir, or fine-tune it with --init_from. No code in such a file can run."""
+"""nanoGPT checkpoints (github.com/karpathy/nanoGPT): sample from its out-*/ckpt.pt with --out_dir,
+or fine-tune it with --init_from. Loading never executes code."""
 import os
 import pickle
 import zipfile
@@ -33,18 +33,18 @@ def load(path) -> dict:
         found = torch.load(path, map_location='cpu', weights_only=True, mmap=True)
         checkpoint = convert(found, size, read_tokenizer(found, Path(path)))
     except Exception as e:                      # corrupt files can raise any exception
-        raise Error(f'{path}: cannot read this checkpoint of nanoGPT: {brief(e)}') from e
-    warn('nanoGPT computes the exact GELU and slm its tanh approximation: logits differ by about '
-         '0.1 % of the largest')
+        raise Error(f'{path}: cannot read this nanoGPT checkpoint: {brief(e)}') from e
+    warn('nanoGPT uses the exact GELU and slm its tanh approximation: logits differ by about '
+         '0.1% of the largest')
     return checkpoint
 
 
 def convert(found: dict, size: int, tokenizer: dict) -> dict:
-    """A checkpoint of slm, from what torch.load found in a file of `size` bytes."""
+    """An slm checkpoint, from what torch.load found in a file of `size` bytes."""
     shape, tensors = found['model_args'], {}
     for name, tensor in found['model'].items():
-        name = name.removeprefix('_orig_mod.')  # which compiled models have
-        tensors[name] = tensor.t() if is_conv1d(name) else tensor       # as Hugging Face has them
+        name = name.removeprefix('_orig_mod.')  # added by torch.compile
+        tensors[name] = tensor.t() if is_conv1d(name) else tensor       # as in Hugging Face
     require(sum(t.nbytes for t in tensors.values()) <= 2 * size, 'its tensors exceed the file')
     names = ('vocab_size', 'block_size', 'n_layer', 'n_head', 'n_embd')
     config = {'arch': 'gpt2', 'bias': shape.get('bias', True), **{n: shape[n] for n in names}}
@@ -68,17 +68,17 @@ def read_tokenizer(found: dict, path: Path) -> dict:
     dataset = str(found.get('config', {}).get('dataset', ''))
     folders = [path.parent, path.parent.parent / 'data' / dataset, Path('data') / dataset]
     files = [folder / 'meta.pkl' for folder in folders if (folder / 'meta.pkl').is_file()]
-    require(files, f'its tokens are not those of GPT-2: copy the meta.pkl of its dataset, which '
-                   f'has its characters, to {path.parent}')
+    require(files, "it does not use GPT-2's tokens: copy the meta.pkl of its dataset, which "
+                   f'lists its characters, to {path.parent}')
     with open(files[0], 'rb') as f:
         characters = PlainUnpickler(f).load()['itos']
     require(len(characters) == vocab_size,
-            f'{files[0]} is of a different dataset: copy the right one to {path.parent}')
+            f'{files[0]} is from a different dataset: copy the right one to {path.parent}')
     return {'kind': 'char', 'alphabet': ''.join(characters[i] for i in range(vocab_size))}
 
 
 class PlainUnpickler(pickle.Unpickler):
-    """Reads plain types only, so that no code in the file can run."""
+    """Reads only plain types, so loading never executes code."""
 
     def find_class(self, module, name):
         raise Error(f'meta.pkl holds a {module}.{name}')

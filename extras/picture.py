@@ -18,7 +18,7 @@ def new_picture(path, size: tuple[float, float], text: str, layout: str, dpi: fl
     except ImportError as e:
         raise Error(f'pictures need matplotlib: pip install matplotlib ({e})') from e
     with style.context(['default', {'font.family': fonts_for(text)}]), warnings.catch_warnings():
-        warnings.filterwarnings('ignore', 'Glyph')              # fonts_for has said it
+        warnings.filterwarnings('ignore', 'Glyph')              # fonts_for has already warned
         figure = Figure(size, layout=layout, facecolor='white')
         yield figure
         with atomic(path) as temporary:
@@ -27,7 +27,7 @@ def new_picture(path, size: tuple[float, float], text: str, layout: str, dpi: fl
 
 def fonts_for(text: str) -> list[str]:
     """Font families for a text: matplotlib's own, then installed ones for the characters it lacks.
-    Warns of characters that no font has."""
+    Warns about characters that no font has."""
     from matplotlib.font_manager import findfont, fontManager, get_font
 
     families = ['DejaVu Sans']

@@ -1,7 +1,7 @@
 """Plot the losses of a run, or compare runs: python -m extras.plot --runs=out/a,out/b
 
-Of one run: train and validation loss, as train.py does at its end. Of several: the validation
-losses in bits per byte, which compare across tokenizers."""
+For one run: training and validation loss, as train.py plots when it ends. For several: validation
+losses in bits per byte, which can be compared across tokenizers."""
 from lib.settings import configure
 
 runs = 'out'                # the out_dir of a run, or of several: A,B,...
@@ -17,10 +17,10 @@ from lib import checkpoint as checkpoints
 from lib.dataset import bits_per_byte, open_dataset
 from lib.settings import Error, require
 
-NOTE = 'train: the batch of one step, cut anywhere; validation: whole documents'
+NOTE = 'train: the batch of one step, cut at random; validation: whole documents'
 
 
-# ---- what is known of a run
+# ---- reading a run
 def read_log(run: Path) -> list[dict]:
     """The rows of log.csv as {column: number}, without empty columns. Raises Error if there is
     none, or if train.py did not write it."""
@@ -31,7 +31,7 @@ def read_log(run: Path) -> list[dict]:
             require(columns <= set(rows.fieldnames or ()), 'columns are missing')
             return [{name: float(value) for name, value in row.items() if value} for row in rows]
     except OSError as e:
-        raise Error(f'{run}/log.csv: {e.strerror}; runs takes the out_dir of runs: A,B,...') from e
+        raise Error(f'{run}/log.csv: {e.strerror}; set runs to out_dirs: A,B,...') from e
     except (Error, TypeError, ValueError, csv.Error) as e:
         raise Error(f'{run}/log.csv is not a log of train.py: {e}') from e
 
@@ -43,8 +43,8 @@ def curve(rows: list[dict], column: str) -> tuple[list, list]:
 
 
 def describe(run: Path, in_bits: bool) -> tuple[str, float | None]:
-    """A line that says what the run trained, as far as its checkpoint is there, and the floor of
-    its validation loss. That is known if the dataset is still the same and the run evaluated all
+    """A line that says what the run trained, if its checkpoint is there, and the floor of its
+    validation loss. The floor is known if the dataset is still the same and the run evaluated all
     of its validation split."""
     title, floor = str(run), None
     with contextlib.suppress(Error, KeyError):
@@ -74,11 +74,11 @@ def read_lines(runs: list[Path]) -> list[tuple]:
 
 
 def plot_losses(runs: list[Path], path, floor: float | None = None):
-    """Plot the losses of runs to a picture at `path`: of one run in nats per token, of several in
-    bits per byte. Plots nothing before there is a loss.
+    """Plot the losses of runs to a picture at `path`: for one run in nats per token, for several
+    in bits per byte. Plots nothing until there is a loss.
 
-    floor: of the validation loss; None = that of the dataset, if it is known and all runs have
-    the same."""
+    floor: of the validation loss; None = the dataset's, if it is known and the same for all
+    runs."""
     lines = read_lines(runs)
     if not lines:
         return
@@ -99,7 +99,7 @@ def plot_losses(runs: list[Path], path, floor: float | None = None):
         if floor:
             axes.axhline(floor, color='black', lw=0.8, zorder=1)
             lines.append(('floor', 'black', [], [floor]))
-        last = [values[-1] for *_, values in lines]             # the first would hide them
+        last = [values[-1] for *_, values in lines]             # the first ones would dwarf them
         axes.set_ylim(0.8 * min(last), min(4 * max(last), 1.05 * highest))
         label_ends(axes, lines)
         draw_rates(strip, runs)
@@ -108,7 +108,7 @@ def plot_losses(runs: list[Path], path, floor: float | None = None):
 
 
 def label_ends(axes, lines: list[tuple]):
-    """Write label and last value of each line to the right of the axes, none over another."""
+    """Write each line's label and last value to the right of the axes, without overlaps."""
     bottom, top = axes.get_ylim()
     gap = (top - bottom) / 20                                   # the height of a label
     height = bottom - gap

@@ -7,7 +7,7 @@ from lib.settings import configure
 out_dir = 'out'             # a run, a checkpoint, or the folder of a Hugging Face model
 start = ''                  # the text, or FILE:path; '' = the first held-out document
 to = 'surprise.html'        # the page, a .html file
-dataset = ''                # NAME of data/NAME; '' = the one that the model was trained on
+dataset = ''                # NAME of data/NAME; '' = the one the model was trained on
 eval_tokens = 0             # tokens of the validation split to read; 0 = all
 settings = configure(globals())
 
@@ -55,14 +55,14 @@ Hover over a token to see what the model predicted.
 def token_surprise(lm: LanguageModel, ids: list[int]) -> list[tuple]:
     """For each id its surprise in bits, and the probabilities and ids of the likeliest tokens.
 
-    A long text is read as in generation: a full context restarts on its last half."""
+    A long text is read as in generation: a full context restarts from its last half."""
     stream = torch.tensor([lm.tokenizer.eot, *ids], device=lm.model.wte.weight.device)
     inputs, targets = stream[:-1], stream[1:]
     block_size = lm.model.config.block_size
     found, start = [], 0                                    # start of the window in inputs
     while len(found) < len(ids):
         window = inputs[start:start + block_size]
-        known = len(found) - start                          # positions that the last window had
+        known = len(found) - start                          # positions done in the last window
         with torch.inference_mode():
             log_p = lm.model(window[None])[0, known:].log_softmax(-1)               # (new, V)
         new = targets[start + known:start + len(window), None]                      # (new, 1)
@@ -106,7 +106,7 @@ def write_page(lm: LanguageModel, ids: list[int], path):
     of_all = f' of {len(ids):,}' if len(ids) > MAX_TOKENS else ''
     ids = ids[:MAX_TOKENS]
     size = len(lm.tokenizer.decode(ids).encode())
-    require(size > 0, 'the text is empty: set start to another, or leave it out')
+    require(size > 0, 'the text is empty: set start to a different one, or omit it')
     surprises = token_surprise(lm, ids)
     bits = sum(surprise for surprise, *_ in surprises)
     summary = (f'{len(ids):,}{of_all} tokens, {bits / len(ids):.2f} bits per token, '

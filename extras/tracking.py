@@ -1,4 +1,4 @@
-"""Log a training run to Weights & Biases, too: train.py --wandb_project=NAME."""
+"""Also log a training run to Weights & Biases: train.py --wandb_project=NAME."""
 from pathlib import Path
 
 import wandb
@@ -20,6 +20,6 @@ def start(settings: dict):
                          config=dict(settings), dir=str(out))
     except wandb.Error as e:
         raise Error(f'wandb_project={project}: {e}; WANDB_MODE=offline needs no account') from e
-    require(run is not None, f'wandb_project={project}: wandb started no run')
+    require(run is not None, f'wandb_project={project}: wandb did not start a run')
     id_file.write_text(run.id, encoding='utf-8')
     return run

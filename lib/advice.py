@@ -1,4 +1,4 @@
-"""Which model suits how much text: the training command that prepare.py prints."""
+"""A model size for the amount of text: the training command that prepare.py prints."""
 import math
 import shlex
 
@@ -19,10 +19,10 @@ def next_command(source: str, name: str, meta: dict) -> str:
 
 
 def fitting_settings(tokens: int) -> dict:
-    """Settings on top of config/papers.py that suit so many tokens of training text.
+    """Overrides of config/papers.py that suit this number of training tokens.
 
-    Steps grow with the square root of the text: at 4,096 tokens a step, 0.2 MB are read 16 times
-    and 20 MB twice. docs/measurements.md says how this was found."""
+    Steps grow with the square root of the tokens: at 4,096 tokens per step, 0.2 MB is trained on
+    for 16 epochs and 20 MB for 2. docs/measurements.md says how this was found."""
     max_iters = max(100, round(math.sqrt(tokens)))
     shape = {}
     if tokens < 200_000:

@@ -1,9 +1,9 @@
-"""Checkpoints: saved atomically with a checksum, verified on load, and no code in them can run.
+"""Checkpoints, saved atomically with a checksum. Loading verifies it and never executes code.
 
 A checkpoint is a dict of plain types and tensors: format, model (a state_dict), model_config,
 tokenizer (the spec of a Tokenizer), settings (of train.py), step, evaluated_at (a step),
-best_val_loss, and data (checksums of the dataset). ckpt.pt also has optimizer and scaler, to
-resume from."""
+best_val_loss, and data (checksums of the dataset). ckpt.pt also has optimizer and scaler,
+for resuming."""
 import difflib
 import os
 import zipfile
@@ -20,28 +20,28 @@ from lib.tokenizer import Tokenizer
 from model import GPT, GPTConfig
 
 FORMAT = 2
-SEAL = b'slm:'                  # a checkpoint ends with this and the CRC-32 of all before it
+SEAL = b'slm:'                  # a checkpoint ends with this and the CRC-32 of everything before it
 TYPES = {'settings': dict, 'data': dict, 'optimizer': dict, 'scaler': dict,
          'step': int, 'evaluated_at': int, 'best_val_loss': float}
 
 
 def save(path, model: GPT, **content):
-    """Write a checkpoint atomically; of several processes only the first does. Raises Error if it
-    cannot be written."""
+    """Write a checkpoint atomically, in the first process only. Raises Error if it cannot be
+    written."""
     if not is_first_process():
         return
     content = {'format': FORMAT, 'model': model.state_dict(),
                'model_config': asdict(model.config), **content}
     with atomic(path) as temporary:
         torch.save(content, temporary)
-        seal = SEAL + checksum(temporary).encode()          # torch.load verifies no checksum
+        seal = SEAL + checksum(temporary).encode()          # torch.load does not verify one
         with open(temporary, 'ab') as f:
             f.write(seal)
 
 
 def load(source, *needed: str, from_hub: bool = False) -> dict:
     """The checkpoint, on the CPU, at `source`: a file, a run's folder (best.pt, or else ckpt.pt), a
-    checkpoint of nanoGPT, or a Hugging Face model (a folder or, with from_hub=True, a name).
+    nanoGPT checkpoint, or a Hugging Face model (a folder or, with from_hub=True, a name).
 
     Raises Error if it is missing, damaged, or lacks a key in `needed`."""
     source = os.path.expanduser(source)
@@ -57,15 +57,15 @@ def load(source, *needed: str, from_hub: bool = False) -> dict:
 
 
 def is_sealed(path) -> bool:
-    """Whether a file ends as one that save wrote does."""
+    """Whether a file ends with the seal that save writes."""
     with open(path, 'rb') as f:
         f.seek(max(0, os.path.getsize(path) - len(SEAL) - 8))
         return f.read(len(SEAL)) == SEAL
 
 
 def read(path, *needed: str) -> dict:
-    """What save wrote to path. Raises Error if it is missing, damaged, or lacks a key in
-    `needed`."""
+    """The checkpoint that save wrote to `path`. Raises Error if it is missing, damaged, or lacks a
+    key in `needed`."""
     require(os.path.isfile(path), f'{path}: no such checkpoint; train one with python train.py, '
                                   'or set --out_dir')
     try:
@@ -83,27 +83,27 @@ def read(path, *needed: str) -> dict:
 
 def read_sealed(path) -> tuple[dict, int]:
     """The content of a sealed file and its size in bytes. Raises an exception if it is damaged."""
-    with open(path, 'rb') as f:                 # opened once, as a run may replace it meanwhile
+    with open(path, 'rb') as f:                 # opened once, because a run may replace it
         size = f.seek(-len(SEAL) - 8, os.SEEK_END)
         f.seek(0)
         seal = SEAL + checksum(f, size).encode()
-        require(f.read() == seal, 'it is damaged, or not a checkpoint of slm')
+        require(f.read() == seal, 'it is damaged, or not an slm checkpoint')
         require_uncompressed(f, size)
         f.seek(0)
         return torch.load(f, map_location='cpu', weights_only=True), size
 
 
 def require_uncompressed(file, size: int):
-    """Raise Error for a zip file that takes more than its `size` in memory; save compresses
-    nothing."""
+    """Raise Error for a zip file that unpacks to more than its `size`: save never compresses, and
+    a zip bomb would fill the memory."""
     unpacked = sum(entry.file_size for entry in zipfile.ZipFile(file).infolist())
     require(unpacked <= size, 'it is compressed')
 
 
 def check_weights(checkpoint: dict, size: int):
-    """Complete the model_config. Raises an exception unless the weights fit it, and fit into a
-    file of `size` bytes."""
-    with torch.device('meta'):                  # takes no memory, whatever the numbers say
+    """Fill in the defaults of model_config. Raises an exception unless the weights match it, and
+    fit in a file of `size` bytes."""
+    with torch.device('meta'):                  # allocates nothing, however large the config
         model = GPT(GPTConfig(**checkpoint['model_config']))
         model.load_state_dict(checkpoint['model'], assign=True)
     require(sum(t.nbytes for t in checkpoint['model'].values()) <= 2 * size,
@@ -112,7 +112,7 @@ def check_weights(checkpoint: dict, size: int):
 
 
 def make_config(**fields) -> GPTConfig:
-    """GPTConfig(**fields). Raises Error, in place of its ValueError, for an impossible shape."""
+    """GPTConfig(**fields), but an invalid shape raises Error instead of ValueError."""
     try:
         return GPTConfig(**fields)
     except ValueError as e:
@@ -120,8 +120,8 @@ def make_config(**fields) -> GPTConfig:
 
 
 def build_model(checkpoint: dict, **changes) -> GPT:
-    """The model of a checkpoint. `changes` are other values of its GPTConfig: dropout, or a
-    smaller block_size. Raises Error for an impossible one."""
+    """The model of a checkpoint. `changes` override fields of its GPTConfig: dropout, or a
+    smaller block_size. Raises Error for an invalid one."""
     config = make_config(**{**checkpoint['model_config'], **changes})
     state = dict(checkpoint['model'])
     if config.arch == 'gpt2':
@@ -145,8 +145,8 @@ def require_finite_logits(model: GPT, source):
 
 
 def load_optimizer(optimizer, scaler, checkpoint: dict):
-    """Load the states of optimizer and GradScaler; learning rate and weight decay stay those of
-    the settings. Raises Error if they do not fit the model."""
+    """Restore the optimizer and GradScaler; learning rate and weight decay still come from the
+    settings. Raises Error if they do not fit the model."""
     if checkpoint['scaler']:
         scaler.load_state_dict(checkpoint['scaler'])
     try:
@@ -161,15 +161,15 @@ def load_optimizer(optimizer, scaler, checkpoint: dict):
                 expected = optimizer.state[group['params'][0]].keys()
                 require(state and state.keys() == expected, 'parts are missing')
                 for tensor in state.values():
-                    require(tensor.shape in (p.shape, ()), 'tensors have other shapes')
+                    require(tensor.shape in (p.shape, ()), 'tensors have the wrong shape')
     except Exception as e:                      # corrupt states can raise any exception
         raise Error(f"the checkpoint's optimizer does not fit its model: {brief(e)}") from e
 
 
 # ---- starting a run
 def read_settings(path) -> dict:
-    """The settings in a checkpoint, without its tensors. Raises Error if it cannot be read."""
-    require(os.path.isfile(path), f'{path}: there is no run to resume; leave init_from out')
+    """A checkpoint's settings, without loading its tensors. Raises Error if it cannot be read."""
+    require(os.path.isfile(path), f'{path}: there is no run to resume; drop init_from')
     try:
         require_uncompressed(path, os.path.getsize(path))
         return dict(torch.load(path, mmap=True, weights_only=True)['settings'])
@@ -178,9 +178,9 @@ def read_settings(path) -> dict:
 
 
 def load_start(settings, meta: dict, tokenizer: Tokenizer, is_resumed: bool) -> dict | None:
-    """The checkpoint that a run starts from: its own if is_resumed, that of init_from, or None.
+    """The checkpoint a run starts from: its own if is_resumed, the one init_from names, or None.
 
-    Raises Error if the dataset, the tokenizer, or a setting that cannot change contradicts it."""
+    Raises Error if it contradicts the dataset, the tokenizer or a setting that cannot change."""
     out = Path(settings['out_dir']).expanduser()
     checkpoint = None
     if is_resumed:
@@ -192,8 +192,8 @@ def load_start(settings, meta: dict, tokenizer: Tokenizer, is_resumed: bool) -> 
     if checkpoint is None:
         return None
     require(Tokenizer(checkpoint['tokenizer']) == tokenizer,
-            f'data/{settings["dataset"]} has a different tokenizer from the checkpoint; prepare it '
-            'with that one')
+            f'data/{settings["dataset"]} uses a different tokenizer from the checkpoint; prepare '
+            "it again with the checkpoint's tokenizer")
     weights = checkpoint['model_config']
     require(tokenizer.vocab_size <= weights['vocab_size'],
             f'{tokenizer.vocab_size} tokens do not fit vocab_size={weights["vocab_size"]}')
@@ -201,36 +201,36 @@ def load_start(settings, meta: dict, tokenizer: Tokenizer, is_resumed: bool) -> 
     wrong = [f'{name}={value} (the checkpoint has {weights[name]})'
              for name, value in settings.shape.items()
              if name not in may_differ and value != weights[name]]
-    require(not wrong, f'{", ".join(wrong)}: the shape of trained weights cannot change; leave it '
-                       'out, or train another model in a different out_dir')
+    require(not wrong, f'{", ".join(wrong)}: the shape of trained weights cannot change; omit it, '
+                       'or train a new model in a different out_dir')
     return checkpoint
 
 
 def check_resume(settings, meta: dict, checkpoint: dict, out: Path):
-    """Raise Error for a change that a resumed run cannot follow."""
+    """Raise Error for a change that is not possible on resume."""
     require(not settings['overwrite'], f'init_from={settings["init_from"]} continues the run that '
-                                       'overwrite=True replaces: leave one out')
+                                       'overwrite=True replaces: drop one of the two')
     fixed = [f'{name}: {checkpoint["settings"].get(name)} -> {settings[name]}'
              for name in ('seed', 'optimizer', 'dataset')
              if settings[name] != checkpoint['settings'].get(name)]
-    require(not fixed, f'{", ".join(fixed)}: this cannot change on resume; leave it out, or use a '
+    require(not fixed, f'{", ".join(fixed)}: this cannot change on resume; omit it, or use a '
                        'different out_dir')
     require(checkpoint['data'] == checksums(meta),
             f'data/{settings["dataset"]} is not what {out}/ckpt.pt was trained on; use a different '
             'out_dir')
     require(checkpoint['step'] <= settings['max_iters'],
-            f'{out}/ckpt.pt is at step {checkpoint["step"]}: raise max_iters='
-            f'{settings["max_iters"]}')
+            f'{out}/ckpt.pt is already at step {checkpoint["step"]}, past max_iters='
+            f'{settings["max_iters"]}: raise max_iters')
 
 
 def require_same_start(step: int, out: Path):
-    """Raise Error if the processes of a run start at different steps, as when only one machine
-    has the checkpoint."""
+    """Raise Error if the processes of a run start at different steps, e.g. because only one
+    machine has the checkpoint."""
     if distributed.is_initialized():
         steps = [0] * distributed.get_world_size()
         distributed.all_gather_object(steps, step)
         require(len(set(steps)) == 1,
-                f'the processes start at steps {steps}: all of them need the same {out}')
+                f'the processes start at steps {steps}: they all need the same {out}')
 
 
 def checksums(meta: dict) -> dict:
@@ -239,8 +239,8 @@ def checksums(meta: dict) -> dict:
 
 
 def claim_folder(out: Path, is_resumed: bool, overwrite: bool):
-    """Create and lock out_dir, by the first process. Raises Error if the folder holds a run that
-    is not to be resumed or replaced."""
+    """Create and lock out_dir, in the first process only. Raises Error if it holds a run that is
+    neither resumed nor replaced."""
     if not is_first_process():
         return
     has_run = any((out / name).exists() for name in ('ckpt.pt', 'best.pt', 'log.csv'))

@@ -1,7 +1,7 @@
-"""Datasets: the files in data/NAME, the batches of training, and the windows of evaluation.
+"""Datasets: the files in data/NAME, training batches, and evaluation windows.
 
-train.bin and val.bin hold raw token ids, with end-of-text after every document; meta.json says
-what is in them. It is written last, so a folder without it is no dataset."""
+train.bin and val.bin hold raw token ids, with end-of-text after every document; meta.json
+describes them. It is written last, so a folder without it is not a dataset."""
 import contextlib
 import json
 import math
@@ -16,15 +16,15 @@ import numpy as np
 from lib.files import acquire_lock, checksum, sync
 from lib.settings import Error, require
 
-FORMAT = 2                      # of the files in data/NAME
+FORMAT = 2                      # format version of the files in data/NAME
 
 
 # ---- opening a dataset
 def open_dataset(name: str, verify: bool = False) -> tuple[dict, np.ndarray, np.ndarray]:
     """Return (meta, train, val) of data/NAME; train and val are memory maps of ids (N,).
 
-    Checksums are verified up to 1 GB a file, with verify=True always. Raises Error, with the
-    command that makes the dataset, if it is missing or damaged."""
+    Verifies the checksums of files up to 1 GB, and of all files with verify=True. Raises Error,
+    with the command that creates the dataset, if it is missing or damaged."""
     folder = Path('data', name)
     command = f'python prepare.py --name={name} ...'
     if name == 'stories':
@@ -48,18 +48,18 @@ def open_split(folder: Path, meta: dict, split: str, verify: bool) -> np.ndarray
     """The memory map of a split's ids (N,). Raises OSError or ValueError for a damaged file."""
     path = folder / f'{split}.bin'
     if path.stat().st_size != meta[split]['tokens'] * np.dtype(meta['dtype']).itemsize:
-        raise ValueError(f'{path.name} does not have the size that meta.json says')
+        raise ValueError(f'the size of {path.name} does not match meta.json')
     ids = np.memmap(path, meta['dtype'], 'r')
     if verify or ids.nbytes <= 10 ** 9:
         if checksum(path) != meta[split]['checksum']:
-            raise ValueError(f'{path.name} does not have the checksum that meta.json says')
+            raise ValueError(f'the checksum of {path.name} does not match meta.json')
         if ids.max() >= meta['vocab_size']:
-            raise ValueError(f'{path.name} has ids outside of the vocabulary')
+            raise ValueError(f'{path.name} has ids outside the vocabulary')
     return ids
 
 
 def check_meta(meta: dict):
-    """Raise ValueError, KeyError or TypeError if meta.json is damaged or impossible."""
+    """Raise ValueError, KeyError or TypeError if meta.json is damaged or invalid."""
     if meta['format'] != FORMAT:
         raise ValueError(f'format {meta["format"]}; this version reads {FORMAT}')
     if meta['checksum'] != checksum_of_meta(meta):
@@ -72,7 +72,7 @@ def check_meta(meta: dict):
     largest = {'uint16': 1 << 16, 'uint32': 1 << 32}[meta['dtype']]
     are_counts = all(type(count) is int and count > 0 for count in counts)
     if not are_counts or not meta['eot'] < meta['vocab_size'] <= largest:
-        raise ValueError('impossible numbers in meta.json')
+        raise ValueError('invalid numbers in meta.json')
 
 
 def checksum_of_meta(meta: dict) -> str:
@@ -83,8 +83,8 @@ def checksum_of_meta(meta: dict) -> str:
 # ---- writing a dataset
 @contextlib.contextmanager
 def new_files(folder: Path):
-    """Yield an empty folder for a dataset's new files, which move to `folder` at the end: it holds
-    the old dataset, the new one, or none. Raises Error if another process is writing it."""
+    """Yield an empty folder for a dataset's new files, then move them to `folder`: at any time it
+    holds the old dataset, the new one, or none. Raises Error if another process is writing it."""
     with acquire_lock(folder):
         new = folder / '.new'
         shutil.rmtree(new, ignore_errors=True)              # left over from a killed process
@@ -111,15 +111,15 @@ def replace_files(folder: Path, new: Path):
 
 # ---- training batches
 def windows_per_epoch(tokens: int, block_size: int) -> int:
-    """Windows of block_size inputs that an epoch cuts from the tokens: one fewer than fits, which
-    leaves room for a random offset."""
+    """Number of block_size windows in an epoch: one fewer than would fit, to leave room for a
+    random offset."""
     return max(1, (tokens - block_size) // block_size)
 
 
 @lru_cache(2)
 def window_starts(tokens: int, block_size: int, seed: int, epoch: int) -> np.ndarray:
-    """Where each window of an epoch starts, (windows,), in training order: a new random offset
-    and a new permutation each epoch; within an epoch windows do not overlap.
+    """Start of each window of an epoch, (windows,), in training order. Each epoch has a new random
+    offset and a new permutation; the windows of an epoch do not overlap.
 
     For example, 14 tokens and block_size 4 give 2 windows. With offset 3 their inputs are tokens
     3 to 6 and 7 to 10, their targets 4 to 7 and 8 to 11; the starts are [3, 7] or [7, 3]."""
@@ -130,11 +130,11 @@ def window_starts(tokens: int, block_size: int, seed: int, epoch: int) -> np.nda
 
 
 def get_batch(data, block_size: int, seed: int, sequences: range) -> tuple[np.ndarray, np.ndarray]:
-    """Inputs x and targets y, (len(sequences), block_size) each, of some of a run's sequences.
+    """Inputs x and targets y, (len(sequences), block_size) each, for the given sequences.
 
-    The sequences of a run are numbered from 0, and each step takes the next batch_size of them.
-    A batch depends on the arguments only: a resumed run needs no state of its data, and several
-    processes take slices of the same batch. Costs one copy of the tokens from the memory map."""
+    A run's sequences are numbered from 0, and each step takes the next batch_size of them. A batch
+    depends only on the arguments: a resumed run needs no data loader state, and several processes
+    take slices of the same batch. Costs one copy of the tokens from the memory map."""
     windows = windows_per_epoch(len(data), block_size)
     rows = []
     for i in sequences:
@@ -147,20 +147,20 @@ def get_batch(data, block_size: int, seed: int, sequences: range) -> tuple[np.nd
 
 # ---- evaluation
 def bits_per_byte(nats: float, size: int) -> float:
-    """Bits per byte of a text of `size` bytes and `nats` in all: comparable across tokenizers."""
+    """Bits per byte of a text of `size` bytes and `nats` in total; comparable across tokenizers."""
     return nats / size / math.log(2)
 
 
 class Validation:
     """The validation split, or its first eval_tokens tokens, packed into windows.
 
-    floor: the entropy in nats per token, which no model can beat on average; None if unknown."""
+    floor: entropy in nats per token, which no model can beat on average; None if unknown."""
 
     def __init__(self, meta: dict, val, tokenizer, eval_tokens: int, block_size: int):
         self.eot = meta['eot']
         self.block_size = block_size
         self.ids = val                                      # (N,), a memory map
-        self.bytes = meta['val']['bytes']                   # of the text in UTF-8
+        self.bytes = meta['val']['bytes']                   # UTF-8 bytes of the text
         self.floor = None
         if 0 < eval_tokens < len(val):
             self.ids = val[:eval_tokens]
@@ -170,23 +170,23 @@ class Validation:
         self.cuts = window_cuts(self.ids, self.eot, block_size)         # (windows + 1,)
 
     def bits_per_byte(self, loss: float) -> float:
-        """A loss in nats per token as bits per byte."""
+        """Convert a loss in nats per token to bits per byte."""
         return bits_per_byte(loss * len(self.ids), self.bytes)
 
     def batch(self, first: int, n: int) -> tuple[np.ndarray, np.ndarray]:
-        """Inputs and targets (n, T) of windows from `first` on. Windows past the last one are
-        padding, so that a compiled model sees one shape."""
+        """Inputs and targets (n, T) of the n windows from `first`, padded past the last window, so
+        that a compiled model sees a single shape."""
         cuts = self.cuts[first:first + n + 1]
         x, y = read_windows(self.ids, self.eot, self.block_size, cuts)
         missing = ((0, n - len(x)), (0, 0))
         return np.pad(x, missing), np.pad(y, missing, constant_values=-1)
 
     def evaluate(self, model, batch_size: int, autocast) -> float:
-        """Mean cross-entropy of a model, in nats per token: each token counts once.
+        """Mean cross-entropy of a model in nats per token; each token counts once.
 
-        Of several processes each evaluates every world_size-th batch, and all return the same
-        mean. The model's mode and the random state stay as they are."""
-        import torch  # not at the top: prepare.py does without it
+        With several processes, each evaluates every world_size-th batch, and all return the same
+        mean. The model's mode and the RNG state are unchanged."""
+        import torch  # not at the top: prepare.py does not need it
 
         rank, world_size = 0, 1
         if torch.distributed.is_initialized():
@@ -194,14 +194,14 @@ class Validation:
         was_training = model.training
         model.eval()
         device = next(model.parameters()).device
-        nats = [torch.zeros((), device=device)]             # of each batch; they stay on the device
+        nats = [torch.zeros((), device=device)]             # per batch, kept on the device
         windows = len(self.cuts) - 1
         for first in range(rank * batch_size, windows, world_size * batch_size):
             x, y = (torch.from_numpy(ids).to(device) for ids in self.batch(first, batch_size))
             with torch.no_grad(), autocast:
                 mean = model(x, y)
             nats.append(mean * (y >= 0).sum())
-        total = torch.stack(nats).cpu().double().sum()      # Apple's GPUs have no float64
+        total = torch.stack(nats).cpu().double().sum()      # MPS has no float64
         if world_size > 1:
             torch.distributed.all_reduce(total)
         model.train(was_training)
@@ -209,18 +209,18 @@ class Validation:
 
 
 def window_cuts(ids, eot: int, block_size: int) -> np.ndarray:
-    """Where windows of at most block_size tokens begin and end in ids (N,), as (windows + 1,).
+    """Boundaries (windows + 1,) of windows of at most block_size tokens in ids (N,).
 
-    Documents, each ended by eot, are packed whole; only one longer than a window is cut."""
-    step = 1 << 24                                          # of a memory map, read piece by piece
+    Documents, each ending in eot, are packed whole; only documents longer than a window are cut."""
+    step = 1 << 24                                          # read the memory map in pieces
     ends = [np.flatnonzero(ids[i:i + step] == eot) + i + 1 for i in range(0, len(ids), step)]
     ends = np.append(np.concatenate(ends), len(ids))
     cuts, start = [0], 0
     for end in ends.tolist():
         if end - cuts[-1] > block_size and start > cuts[-1]:
-            cuts.append(start)                              # the document opens a new window
+            cuts.append(start)                              # start a window with this document
         while end - cuts[-1] > block_size:
-            cuts.append(cuts[-1] + block_size)              # it is longer than a window
+            cuts.append(cuts[-1] + block_size)              # the document exceeds a window
         start = end
     if len(ids) > cuts[-1]:
         cuts.append(len(ids))
@@ -230,9 +230,9 @@ def window_cuts(ids, eot: int, block_size: int) -> np.ndarray:
 def read_windows(ids, eot: int, block_size: int, cuts) -> tuple[np.ndarray, np.ndarray]:
     """Inputs x and targets y, (windows, block_size) each, of the windows between the cuts.
 
-    The input at each position is the token before the target; the first is eot. With eot 0 and
-    block_size 4 the documents [5 6 0] and [7 8 9 0] become
-        y = [[5 6 0 -1] [7 8 9 0]]          targets of -1 do not count
+    The input at each position is the token before the target, or eot at the start of the text.
+    With eot 0 and block_size 4 the documents [5 6 0] and [7 8 9 0] become
+        y = [[5 6 0 -1] [7 8 9 0]]          targets of -1 are ignored
         x = [[0 5 6  0] [0 7 8 9]]"""
     x = np.full((len(cuts) - 1, block_size), eot, np.int64)
     y = np.full_like(x, -1)

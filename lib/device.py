@@ -13,15 +13,15 @@ from torch import distributed, nn
 from lib.settings import Error, require
 from lib.terminal import warn
 
-TOKENS_ON_CPU = 8192            # per micro-batch on a CPU; more takes memory and is no faster
+TOKENS_ON_CPU = 8192            # per micro-batch on a CPU; more costs memory and is no faster
 # Peak dense 16-bit TFLOP/s, by a word in a GPU's name
 PEAK_TFLOPS = {'H200': 989, 'H100': 989, 'A100': 312, 'L4': 121, 'T4': 65, '4090': 165, '3090': 71}
 
 
 # ---- device and precision
 def pick_device(device: str = 'auto') -> torch.device:
-    """The torch.device of that name; auto = cuda, mps or cpu, the first available. Raises Error if
-    it is not available."""
+    """The torch.device of that name; auto = the first available of cuda, mps and cpu. Raises Error
+    if it is not available."""
     if device == 'auto':
         device = 'cpu'
         if torch.backends.mps.is_available():
@@ -30,16 +30,16 @@ def pick_device(device: str = 'auto') -> torch.device:
             device = 'cuda'
     try:
         found = torch.empty(0, device=device).device
-        torch.autocast(found.type)                          # raises for a device without kernels
+        torch.autocast(found.type)                          # raises for an unsupported device
     except Exception as e:
         raise Error(f'device={device} is not available here; try --device=cpu') from e
     return found
 
 
 def pick_dtype(dtype: str, device: torch.device) -> torch.dtype:
-    """The torch.dtype of matrix products; auto = the fastest that the hardware has natively.
+    """The torch.dtype of matrix products; auto = the fastest that the hardware supports natively.
 
-    torch.cuda.is_bf16_supported() also says yes where bf16 is emulated, which is slow."""
+    torch.cuda.is_bf16_supported() is also true where bf16 is emulated, which is slow."""
     if dtype == 'auto':
         dtype = 'float32'
         if device.type == 'cuda':
@@ -60,15 +60,15 @@ def pick_dtype(dtype: str, device: torch.device) -> torch.dtype:
 class Hardware(NamedTuple):
     """What this process computes with."""
     device: torch.device
-    dtype: torch.dtype          # of matrix products
-    autocast: torch.autocast    # context manager that computes them in it
-    rank: int                   # this process's number
-    world_size: int             # processes in the run
+    dtype: torch.dtype          # dtype of matrix products
+    autocast: torch.autocast    # context manager that applies it
+    rank: int                   # index of this process
+    world_size: int             # number of processes
 
 
 def start_hardware(device: str, dtype: str) -> Hardware:
-    """Pick device and dtype for training; under torchrun also join the process group, where each
-    process of a machine takes one of its GPUs. Raises Error if they are not available."""
+    """Pick device and dtype for training. Under torchrun, also join the process group; each process
+    gets a GPU of its own. Raises Error if they are not available."""
     rank, world_size = int(os.environ.get('RANK', 0)), int(os.environ.get('WORLD_SIZE', 1))
     if world_size > 1 and device in ('auto', 'cuda') and torch.cuda.is_available():
         device = f'cuda:{os.environ["LOCAL_RANK"]}'
@@ -100,8 +100,8 @@ def keep_memory():
 
 
 def can_compile(compile: str | bool, device: torch.device) -> bool:
-    """Whether to compile: with auto on CUDA only. torch.compile needs a C++ compiler, and Triton
-    for GPUs; warns if they are missing."""
+    """Whether to compile; auto = only on CUDA. torch.compile needs a C++ compiler, and Triton on a
+    GPU; warns if they are missing."""
     if compile is False or (compile == 'auto' and device.type != 'cuda'):
         return False
     try:
@@ -114,8 +114,8 @@ def can_compile(compile: str | bool, device: torch.device) -> bool:
 
 # ---- processes
 def compile_and_parallelize(model: nn.Module, compile: str | bool) -> nn.Module:
-    """Compile the model in place, if asked for and possible, and with several processes wrap it
-    in DDP, which averages their gradients."""
+    """Compile the model in place, if requested and possible. With several processes, wrap it in
+    DDP, which averages their gradients."""
     if can_compile(compile, next(model.parameters()).device):
         model.compile(dynamic=False)
     if distributed.is_initialized():
@@ -136,30 +136,30 @@ def is_first_process() -> bool:
 
 # ---- memory
 def fit_micro_batch(model: nn.Module, autocast, share: int, wanted: int) -> int:
-    """Sequences per micro-batch: `wanted` or, if that is 0, as many as fit and divide `share`,
-    this process's sequences of a step. Warns if those wanted may not fit."""
+    """Sequences per micro-batch: `wanted` or, if that is 0, the most that fit and divide `share`,
+    the sequences per step of this process. Warns if `wanted` may not fit."""
     if wanted == 1:
         return 1
     most = min(share, most_sequences(model, autocast))
     fitting = max(n for n in range(1, most + 1) if share % n == 0)
     on_gpu = next(model.parameters()).device.type == 'cuda'
     if wanted > fitting and on_gpu and is_first_process():
-        warn(f'micro_batch_size={wanted} may not fit into the memory of the GPU; {fitting} would')
+        warn(f'micro_batch_size={wanted} may not fit in GPU memory; {fitting} would')
     return wanted or fitting
 
 
 def most_sequences(model: nn.Module, autocast) -> int:
     """The largest micro-batch that every process can hold, at least 1.
 
-    On a GPU it is extrapolated from the measured peaks of one and two sequences, against all
-    memory of the card, not what is free now: the same card always gives the same number."""
+    On a GPU it is extrapolated from the measured peaks of one and two sequences, based on the
+    card's total memory rather than what is free now: the same card always gives the same number."""
     device, block_size = next(model.parameters()).device, model.config.block_size
     most = TOKENS_ON_CPU // block_size
     if device.type == 'cuda':
         peaks = measure_peaks(model, autocast, device)
         most = len(peaks)
         if most == 2:
-            optimizer_state = 8 * model.num_params()        # bytes: two fp32 numbers each
+            optimizer_state = 8 * model.num_params()        # bytes: two fp32 numbers per parameter
             memory = 0.85 * torch.cuda.get_device_properties(device).total_memory
             most = int((memory - optimizer_state - peaks[0]) / (peaks[1] - peaks[0]))
     if distributed.is_initialized():                        # all processes take the smallest
@@ -170,7 +170,7 @@ def most_sequences(model: nn.Module, autocast) -> int:
 
 
 def measure_peaks(model: nn.Module, autocast, device: torch.device) -> list[int]:
-    """Peak bytes on a GPU with one and with two sequences; shorter if memory runs out."""
+    """Peak bytes on a GPU with one and with two sequences; fewer if memory runs out."""
     peaks = []
     with contextlib.suppress(torch.OutOfMemoryError):
         for n in (1, 2):
@@ -186,7 +186,7 @@ def measure_peaks(model: nn.Module, autocast, device: torch.device) -> list[int]
 
 def max_speed(model: nn.Module, device: torch.device) -> float | None:
     """Tokens per second if training used every FLOP of the GPUs; None if their peak is unknown. The
-    share of it that a run reaches is its MFU (Chowdhery et al. 2022, appendix B)."""
+    fraction of it that a run reaches is its MFU (Chowdhery et al. 2022, appendix B)."""
     if device.type != 'cuda':
         return None
     words = torch.cuda.get_device_name(device).replace('-', ' ').split()
@@ -204,8 +204,8 @@ def max_speed(model: nn.Module, device: torch.device) -> float | None:
 
 # ---- stopping
 class StopSignals:
-    """Ends a run after the current step: at a time limit, or at SIGINT (Ctrl-C), SIGTERM, SIGHUP
-    or SIGUSR1. A second signal ends the process at once, except within 2 s of the first, as
+    """Stops a run after the current step: at a time limit, or on SIGINT (Ctrl-C), SIGTERM, SIGHUP
+    or SIGUSR1. A second signal ends the process at once, unless it comes within 2 s of the first:
     launchers send duplicates."""
 
     def __init__(self, max_minutes: float):
@@ -214,7 +214,7 @@ class StopSignals:
         self.first_signal = 0.0
         for name in ('SIGINT', 'SIGTERM', 'SIGHUP', 'SIGUSR1'):
             number = getattr(signal, name, None)            # Windows lacks the last two
-            is_ignored = number and signal.getsignal(number) is signal.SIG_IGN     # as by nohup
+            is_ignored = number and signal.getsignal(number) is signal.SIG_IGN     # e.g. by nohup
             if number and not is_ignored:
                 signal.signal(number, self.handle)
 
@@ -232,13 +232,13 @@ class StopSignals:
         """Whether to stop before the next step. All processes of a run return the same."""
         is_late = time.monotonic() > self.deadline
         if distributed.is_initialized():
-            flags = torch.tensor([self.status, is_late])    # on the CPU: no wait for the GPU
+            flags = torch.tensor([self.status, is_late])    # on the CPU, not to wait for the GPU
             distributed.all_reduce(flags, distributed.ReduceOp.MAX)
             self.status, is_late = flags.tolist()
         return bool(self.status or is_late)
 
     def end_process(self, is_finished: bool):
-        """End the process, with the status of a signal if one stopped the run."""
+        """Exit, with the signal's status if one stopped the run."""
         status = 0 if is_finished else self.status
         if distributed.is_initialized():
             distributed.destroy_process_group()

@@ -1,4 +1,4 @@
-"""Files that are never half written, locks against a second run, and checksums."""
+"""Atomic writes, locks against a second run, and checksums."""
 import contextlib
 import errno
 import os
@@ -11,12 +11,12 @@ from pathlib import Path
 from lib.settings import Error
 from lib.terminal import warn
 
-HELD = []                       # locks that this process holds until it ends
+HELD = []                       # locks that this process holds until it exits
 
 
 @contextlib.contextmanager
 def atomic(path):
-    """Yield a temporary path; at the end it replaces `path`. After an error `path` is unchanged.
+    """Yield a temporary path, which replaces `path` on success. After an error `path` is unchanged.
 
     Raises Error if the file cannot be written."""
     path = Path(path)
@@ -30,19 +30,19 @@ def atomic(path):
     except BaseException as e:
         with contextlib.suppress(OSError):
             temporary.unlink(missing_ok=True)
-        is_full_disk = re.search('inline_container|iostream', str(e))     # torch.save's words
+        is_full_disk = re.search('inline_container|iostream', str(e))     # torch.save's wording
         if isinstance(e, OSError) or is_full_disk:
             raise Error(f'cannot write {path}: {e}; the previous file is intact') from e
         raise
 
 
 def sync(path):
-    """Flush a file, or a folder's entries, to the disk. Some network shares cannot: warn once."""
+    """Flush a file, or a folder's entries, to disk. Some network shares cannot: warn once."""
     is_folder = os.path.isdir(path)
     try:
         descriptor = os.open(path, os.O_RDONLY if is_folder else os.O_RDWR)
     except OSError:
-        if is_folder:                                       # Windows opens no folders
+        if is_folder:                                       # Windows cannot open folders
             return
         raise
     try:
@@ -62,7 +62,7 @@ def warn_unsynced(folder: str):
 
 
 def checksum(file, size: int = sys.maxsize) -> str:
-    """CRC-32, as 8 hex digits, of a file (a path, or a file open for reading: its next bytes)."""
+    """CRC-32, as 8 hex digits, of up to `size` bytes of a file: a path, or an open file's rest."""
     crc = 0
     with contextlib.nullcontext(file) if hasattr(file, 'read') else open(file, 'rb') as f:
         while block := f.read(min(size, 1 << 20)):
@@ -72,7 +72,7 @@ def checksum(file, size: int = sys.maxsize) -> str:
 
 
 def acquire_lock(folder: Path):
-    """Lock a folder until this process ends, however it ends, or until the returned context
+    """Lock a folder until this process exits, however it exits, or until the returned context
     manager releases it. Raises Error if another process holds the lock."""
     from filelock import FileLock, Timeout
     path = folder / '.lock'
@@ -91,10 +91,10 @@ def acquire_lock(folder: Path):
 
 
 def can_lock(path: Path) -> bool:
-    """Whether the file system of a file has locks; some cluster file systems have none."""
+    """Whether a file's file system supports locks; some cluster file systems do not."""
     try:
         import fcntl
-    except ImportError:                                     # Windows has locks of another kind
+    except ImportError:                                     # Windows has a different kind of lock
         return True
     with open(path, 'rb') as f:
         try:

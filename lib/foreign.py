@@ -1,7 +1,7 @@
 """Any tokenizer.json, run by the tokenizers package, for lib/tokenizer.py.
 
-Most of them add a space before a text or look at it as a whole, so documents are not cut into
-pieces as for the other kinds."""
+Most of these tokenizers prepend a space or process the text as a whole, so documents are not cut
+into pieces as they are for the other kinds."""
 import json
 import unicodedata
 
@@ -9,16 +9,16 @@ import numpy as np
 
 from lib.settings import Error, brief, require
 
-WINDOW = 1 << 18                # characters that are encoded at once
-OVERLAP = 1 << 13               # characters that neighbouring windows share
+WINDOW = 1 << 18                # characters encoded at once
+OVERLAP = 1 << 13               # characters shared by neighboring windows
 
 
 class ForeignTokenizer:
-    """A tokenizer.json with the id of its end-of-text.
+    """A tokenizer.json and the id of its end-of-text.
 
-    Its vocabulary may not cover the text. Over all text encoded so far, `unknown` counts the
-    unknown tokens, and `lost` those of the `visible` characters that decode does not return.
-    waiting_ids: single bytes and special tokens, after which decode_stream waits."""
+    Its vocabulary may not cover the text: over all text encoded so far, `unknown` counts unknown
+    tokens, `visible` non-whitespace characters, and `lost` those of them that decoding loses.
+    waiting_ids: ids after which decode_stream waits: single bytes and special tokens."""
 
     def __init__(self, tokenizer_json: str, eot: int):
         import tokenizers
@@ -26,29 +26,29 @@ class ForeignTokenizer:
         self.hf = tokenizers.Tokenizer.from_str(tokenizer_json)
         self.hf.no_truncation()
         self.hf.no_padding()
-        self.hf.encode_special_tokens = True        # a special token's name in a text is just text
+        self.hf.encode_special_tokens = True        # special token names in text are just text
         self.eot = eot
         self.vocab_size = max(self.hf.get_vocab().values()) + 1
         model = json.loads(tokenizer_json)['model']
-        require(not model.get('dropout'), 'this tokenizer drops merges at random: set "dropout" to '
-                                          'null in its tokenizer.json')
+        require(not model.get('dropout'), 'this tokenizer uses BPE dropout: set "dropout" to null '
+                                          'in its tokenizer.json')
         unk_token = model.get('unk_token')
         self.unk = self.hf.token_to_id(unk_token) if unk_token else model.get('unk_id')
         added = self.hf.get_added_tokens_decoder()
         specials = {i for i, token in added.items() if token.special}
         single_bytes = {self.hf.token_to_id(f'<0x{byte:02X}>') for byte in range(256)}
         self.waiting_ids = specials | single_bytes | {self.eot}
-        # RoBERTa's kind adds a space (spelled Ġ) before the text, which its decoder leaves there.
+        # RoBERTa-style tokenizers prepend a space (spelled Ġ) that their decoder does not remove.
         splitter = self.hf.pre_tokenizer
         adds_space = splitter and 'Ġe' in str(splitter.pre_tokenize_str('e'))
         self.added_space = ' ' if adds_space else ''
 
     def encode_stream(self, pieces):
-        """Yield the ids of documents, with eot after each, in arrays; pieces are (text, ends)."""
+        """Yield arrays of the ids of documents, each followed by eot; pieces are (text, ends)."""
         yield from map(self.encode_documents, join(pieces))
 
     def encode_documents(self, texts: list[str]) -> np.ndarray:
-        """The ids of whole documents with eot after each. Counts what gets lost."""
+        """The ids of whole documents, each followed by eot. Counts lost text."""
         try:
             if max(map(len, texts)) > WINDOW:
                 rows = [self.encode_long(text) for text in texts]
@@ -62,19 +62,19 @@ class ForeignTokenizer:
                     f'{self.hf.id_to_token(self.eot)}: use another tokenizer')
             self.unknown += int((ids == self.unk).sum())
             before = count_visible(text)
-            parts = np.array_split(ids, len(ids) // WINDOW + 1)         # to bound the memory
+            parts = np.array_split(ids, len(ids) // WINDOW + 1)         # to limit memory
             after = sum(count_visible(self.decode(part)) for part in parts)
             self.visible += before
             self.lost += max(0, before - after)
         return np.concatenate([np.append(ids, np.uint32(self.eot)) for ids in rows])
 
     def encode_long(self, text: str) -> np.ndarray:
-        """The ids of the whole text, in overlapping windows, as encoding it at once
-        takes up to 300 bytes of memory per character.
+        """The ids of the whole text, encoded in overlapping windows: encoding it at once takes up
+        to 300 bytes of memory per character.
 
-        Tokens depend on nearby text only: where two windows agree on 100 tokens in the middle of
-        their overlap, the second takes over. If they disagree, as in a word of thousands of
-        letters, the first is encoded again at twice the length."""
+        Tokens depend only on nearby text: where two windows agree on 100 tokens in the middle of
+        their overlap, the second takes over. If they disagree, e.g. in a word of thousands of
+        letters, the first is re-encoded at twice the length."""
         def encode(begin, end):                     # (tokens, 2): id, position in text
             found = self.hf.encode(text[begin:end], add_special_tokens=False)
             positions = [begin + first for first, _ in found.offsets]
@@ -82,7 +82,7 @@ class ForeignTokenizer:
 
         begin, end = 0, WINDOW
         window = encode(begin, end)
-        ids, done = [], 0                           # done: tokens of this window in ids
+        ids, done = [], 0                           # done: tokens of window already in ids
         while end < len(text):
             next_window = encode(end - OVERLAP, end + WINDOW)
             middle = end - OVERLAP // 2
@@ -101,18 +101,18 @@ class ForeignTokenizer:
         return self.hf.decode(ids, skip_special_tokens=True).removeprefix(self.added_space)
 
     def label(self, i: int) -> str:
-        """The text of one id inside a text, where it does not lose its space; else its name."""
+        """The text of one id within a text, where it keeps its space; if empty, its name."""
         return self.decode([i, i])[len(self.decode([i])):] or self.hf.id_to_token(i) or ''
 
 
 def join(pieces):
-    """Yield lists of whole documents from pieces (text, ends), about WINDOW characters each."""
+    """Join pieces (text, ends) into documents and yield lists of about WINDOW characters."""
     documents, parts, size = [], [], 0
     for text, ends in pieces:
         parts.append(text)
         size += len(text)
         require(size < 100_000_000, 'a document has 100 million characters, too many for this '
-                                    'tokenizer: divide it, or use --tokenizer=bpe')
+                                    'tokenizer: split it, or use --tokenizer=bpe')
         if ends:
             documents.append(''.join(parts))
             parts = []
@@ -124,5 +124,5 @@ def join(pieces):
 
 
 def count_visible(text: str) -> int:
-    """The number of characters that are not white space, however accents are spelled."""
+    """Number of non-whitespace characters, however accents are encoded."""
     return len(''.join(unicodedata.normalize('NFKC', text).split()))

@@ -20,11 +20,11 @@ FILES = ['best.pt', 'ckpt.pt', 'log.csv', 'loss.png']       # what a run writes 
 
 
 class Log:
-    """Rows of log.csv. On a terminal a progress bar, otherwise a line for each row."""
+    """Writes log.csv; shows a progress bar on a terminal and prints a line per row elsewhere."""
 
     def __init__(self, settings: dict, step: int, tokens_per_step: int, hardware, model,
                  floor: float | None, is_resumed: bool):
-        """step: steps done so far. Rows after it, left by a crash, are dropped: these steps are
+        """step: steps done so far. Later rows, left by a crash, are dropped: those steps are
         trained again. A new run deletes the files of an older one. Only the first process writes
         and prints.
 
@@ -41,15 +41,15 @@ class Log:
         self.tracker = None                     # a run of Weights & Biases
         self.first_step = step
         self.began = self.clock = time.perf_counter()
-        self.overflows = 0                      # fp16 steps skipped in succession
-        self.state = ''                         # loss and speed, on the bar
+        self.overflows = 0                      # consecutive fp16 steps skipped
+        self.state = ''                         # loss and speed, shown on the bar
         self.pending = []                       # (loss, norm) since the last row, on the device
         self.bar = tqdm(total=self.max_iters, initial=step, disable=None if is_writer else True,
                         smoothing=0, dynamic_ncols=True,
                         bar_format='{l_bar}{bar}| {n_fmt}/{total_fmt} steps, {remaining} left'
                                    '{postfix}')
         if is_writer:
-            if settings['wandb_project']:       # first, as it can fail
+            if settings['wandb_project']:       # first, because it can fail
                 self.tracker = extra('tracking', needed_by='wandb_project').start(settings)
             if not is_resumed:
                 for name in FILES:
@@ -61,11 +61,11 @@ class Log:
 
     # ---- printing
     def say(self, text: str = '', indent: str = ''):
-        """Print a text, above the progress bar."""
+        """Print text above the progress bar."""
         self.print_line(fit(text, indent, hang=' ' * 8))
 
     def print_line(self, text: str):
-        """Print a line. A run goes on if stdout is closed, as after `| head`."""
+        """Print a line. The run continues if stdout is closed, e.g. by `| head`."""
         if not self.is_writer:
             return
         try:
@@ -81,12 +81,12 @@ class Log:
         self.say(f'model   {config.arch}, {model.num_params():,} parameters: {config.n_layer} '
                  f'layers, {config.n_head} heads, {config.n_embd} channels, vocabulary '
                  f'{meta["vocab_size"]:,}')
-        floor = f', entropy {self.floor:.4f} nats per token' if self.floor else ''
+        floor = f', floor {self.floor:.4f} nats per token' if self.floor else ''
         self.say(f'data    {settings["dataset"]}: {tokens:,} tokens for training, '
                  f'{meta["val"]["tokens"]:,} for validation{floor}')
         epochs = self.max_iters * self.tokens_per_step / tokens
-        self.say(f'steps   {self.max_iters:,} of {settings["batch_size"]} x {config.block_size} '
-                 f'tokens, {epochs:.2f} epochs')
+        self.say(f'steps   {self.max_iters:,} ({settings["batch_size"]} x {config.block_size} '
+                 f'tokens each), {epochs:.2f} epochs')
         name = str(device)
         if device.type == 'cuda':
             name = torch.cuda.get_device_name(device)
@@ -95,8 +95,8 @@ class Log:
                  f'of {micro} sequences')
 
     def announce_resume(self, checkpoint: dict, next_lr: float):
-        """Print where a run resumes and which settings changed; warn of a jump in the learning
-        rate, as when max_iters is raised."""
+        """Print where a run resumes and which settings changed; warn about a jump in the
+        learning rate, e.g. after raising max_iters."""
         saved, settings = checkpoint['settings'], self.settings
         changes = [f', {name}: {saved[name]} -> {settings[name]}' for name in settings
                    if name in saved and settings[name] != saved[name]
@@ -114,8 +114,8 @@ class Log:
 
     # ---- rows
     def step(self, step: int, loss: torch.Tensor, norm: torch.Tensor, lr: float, is_due: bool):
-        """Note the loss and gradient norm of a step, scalars on the device, and write a row if one
-        is due. Only then does the device have to finish."""
+        """Record a step's loss and gradient norm (scalars on the device), and write a row if one is
+        due. Only then do we wait for the device."""
         self.pending.append((loss, norm))
         if not is_due:
             self.bar.update(step - self.bar.n)
@@ -181,7 +181,7 @@ class Log:
                                       'float16 and were skipped: use dtype=bfloat16 or float32')
 
     def show_step(self, row: dict, skipped: int):
-        """Advance the bar or, without a terminal, print the row. `skipped`: fp16 overflows."""
+        """Advance the bar or, without a terminal, print the row. skipped: fp16 overflows."""
         loss, speed = row['train_loss'], row['tokens_per_second']
         if self.bar.disable:
             mfu = f'  MFU {speed / self.max_speed:.1%}' if self.max_speed else ''
@@ -195,17 +195,17 @@ class Log:
         self.bar.update(row['step'] - self.bar.n)
 
     def pause(self, text: str):
-        """Show on the bar what happens instead of training."""
+        """Show on the bar what is happening instead of training."""
         self.bar.set_postfix_str(text)
 
     def go_on(self):
-        """Leave the time since the last row out of the speed."""
+        """Restart the clock, so that the pause does not count towards tokens/s."""
         self.clock = time.perf_counter()
         self.bar.unpause()
 
     # ---- the end
     def close(self, step: int, best_val_loss: float, best_bits_per_byte: float):
-        """Draw the losses, and print what came out and what to do next."""
+        """Plot the losses, and print the results and the next command."""
         self.bar.close()
         if self.tracker:
             self.tracker.finish()
@@ -239,7 +239,7 @@ def read_rows(path: Path, step: int) -> list[list[str]]:
     rewritten is kept as log.csv.old."""
     if not path.exists():
         if step > 0:
-            warn(f'{path} is missing: the new one begins after step {step}')
+            warn(f'{path} is missing: the new one starts after step {step}')
         return []
     with open(path, newline='', encoding='utf-8', errors='replace') as f:
         header, *rows = list(csv.reader(f)) or [[]]
@@ -253,7 +253,7 @@ def read_rows(path: Path, step: int) -> list[list[str]]:
 
 
 def draw_losses(out: Path, floor: float | None):
-    """Draw loss.png, if extras/plot.py and matplotlib are there."""
+    """Draw loss.png if extras/plot.py and matplotlib are available."""
     try:
         if extra('plot'):
             extra('plot').plot_losses([out], out / 'loss.png', floor)

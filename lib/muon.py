@@ -1,4 +1,4 @@
-"""The optimizer Muon, with AdamW for the parameters that are not matrices of blocks."""
+"""The Muon optimizer, with AdamW for everything except the blocks' weight matrices."""
 import torch
 from torch import Tensor
 
@@ -6,13 +6,14 @@ from torch import Tensor
 class Muon(torch.optim.AdamW):
     """Muon (Jordan et al. 2024) for parameter groups with use_muon=True, AdamW for the others.
 
-    Muon makes the momentum of each matrix orthogonal, so that its update changes all directions
-    equally, and scales it to the size of an AdamW update (Liu et al. 2025): both share a learning
-    rate and weight decay. Matrix products are in `dtype`."""
+    Muon orthogonalizes each matrix's momentum, so that its update changes all directions equally.
+    Scaling matches the RMS of an AdamW update (Liu et al. 2025), so both can share a learning rate
+    and weight decay. Matrix products are in `dtype`."""
 
     def __init__(self, groups: list[dict], lr: float, betas: tuple[float, float],
                  dtype: torch.dtype = torch.bfloat16):
-        # AdamW's fused kernel would decide by itself whether to skip an overflowed fp16 step.
+        # Fused on the CPU only: on a GPU, GradScaler leaves it to a fused optimizer to skip an
+        # overflowed fp16 step, and then the Muon updates would not be skipped.
         is_on_cpu = groups[0]['params'][0].device.type == 'cpu'
         super().__init__(groups, lr, betas, fused=is_on_cpu)
         self.dtype = dtype
@@ -27,7 +28,7 @@ class Muon(torch.optim.AdamW):
         super().step()
 
     def update_matrices(self, group: dict):
-        """Update the matrices of a group, those of one shape together."""
+        """Update a group's matrices, batching those of the same shape."""
         same_shape = {}
         for p in group['params']:
             if p.grad is not None:
@@ -35,14 +36,14 @@ class Muon(torch.optim.AdamW):
         for shape, matrices in same_shape.items():
             momenta = self.nesterov_momenta(matrices)
             updates = orthogonalize(torch.stack(momenta), self.dtype).float()   # (n, rows, columns)
-            size = 0.2 * max(shape) ** 0.5                  # the root mean square of AdamW's
+            size = 0.2 * max(shape) ** 0.5                  # matches the RMS of an AdamW update
             torch._foreach_mul_(matrices, 1 - group['lr'] * group['weight_decay'])
             torch._foreach_add_(matrices, list(updates), alpha=-group['lr'] * size)
 
     def nesterov_momenta(self, matrices: list[Tensor]) -> list[Tensor]:
-        """Advance the momentum of each matrix, and return a Nesterov step ahead of it.
+        """Update each matrix's momentum and return its Nesterov momentum.
 
-        The decay rises from 0.85 to 0.95 in 300 steps: early gradients are soon stale."""
+        The decay rises from 0.85 to 0.95 over 300 steps, because early gradients go stale fast."""
         momenta = []
         for p in matrices:
             state = self.state[p]
@@ -57,7 +58,7 @@ class Muon(torch.optim.AdamW):
 
 
 def orthogonalize(x: Tensor, dtype: torch.dtype = torch.bfloat16) -> Tensor:
-    """Move the singular values of matrices x (n, rows, columns) to about 1, by five steps of a
+    """Bring the singular values of matrices x (n, rows, columns) close to 1 with five steps of
     Newton-Schulz iteration."""
     a, b, c = 3.4445, -4.7750, 2.0315
     is_tall = x.shape[1] > x.shape[2]

@@ -1,10 +1,10 @@
-"""Settings and errors, for every script and command.
+"""Settings and errors, shared by every script and command.
 
 The public scalar globals at the top of a script are its settings. One call, configure(globals()),
 sets them from config files and --key=value arguments."""
 import sys
 
-if sys.version_info < (3, 11):  # noqa: UP036       # before anything that an older one cannot run
+if sys.version_info < (3, 11):  # noqa: UP036       # first, because older versions fail below
     sys.stderr.write('error: Python 3.11 or later is needed; this is ' + sys.version[:4] + '\n')
     sys.exit(2)
 
@@ -20,7 +20,7 @@ import time
 from pathlib import Path
 
 ROOT = Path(__file__).resolve().parent.parent
-RENAMED = {                     # settings of nanoGPT and others -> what replaces them
+RENAMED = {                     # name in nanoGPT and elsewhere -> name here
     'gradient_accumulation_steps': 'micro_batch_size', 'eval_iters': 'eval_tokens',
     'decay_lr': 'schedule', 'lr_decay_iters': 'max_iters', 'lr': 'learning_rate',
     'wandb_log': 'wandb_project', 'backend': 'device', 'prompt': 'start',
@@ -29,8 +29,8 @@ RENAMED = {                     # settings of nanoGPT and others -> what replace
 
 # ---- settings
 class Settings(dict):
-    """A script's settings by name. `given` holds the names that a config file or an argument set,
-    `shape` the fields of a dataclass that they set."""
+    """A script's settings by name. `given` holds the names set by a config file or an argument,
+    `shape` the dataclass fields set that way."""
 
     def __init__(self, values: dict):
         super().__init__(values)
@@ -42,17 +42,17 @@ def configure(script: dict, dataclass: str = '', resume: bool = False,
               argv: list[str] | None = None) -> Settings:
     """Set the settings of a script, given its globals(), and return them.
 
-    Later values win: defaults, with resume=True the settings saved in the checkpoint that
-    init_from continues, then config files and --key=value arguments in their order. The command
-    line is read only if the script is __main__; `argv` replaces it. With a dataclass 'FILE:CLASS'
-    its fields are settings, too; those set are in `.shape`.
+    Later values win, in this order: defaults, the settings saved in the checkpoint that init_from
+    resumes (with resume=True), then config files and --key=value arguments as given. The command
+    line is read only if the script is __main__; `argv` replaces it. With a dataclass 'FILE:CLASS',
+    its fields are settings too, and those that were set are in `.shape`.
 
     Raises Error for an unknown setting or a value of the wrong type."""
     is_main = script['__name__'] == '__main__'
     if is_main:
         sys.excepthook = print_error
         for stream in (sys.stdout, sys.stderr):
-            if hasattr(stream, 'reconfigure'):          # print what it cannot encode as ?
+            if hasattr(stream, 'reconfigure'):          # replace unencodable characters with ?
                 stream.reconfigure(errors='replace')
     if argv is None:
         argv = sys.argv[1:] if is_main else []
@@ -85,10 +85,10 @@ def configure(script: dict, dataclass: str = '', resume: bool = False,
 
 
 def parse_option(argument: str, types: dict) -> dict:
-    """{name: value} of an argument --name=value, read as the setting's type."""
+    """Parse --name=value into {name: value}, with the setting's type."""
     name, equals, text = argument.removeprefix('--').partition('=')
     require(argument.startswith('--') and equals,
-            f'{argument}: write --key=value' + (f', as in --{name}=...' if name in types else ''))
+            f'{argument}: write --key=value' + (f', e.g. --{name}=...' if name in types else ''))
     kind = types.get(name, str)
     value = text
     if kind is not str and text in ('True', 'False'):
@@ -102,11 +102,11 @@ def parse_option(argument: str, types: dict) -> dict:
 
 
 def check_type(name: str, value, types: dict, defaults: dict, where: str):
-    """The value, an int as a float where a float belongs. Raises Error for an unknown setting or
-    a value of the wrong type."""
+    """The value; an int becomes a float where a float is expected. Raises Error for an unknown
+    setting or a value of the wrong type."""
     if name not in types:
         near = difflib.get_close_matches(name, types, 1)
-        hint = f'did you mean {near[0]}?' if near else '--help lists all'
+        hint = f'did you mean {near[0]}?' if near else '--help lists them all'
         if RENAMED.get(name) in types:
             hint = f'use {RENAMED[name]}'
         raise Error(f'{where}: unknown setting {name!r}: {hint}')
@@ -117,24 +117,24 @@ def check_type(name: str, value, types: dict, defaults: dict, where: str):
     expected = getattr(kind, '__name__', str(kind))
     require(isinstance(value, kind) and not is_bool_as_int,
             f'{where}: {name} expects {expected}, like {defaults[name]!r}; got {value!r}')
-    is_in_range = type(value) not in (int, float) or abs(value) < 2 ** 63      # nan fails, too
+    is_in_range = type(value) not in (int, float) or abs(value) < 2 ** 63      # also rejects nan
     require(is_in_range, f'{where}: {name}={value!r} is out of range')
     return value
 
 
 def run_config_file(name: str, namespace: dict) -> dict:
-    """{name: value} of the assignments in a config file, which sees the settings so far. Names
-    that begin with _ are its own."""
+    """Run a config file and return {name: value} of its assignments. It can read the settings so
+    far; names that start with _ stay private."""
     path = Path(name).expanduser()
     if not path.is_file():
         path = ROOT / name
     if not path.is_file():
         recipes = [f'config/{recipe.name}' for recipe in (ROOT / 'config').glob('*.py')]
         near = difflib.get_close_matches(name, recipes, 1)
-        hint = f'did you mean {near[0]}?' if near else 'settings are given as --key=value'
+        hint = f'did you mean {near[0]}?' if near else 'pass settings as --key=value'
         raise Error(f'{name}: no such config file; {hint}')
-    require(path.suffix == '.py', f'{name} is not a config file, whose name ends in .py; settings '
-                                  'are given as --key=value')
+    require(path.suffix == '.py', f'{name} is not a config file: its name must end in .py; pass '
+                                  'settings as --key=value')
     namespace = {**namespace, '__file__': str(path)}
     try:
         tree = ast.parse(path.read_bytes(), str(path))
@@ -146,8 +146,7 @@ def run_config_file(name: str, namespace: dict) -> dict:
 
 
 def assigned_names(tree: ast.AST) -> list[str]:
-    """The names that statements outside of functions and classes assign. The variable of a loop
-    is none of them."""
+    """The names assigned outside functions and classes. Loop variables are not included."""
     names = []
     for node in ast.iter_child_nodes(tree):
         if isinstance(node, ast.FunctionDef | ast.AsyncFunctionDef | ast.ClassDef | ast.expr):
@@ -162,7 +161,7 @@ def assigned_names(tree: ast.AST) -> list[str]:
 
 def read_fields(dataclass: str) -> dict:
     """{field: default} of a dataclass 'FILE:CLASS'. The file is parsed, not imported: importing
-    torch takes seconds, and --help should answer at once."""
+    torch takes seconds, and --help should be instant."""
     file, _, name = dataclass.partition(':')
     tree = ast.parse((ROOT / file).read_text(encoding='utf-8'))
     body = next(node.body for node in tree.body
@@ -172,7 +171,7 @@ def read_fields(dataclass: str) -> dict:
 
 
 def saved_settings(settings: dict) -> dict:
-    """The settings saved in the checkpoint that this run continues; {} if it starts anew."""
+    """The settings saved in the checkpoint that this run resumes; {} for a new run."""
     path = Path(settings['out_dir'], 'ckpt.pt').expanduser()
     is_resumed = settings['init_from'] == 'resume' or (
         settings['init_from'] == 'auto' and path.exists())
@@ -201,7 +200,7 @@ def print_help(script: dict, settings: dict, fields: dict, dataclass: str):
     print('\nsettings, as --key=value or in a config file:')
     show(settings, script['__file__'])
     if fields:
-        print('\nand the shape of the model:')
+        print('\nmodel shape:')
         show(fields, ROOT / dataclass.partition(':')[0])
 
 
@@ -217,12 +216,12 @@ def require(condition, message: str):
 
 
 def brief(error: BaseException) -> str:
-    """The start of an error's message; those of libraries can be pages long."""
+    """The start of an error's message; library messages can be pages long."""
     return textwrap.shorten(str(error), 200, placeholder=' ...') or type(error).__name__
 
 
 def extra(name: str, needed_by: str = ''):
-    """The module extras/NAME.py; if it is missing, None, or an Error if something needs it."""
+    """The module extras/NAME.py; None if it is missing, or Error if something needs it."""
     try:
         return importlib.import_module(f'extras.{name}')
     except ModuleNotFoundError as e:
@@ -234,18 +233,18 @@ def extra(name: str, needed_by: str = ''):
 
 
 def print_error(kind, error, trace):
-    """The excepthook of the scripts: one line for what the user can fix, a traceback for a bug."""
+    """The scripts' excepthook: one line for what the user can fix, a traceback for a bug."""
     if issubclass(kind, KeyboardInterrupt):
         sys.exit(130)
     if issubclass(kind, BrokenPipeError) and 'RANK' not in os.environ:
-        drop_output()                       # the reader of the output has ended, as head does
+        drop_output()       # whatever was reading our output has exited, e.g. head
         sys.exit(141)                       # as the shell reports SIGPIPE
     message = message_of(kind, error)
     if message is None:
         return sys.__excepthook__(kind, error, trace)
     if is_first_to_report():
         print('error:', ' '.join(message.split()), file=sys.__stderr__)
-    if 'RANK' in os.environ:                # leaving the process group in order could hang
+    if 'RANK' in os.environ:                # shutting down the process group cleanly could hang
         sys.stdout.flush()
         sys.stderr.flush()
         os._exit(2)
@@ -276,7 +275,7 @@ def message_of(kind, error) -> str | None:
 
 def is_first_to_report() -> bool:
     """Whether no other process of this run on this machine has reported an error in the last
-    minute. Under torchrun several processes often raise the same Error, or one raises alone."""
+    minute. Under torchrun, often several processes raise the same Error, or just one does."""
     if 'RANK' not in os.environ:
         return True
     run = f'{os.getppid()}_{os.environ.get("TORCHELASTIC_RESTART_COUNT", 0)}'
@@ -291,5 +290,5 @@ def is_first_to_report() -> bool:
 
 
 def drop_output():
-    """Send stdout to os.devnull from now on, with what its buffer still holds."""
+    """Redirect stdout to os.devnull, including what is still buffered."""
     os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())

@@ -1,4 +1,4 @@
-"""Text on the terminal: lines that break between words, warnings, progress bars."""
+"""Terminal output: line wrapping, warnings, progress bars."""
 import re
 import shutil
 import sys
@@ -13,7 +13,7 @@ def columns() -> int:
 
 
 def fit(text: str, indent: str = '', hang: str = '') -> str:
-    """Break a text into lines that fit. `indent` begins the first line, `hang` the others."""
+    """Wrap text to the width of the terminal. `indent` starts the first line, `hang` the others."""
     return textwrap.fill(text, columns() - 1, initial_indent=indent, subsequent_indent=hang,
                          break_long_words=False, break_on_hyphens=False)
 
@@ -29,8 +29,8 @@ def show_progress(items, what: str):
 
 
 class Screen:
-    """Writes text to stdout as it comes. On a terminal, a word that does not fit the line starts
-    the next one."""
+    """Streams text to stdout. On a terminal, a word that does not fit on the line moves to the
+    next."""
 
     def __init__(self):
         self.column = 0

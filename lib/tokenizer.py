@@ -1,7 +1,7 @@
-"""Text to token ids and back: class Tokenizer, and how a vocabulary is trained or read.
+"""Text to token ids and back: the Tokenizer class, and training or loading a vocabulary.
 
-bpe is trained on the text and gpt2 is GPT-2's: both are byte-level BPE, run by tiktoken. char has
-one token per character. hf is any other tokenizer.json: lib/foreign.py."""
+bpe is trained on the text and gpt2 is GPT-2's: both are byte-level BPE, run by tiktoken. char is
+character-level. hf is any other tokenizer.json; see lib/foreign.py."""
 import json
 import os
 import re
@@ -17,10 +17,10 @@ from lib.settings import Error, brief
 EOT = '<|endoftext|>'
 PIECE = 1 << 12                 # maximum bytes of a piece of text
 WORKERS = min(os.cpu_count() or 1, 16)
-# Cutting a text before a single space or after a single newline, between visible characters,
-# changes no token of bpe or gpt2: none reaches across such a border.
+# Cutting text before a single space or after a single newline, between visible characters, does
+# not change the tokens of bpe or gpt2: no token crosses such a border.
 BORDER = re.compile(r'(?<=\S)(?= \S)|(?<=\S\n)(?=\S)')
-# GPT-2's pattern for words, but most words match in the group, without its slow look-ahead.
+# GPT-2's pre-tokenization regex, rearranged so that most words match without the slow lookahead.
 WORDS = r"(?:'(?:[sdmt]|ll|ve|re)| ?\p{L}+| ?\p{N}+| ?[^\s\p{L}\p{N}]+)|\s+(?!\S)|\s"
 
 
@@ -31,7 +31,7 @@ class Tokenizer:
     decodes to ''. vocab_size counts all ids, including eot. spec is a dict of plain types that
     rebuilds the tokenizer: {'kind': 'bpe', 'json': content of a tokenizer.json}, {'kind': 'gpt2'},
     {'kind': 'char', 'alphabet': its characters} or {'kind': 'hf', 'json': ..., 'eot': id}."""
-    waiting_ids = frozenset()   # decode_stream waits after these: single bytes, special tokens
+    waiting_ids = frozenset()   # ids after which decode_stream waits: bytes, special tokens
 
     def __init__(self, spec: dict):
         """Raises Error if the spec is damaged."""
@@ -42,17 +42,17 @@ class Tokenizer:
                      'char': self._setup_char, 'hf': self._setup_hf}[self.kind]
             setup()
             if not 0 <= self.eot < self.vocab_size:
-                raise ValueError(f'end-of-text is {self.eot} of {self.vocab_size} tokens')
+                raise ValueError(f'end-of-text id {self.eot} is outside the vocabulary')
         except Error:
             raise
-        except Exception as e:                      # the libraries raise bare exceptions
+        except Exception as e:                      # libraries raise plain Exception
             raise Error(f'the tokenizer is damaged ({type(e).__name__}: {brief(e)})') from e
 
     def __reduce__(self):
         return Tokenizer, (self.spec,)              # copy and pickle by spec
 
     def __eq__(self, other) -> bool:
-        """Whether both give the same ids; GPT-2's tokenizer, for one, can be of two kinds."""
+        """Whether both produce the same ids, e.g. GPT-2's tokenizer as gpt2 and as hf."""
         if self.spec == other.spec:
             return True
         if (self.vocab_size, self.eot) != (other.vocab_size, other.eot):
@@ -84,8 +84,8 @@ class Tokenizer:
 
     # ---- encoding
     def encode(self, text: str) -> list[int]:
-        """The ids of a text of any length. Raises Error for text that cannot be encoded, such as a
-        character that is not in the alphabet of char."""
+        """The ids of a text of any length. Raises Error if it cannot be encoded, e.g. because a
+        character is not in the alphabet of char."""
         raw = to_utf8(text)
         if self.kind == 'hf':
             return self.hf.encode_documents([raw.decode()])[:-1].tolist()
@@ -97,9 +97,9 @@ class Tokenizer:
                         'of this model') from e
 
     def encode_stream(self, pieces):
-        """Yield the ids of documents, with eot after each, in arrays. The documents come in pieces
-        (text, ends), as cut yields them; `ends` is set on the last piece of each."""
-        if self.kind == 'hf':                       # a piece alone may give other ids
+        """Yield arrays of the ids of documents, each followed by eot. Documents come in pieces
+        (text, ends), as yielded by cut; `ends` marks a document's last piece."""
+        if self.kind == 'hf':                       # its tokens may depend on the whole text
             yield from self.hf.encode_stream(pieces)
             return
         pieces, running = iter(pieces), deque()
@@ -112,12 +112,12 @@ class Tokenizer:
                 yield future.result()
 
     def encode_pieces(self, pieces: list[tuple[str, bool]]) -> np.ndarray:
-        """The ids of pieces (text, ends) by bpe, gpt2 or char, with eot after each that ends."""
+        """The ids of pieces (text, ends) for bpe, gpt2 or char, with eot after each document."""
         texts, ends = zip(*pieces)
         if self.kind == 'char':
             ids = np.array([i for text in texts
                             for i in (*(self.index[character] for character in text), self.eot)])
-        elif any(EOT in text for text in texts):    # it is ordinary text there, so do not join
+        elif any(EOT in text for text in texts):    # here it is ordinary text, so do not join
             arrays = [self.bpe.encode_to_numpy(text, disallowed_special=()) for text in texts]
             ids = np.concatenate([np.append(array, np.uint32(self.eot)) for array in arrays])
         else:
@@ -133,7 +133,7 @@ class Tokenizer:
         ids = [int(i) for i in ids if i != self.eot]
         for i in ids:
             if not 0 <= i < self.vocab_size:
-                raise Error(f'{i} is not a token id: they are 0 to {self.vocab_size - 1}')
+                raise Error(f'{i} is not a token id: those are 0 to {self.vocab_size - 1}')
         if self.kind == 'char':
             return ''.join(self.spec['alphabet'][i] for i in ids)
         if self.kind == 'hf':
@@ -141,10 +141,10 @@ class Tokenizer:
         return self.bpe.decode(ids)
 
     def decode_stream(self, ids, prompt=()):
-        """Yield the text that each id adds, '' until its character is complete; then the rest.
+        """Yield the text each id adds, '' while a character is incomplete; finally the rest.
 
-        prompt: the ids before these. Many tokenizers of kind hf drop the space before the first
-        word, so without the prompt a continuation would stick to it."""
+        prompt: the ids before these. Many hf tokenizers drop the space before the first word, so
+        without the prompt a continuation would be missing its leading space."""
         context, new = list(prompt), []
         shown = self.decode(context)
         for i in ids:
@@ -154,12 +154,12 @@ class Tokenizer:
                 yield ''
                 continue
             yield text[len(shown):]
-            context, new = [i], []                  # hf may decode the next id by this one
+            context, new = [i], []                  # hf: the next id's text may depend on it
             shown = self.decode(context)
         yield self.decode(context + new)[len(shown):]
 
     def label(self, i: int) -> str:
-        """The text of one id with spaces and newlines made visible: '·named', '\\n', '<eot>'."""
+        """The text of one id with visible spaces and newlines: '·named', '\\n', '<eot>'."""
         if i == self.eot:
             return '<eot>'
         text = self.hf.label(i) if self.kind == 'hf' else self.decode([i])
@@ -168,7 +168,7 @@ class Tokenizer:
 
 # ---- texts
 def to_utf8(text: str) -> bytes:
-    """The text in UTF-8. A surrogate pair becomes its character, a lone surrogate U+FFFD."""
+    """Encode text as UTF-8. A surrogate pair becomes its character, a lone surrogate U+FFFD."""
     try:
         return text.encode()
     except UnicodeEncodeError:
@@ -178,7 +178,7 @@ def to_utf8(text: str) -> bytes:
 def cut(raw, start: int, end: int):
     """Yield (text, is_last) for the UTF-8 bytes raw[start:end], in pieces of at most PIECE bytes.
 
-    A piece ends at the first BORDER in its second half, where cutting changes no token."""
+    A piece ends at the first BORDER in its second half, where cutting does not change tokens."""
     while end - start > PIECE:
         text = str(raw[start:start + PIECE], 'utf-8', 'ignore')     # drop a partial character
         border = BORDER.search(text, len(text) // 2)
@@ -191,22 +191,22 @@ def cut(raw, start: int, end: int):
 
 # ---- vocabularies
 def gpt2_ranks() -> dict[bytes, int]:
-    """GPT-2's tokens and their ids; tiktoken downloads them once. Raises Error if it cannot."""
+    """GPT-2's tokens and their ids, downloaded once by tiktoken. Raises Error if that fails."""
     import tiktoken
     try:
         gpt2 = tiktoken.get_encoding('gpt2')
     except Exception as e:
-        raise Error('cannot fetch the gpt2 vocabulary: go online once, set TIKTOKEN_CACHE_DIR to a '
-                    'folder that has it, or use --tokenizer=bpe '
+        raise Error('cannot download the gpt2 vocabulary: go online once, set TIKTOKEN_CACHE_DIR '
+                    'to a folder that has it, or use --tokenizer=bpe '
                     f'({type(e).__name__}: {brief(e)})') from e
     return {gpt2.decode_single_token_bytes(i): i for i in range(gpt2.eot_token)}
 
 
 def trained_ranks(tokenizer_json: str) -> dict[bytes, int]:
-    """The tokens of a byte-level BPE and their ids, which are also the ranks of their merges.
+    """The tokens of a byte-level BPE and their ids, which are also their merge ranks.
 
-    A tokenizer.json spells each byte as a visible character: a printable one as itself, the others
-    from U+0100 on."""
+    A tokenizer.json represents each byte as a visible character: printable ones as themselves, the
+    others as U+0100 and up."""
     visible = [b for b in range(256) if chr(b).isprintable() and b != 32]
     hidden = [b for b in range(256) if b not in visible]
     byte_of = {chr(b): b for b in visible} | {chr(256 + i): b for i, b in enumerate(hidden)}
@@ -219,8 +219,8 @@ def trained_ranks(tokenizer_json: str) -> dict[bytes, int]:
 
 
 def train_bpe(texts, size: int) -> dict:
-    """Train a byte-level BPE (Sennrich et al. 2016) of `size` tokens, including eot, on texts, and
-    return its spec. It has fewer tokens if too few pairs occur at least twice."""
+    """Train a byte-level BPE (Sennrich et al. 2016) with `size` tokens, including eot, on texts.
+    Returns its spec. It has fewer tokens if too few pairs occur at least twice."""
     from tokenizers import Tokenizer, decoders, models, pre_tokenizers, trainers
     bpe = Tokenizer(models.BPE())
     bpe.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=False)
@@ -229,13 +229,13 @@ def train_bpe(texts, size: int) -> dict:
     trainer = trainers.BpeTrainer(vocab_size=size - 1, min_frequency=2, initial_alphabet=every_byte,
                                   show_progress=False)
     bpe.train_from_iterator(limit_words(texts), trainer)
-    bpe.add_special_tokens([EOT])                       # after training: its id is the last
+    bpe.add_special_tokens([EOT])                       # after training, so it gets the last id
     return {'kind': 'bpe', 'json': bpe.to_str()}
 
 
 def limit_words(texts, limit: int = 4_000_000):
-    """Yield texts until their distinct words exceed `limit` characters, each of which costs 100
-    bytes in training. Words are broken after 200 characters, as long ones train slowly."""
+    """Yield texts until their distinct words exceed `limit` characters, to limit memory: training
+    takes 100 bytes for each. Words are split every 200 characters, because long ones are slow."""
     seen = set()
     for text in texts:
         new = set(text.split()) - seen
@@ -270,5 +270,5 @@ def read_tokenizer(source: str) -> dict:
     for token in (eos, EOT, '</s>', '<eos>'):
         if token and tokenizer.token_to_id(token) is not None:
             return {'kind': 'hf', 'json': text, 'eot': tokenizer.token_to_id(token)}
-    raise Error(f'--tokenizer={source} has no end-of-text: name an eos_token in its '
+    raise Error(f'--tokenizer={source} has no end-of-text token: set eos_token in its '
                 'tokenizer_config.json')

@@ -65,7 +65,7 @@ QUIET = ('--eval_iters=1 --eval_interval=1000000 --log_interval=1 '
 UNEVALUATED = '--eval_interval=0 --eval_tokens=1000 '
 GPUS = 0.3 * 65e12, 0.3 * 989e12    # FLOP/s of a T4 (fp16) and an H100 (bf16) at 30% of their peak
 VOCABULARIES = {'=char': 65, '=gpt2': 50257, '_size=8192': 8192, '_size=4096': 4096,
-                '': 1431}           # recipes: by a word of the header
+                'name=papers': 4096, '': 1431}      # recipes: by a word of the header
 NEW = 256                   # tokens to sample
 CORES = len(os.sched_getaffinity(0))
 

@@ -15,13 +15,12 @@ ROOT = Path(__file__).resolve().parent.parent
 FOLDERS = {'four scripts': sorted(ROOT.glob('*.py'))}
 for name in ('lib', 'text', 'extras', 'config', 'tests'):
     FOLDERS[name] = sorted((ROOT / name).rglob('*.py'))
-PROJECT = [path for paths in FOLDERS.values() for path in paths]
-PRODUCT = [path for path in PROJECT if path not in FOLDERS['tests']]
+PRODUCT = [path for name, paths in FOLDERS.items() if name != 'tests' for path in paths]
 
 
 def trace(output: str, script: str, *options: str):
     """Run a script, and write {file: number of lines executed} to the file `output`."""
-    executed = {str(path): set() for path in PROJECT}
+    executed = {str(path): set() for path in PRODUCT}
 
     def enter(frame, event, argument):
         lines = executed.get(frame.f_code.co_filename)

@@ -677,43 +677,52 @@ def distributed(n, r, world_size=4, steps=40):
     def alone(*command):
         ok(*args, *command)
 
-    alone('--out_dir=alone')
-    for out, first, second in (('whole', alone, alone), ('fewer', together, alone),
+    for out, first, second in (('alone', alone, alone), ('fewer', together, alone),
                                ('more', alone, together)):
         first(f'--out_dir={out}', half)
         second(f'--out_dir={out}')
-        assert_close(losses(out), losses('whole'))
-    longest, lost = 0.0, 0
+        assert_close(losses(out), losses('alone'))
+    alone('--out_dir=whole')
+    seconds = []
     for i in range(n):
-        pids = ranks(world_size, *args, f'--out_dir=lost{i}')
-        until_step(f'lost{i}', 1 + i % 4)
-        clock = time.monotonic()
-        os.kill(pids[i % world_size], signal.SIGKILL)
-        codes = [ended(pid) for pid in pids]
-        if max(codes) > 0:                                  # else it was killed after the last step
-            lost += 1
-            longest = max(longest, time.monotonic() - clock)
-            said = ''.join(text(f'shown{k}.txt') for k in range(world_size) if codes[k] > 0)
-            assert 'Traceback' not in said and 'init_from=resume' in said, said
-        alone(f'--out_dir=lost{i}')
-        assert_close(losses(f'lost{i}'), losses('alone'))
+        seconds += lose_a_process(i, args, world_size)
+        stop_by_signal(i, args, world_size, r)
+        for out in (f'lost{i}', f'stopped{i}'):
+            alone(f'--out_dir={out}')
+            assert_close(losses(out), losses('whole'))
+    return (f'{len(seconds)} of {n} runs lost a process, and ended in {max(seconds, default=0):.1f} s '
+            f'at most; {n} stops')
 
-        pids = ranks(world_size, *args, f'--out_dir=stopped{i}')
-        until_step(f'stopped{i}', 1 + i % 4)
-        for pid in r.sample(pids, r.randint(1, world_size)):            # one rank, some, or all
-            os.kill(pid, signal.SIGTERM)
-        assert {ended(pid) for pid in pids} <= {143, 0}
-        assert step_of(f'stopped{i}') == logged_step(f'stopped{i}'), text('shown0.txt')
-        alone(f'--out_dir=stopped{i}')
-        assert_close(losses(f'stopped{i}'), losses('alone'))
-    return f'{lost} of {n} lost processes, all ended in {longest:.1f} s at most; {n} stops'
+
+def lose_a_process(i, args, world_size) -> list[float]:
+    """Kill a process of a run, whose others must end with one line; the seconds until then."""
+    pids = ranks(world_size, *args, f'--out_dir=lost{i}')
+    until_step(f'lost{i}', 1 + i % 4)
+    clock = time.monotonic()
+    os.kill(pids[i % world_size], signal.SIGKILL)
+    codes = [ended(pid) for pid in pids]
+    if max(codes) <= 0:                                     # it was killed after the last step
+        return []
+    said = ''.join(text(f'shown{k}.txt') for k in range(world_size) if codes[k] > 0)
+    assert 'Traceback' not in said and 'init_from=resume' in said, said
+    return [time.monotonic() - clock]
+
+
+def stop_by_signal(i, args, world_size, r):
+    """SIGTERM to one process, some, or all: they stop at the same step, which is saved."""
+    pids = ranks(world_size, *args, f'--out_dir=stopped{i}')
+    until_step(f'stopped{i}', 1 + i % 4)
+    for pid in r.sample(pids, r.randint(1, world_size)):
+        os.kill(pid, signal.SIGTERM)
+    assert {ended(pid) for pid in pids} <= {143, 0}
+    assert step_of(f'stopped{i}') == logged_step(f'stopped{i}'), text('shown0.txt')
 
 
 def torchrun(n, r, steps=400):
     """torchrun itself: it restarts after a lost process, and passes a signal on to all."""
     letters()
     args = [*SMALL, f'--max_iters={steps}', '--init_from=auto']
-    ok('train.py', *args, '--out_dir=whole')
+    ok('train.py', *args, '--out_dir=whole', timeout=300)
     # Without this the new processes may look for the dead ones: pytorch issue 135712
     os.environ['TORCH_DISABLE_SHARE_RDZV_TCP_STORE'] = '1'
     for i in range(n):
@@ -734,7 +743,7 @@ def torchrun(n, r, steps=400):
             launcher.kill()
         assert 'next    python train.py --init_from=resume' in text(), text()
         assert step_of(out) == logged_step(out)
-        ok('train.py', *args, f'--out_dir={out}')
+        ok('train.py', *args, f'--out_dir={out}', timeout=300)
         assert_close(losses(out), losses('whole'), 1e-3)
     return f'{n} times a process was lost, the others restarted, and a signal stopped them'
 

@@ -141,8 +141,8 @@ def test_evaluation_uses_no_float64_on_a_gpu():
 # ---- memory
 @pytest.mark.parametrize('wanted, held, fits, warning', [
     (0, 100, 12, ''), (0, 5, 4, ''), (0, 1, 1, ''), (4, 5, 4, ''), (1, 1, 1, ''),
-    (12, 5, 12, 'micro_batch_size=12 may not fit into the memory of the GPU; 4 would'),
-    (2, 1, 2, 'micro_batch_size=2 may not fit into the memory of the GPU; 1 would')])
+    (12, 5, 12, 'micro_batch_size=12 may not fit in GPU memory; 4 would'),
+    (2, 1, 2, 'micro_batch_size=2 may not fit in GPU memory; 1 would')])
 def test_a_micro_batch_is_what_fits_or_gets_a_warning(wanted, held, fits, warning, monkeypatch,
                                                       capsys):
     monkeypatch.setattr(device_file, 'most_sequences', lambda *_: held)

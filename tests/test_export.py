@@ -357,7 +357,7 @@ def test_other_files_in_a_folder_are_not_replaced(tmp_path, name):
         file = tmp_path / folder / name
         file.write_text('[]')
         before = sorted(tmp_path.rglob('*'))
-        with pytest.raises(Error, match=r'not as an export wrote it'):
+        with pytest.raises(Error, match=r'not an unmodified export'):
             export(lm, tmp_path / folder)
         assert file.read_text() == '[]' and sorted(tmp_path.rglob('*')) == before
 
@@ -373,12 +373,12 @@ def test_other_files_are_not_replaced_by_a_gguf(tmp_path):
     path, lm = tmp_path / 'model.gguf', make_lm()
     for content in (b'notes', b'GGUF\3\0\0\0 of someone else', b''):
         path.write_bytes(content)
-        with pytest.raises(Error, match='not a file that this command wrote'):
+        with pytest.raises(Error, match='not written by this command'):
             export(lm, path)
         assert path.read_bytes() == content
     path.unlink()
     path.mkdir()
-    with pytest.raises(Error, match='not a file that this command wrote'):
+    with pytest.raises(Error, match='not written by this command'):
         export(lm, path)
     (tmp_path / 'file').write_text('notes')
     with pytest.raises(Error, match='cannot write'):

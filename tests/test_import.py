@@ -270,7 +270,7 @@ def test_a_checkpoint_of_nanogpt_that_cannot_be_loaded_is_an_error(run):
                {'vocab_size': 50257})
     for change in changes:
         save_as_nanogpt(good['model'], **(good['model_args'] | change))
-        with pytest.raises(Error, match='cannot read this checkpoint of nanoGPT'):
+        with pytest.raises(Error, match='cannot read this nanoGPT checkpoint'):
             load('out-x')
     save_as_nanogpt(good['model'], **good['model_args'])
     meta = Path('out-x/meta.pkl')

@@ -151,11 +151,14 @@ def test_fused_attention_and_the_formula_are_causal_attention(n_kv_head):
     with torch.no_grad():
         inference = attend(*qkv)                                    # by the fused kernel
         last = attend(q[:, :, -1:], k, v)                           # one query, all keys
+        some = attend(q[:, :, -5:], k, v)
         shut = torch.zeros(12).masked_fill(torch.arange(12) >= 7, -math.inf)
-        masked = attend(q[:, :, 6:7], k, v, mask=shut)
+        masked = attend(q[:, :, 6:7], k, v, mask=shut[None])
     for y in (formula, fused, inference):
         assert torch.allclose(y.double(), exact, atol=1e-5)
     assert torch.allclose(last, inference[:, :, -1:], atol=1e-6)
+    for y in (some, attend(q[:, :, -5:], k, v)):
+        assert torch.allclose(y, inference[:, :, -5:], atol=1e-5)
     assert torch.allclose(masked, inference[:, :, 6:7], atol=1e-6)
     direction = torch.randn_like(formula)
     for a, b in zip(*(torch.autograd.grad(y, qkv, direction) for y in (formula, fused))):

@@ -121,14 +121,14 @@ def test_of_a_few_large_documents_each_is_cut(prepare):
     assert '3 train, 3 val, 1 dropped' in prepare.out
 
 
-@pytest.mark.parametrize('n', [2, 3, 40])
-def test_there_is_text_on_both_sides_however_small_val_fraction_is(prepare, n):
-    write_rows('a.jsonl', [f'a document of many words, number {i:03}' for i in range(n)])
-    for seed in range(3):
+@pytest.mark.parametrize('fraction', [0.0501, 0.9499])
+def test_there_is_a_document_on_both_sides_whatever_the_hashes_are(prepare, fraction):
+    write_rows('a.jsonl', [f'document {i:02}' for i in range(20)])
+    for seed in range(5):
         meta, train, val = prepare('--input=a.jsonl', f'--seed={seed}', f'--name=n{seed}',
-                                   '--val_fraction=0.0625')
-        assert meta['train']['documents'] >= n - 4 or n < 16
-        assert meta['val']['documents'] > 0 and len(''.join(documents(meta, train, val))) > 30 * n
+                                   f'--val_fraction={fraction}', '--tokenizer=char')
+        assert meta['train']['documents'] + meta['val']['documents'] == 20
+        assert min(meta['train']['documents'], meta['val']['documents']) > 0
 
 
 def test_a_dataset_keeps_its_own_split_without_what_is_in_both(prepare):
@@ -162,7 +162,7 @@ def test_invalid_text_is_counted(prepare):
     write('b.jsonl', r'{"text": "lone \ud800 here"}' + '\n{"text": "and more"}')
     found = documents(*prepare('--input=b.jsonl', '--tokenizer=char'))
     assert found[0] == 'lone \ufffd her'                     # its tail is held out
-    assert '1 characters of the text are U+FFFD' in prepare.err
+    assert 'the text has 1 U+FFFD characters' in prepare.err
 
 
 def test_a_vocabulary_has_at_most_the_size_asked_for(prepare):
@@ -371,8 +371,8 @@ def test_files_above_1_gb_are_verified_on_request(small, monkeypatch):
     ('--input=bad.jsonl', 'bad.jsonl cannot be read: line 2'), ('--input=column.jsonl', 'title'),
     ('--input=good.txt --tokenizer=nosuch', 'nosuch'), ('--input=good.txt --name=../up', 'name'),
     ('--input=good.txt --name=..', 'name'), ('good.txt', '--key=value'),
-    ('--input=good.txt --num_stories=5', 'leave it out'),
-    ('--input=good.txt --dataset=stories', 'leave one out')])
+    ('--input=good.txt --num_stories=5', 'omit it'),
+    ('--input=good.txt --dataset=stories', 'omit one')])
 def test_a_mistake_is_an_error_and_nothing_is_written(tmp_path, prepare, args, word):
     write('x.xyz', 'a,b')
     write('empty.txt', '')
@@ -423,7 +423,7 @@ def peak_memory(program, cwd):
 
 @pytest.mark.skipif(not Path('/proc/self/status').exists(), reason='needs /proc')
 @pytest.mark.parametrize('shape, megabytes', [
-    ('many', 20), ('one', 20), ('word', 3), ('words', 8),
+    ('one', 20), ('word', 3), ('words', 8),
     *(pytest.param(shape, 500, marks=pytest.mark.slow) for shape in ('many', 'one', 'line'))])
 def test_memory_stays_bounded(tmp_path, shape, megabytes):
     path = tmp_path / 'a.txt'

@@ -62,7 +62,7 @@ def test_every_kind_of_file(tmp_path):
     rows = ['{"x": 1, "text": "two"}', '\ufeff{"text": "\\u00e9 \\ud83d\\ude00"}',
             '', '{"text": null}']
     write(tmp_path / 'b/c.jsonl', '\n'.join(rows))
-    write(tmp_path / 'b/d.jsonl.gz', gzip.compress(b'{"text": "zipped"}\n{"text": "twice"}'))
+    write(tmp_path / 'b/d.jsonl.gz', gzip.compress(b'{"text": "zipped"}\n{"text": "twice"}', mtime=0))
     table = pa.table({'x': [1, 2, 3], 'text': ['parquet 1', None, 'parquet 2']})
     pq.write_table(table, tmp_path / 'b/e.parquet')
     write(tmp_path / 'f.csv', 'id,text\n1,"a, b\nand ""c"""\n2,\n3,d\n')
@@ -213,7 +213,7 @@ def test_parquet_columns_of_every_kind_of_text(tmp_path, kind):
 
 
 @pytest.mark.parametrize('name, content', [
-    ('a.parquet', b'PAR1 and nothing'), ('a.jsonl.gz', gzip.compress(b'{"text": "x"}' * 9)[:20]),
+    ('a.parquet', b'PAR1 and nothing'), ('a.jsonl.gz', gzip.compress(b'{"text": "x"}' * 9, mtime=0)[:20]),
     ('a.jsonl.gz', b'not zipped')])
 def test_damaged_files_are_an_error(tmp_path, name, content):
     error_of(write(tmp_path / name, content))

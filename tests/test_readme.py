@@ -159,14 +159,14 @@ def test_the_table_of_recipes_is_complete_and_has_their_sizes():
 
 def test_every_message_in_the_troubleshooting_table_is_one():
     source = ''.join(path.read_text(encoding='utf-8') for path in ROOT.glob('lib/*.py'))
-    table = README.partition('| it says | do |')[2].partition('\n\n')[0]
+    table = README.partition('| message | what to do |')[2].partition('\n\n')[0]
     messages = re.findall(r'^\| `([^`]+)`', table.replace('=cuda', '={device}'), re.M)
     assert len(messages) > 3 and all(message in source for message in messages)
 
 
 def test_every_speed_is_one_that_was_measured():
     measured = [line for line in PAGES['docs/measurements.md'].splitlines() if line[:1] == '|']
-    table = README.partition('| what | slm | peer | speed-up |')[2].partition('\n\n')[0]
+    table = README.partition('| what | slm | baseline | speed-up |')[2].partition('\n\n')[0]
     assert table.count('\n') > 5
     for row in table.splitlines()[2:]:
         figures = re.findall(r'(?<![\w-])\d[\d,.]*', row.split('|', 2)[2])
@@ -203,7 +203,7 @@ def test_a_training_step_calls_the_functions_in_the_order_described(run, dataset
             '--eval_interval=0', '--dtype=float32', '--block_size=16', '--optimizer=muon')
     finally:
         sys.setprofile(None)
-    steps = README.partition('What happens in a training step:')[2].partition('\n## ')[0]
+    steps = README.partition('## How training works, step by step')[2].partition('\n## ')[0]
     names = [name for name in re.findall(r'`([^`]+)`', steps) if name != 'grad_clip']
     assert len(names) > 24
     later = iter(calls)

@@ -61,7 +61,7 @@ def test_a_prompt_longer_than_the_window_is_read_as_its_last_tokens_with_a_warni
     expected = trained.model.generate(last, 20, temperature=0, eot=trained.tokenizer.eot)
     assert torch.equal(ids, torch.stack(list(expected), 1))
     assert capsys.readouterr().err == \
-        'warning: the prompt has 23 tokens; only its last 16 are read\n'
+        'warning: the prompt has 23 tokens; only the last 16 are used\n'
     trained.generate('the cat sat on ')                             # and end-of-text before it
     assert capsys.readouterr().err == ''
 
@@ -137,7 +137,7 @@ def test_ids_that_the_tokenizer_lacks_are_never_sampled(tmp_path):
         save(tmp_path / f'{size}.pt', GPT(GPTConfig(size, block_size=16, n_layer=1, n_embd=8)), 'ab')
     ids = torch.stack(list(load(tmp_path / '64.pt').sample_ids('a', 20, max_new_tokens=9)))
     assert ids.unique().tolist() == [0, 1, 2]
-    with pytest.raises(Error, match='3 tokens do not fit vocab_size=2'):
+    with pytest.raises(Error, match='3 tokens, more than vocab_size=2'):
         load(tmp_path / '2.pt')
 
 
@@ -239,7 +239,7 @@ def test_an_unknown_character_and_a_long_prompt_do_not_end_a_talk(trained):
     assert shown.returncode == 0 and shown.stdout.count('> ') == 4
     error, warning = shown.stderr.splitlines()
     assert error.startswith('error: ') and "'Ü'" in error
-    assert warning == 'warning: the prompt has 481 tokens; only its last 16 are read'
+    assert warning == 'warning: the prompt has 481 tokens; only the last 16 are used'
     assert f'> {trained.generate(prompt, max_new_tokens=9)[480:]}\n' in shown.stdout
 
 

@@ -46,9 +46,9 @@ def test_every_line_fits_and_breaks_between_words(tmp_path, monkeypatch, columns
                          typed='The\n\n')
     assert max(map(len, lines)) <= columns
     text = ' '.join(' '.join(lines).split())
-    for words in ('2 heads, 32 channels, vocabulary', 'entropy 0.3', 'saved out/best.pt, out/ckpt',
-                  'bfloat16, float16, float32, or auto: the fastest on this hardware',
-                  'An empty line ends. >'):
+    for words in ('2 heads, 32 channels, vocabulary', 'floor 0.3', 'saved out/best.pt, out/ckpt',
+                  'bfloat16, float16 or float32; auto = the fastest on this hardware',
+                  'An empty line quits. >'):
         assert words in text
     bars = [line for line in lines if 'steps' in line and 'left' in line and 'loss' in line]
     bar = r'\d/60 steps, [\d:?]+ left, loss \d\.\d+'

@@ -374,7 +374,7 @@ def test_tokenizers_that_cannot_be_exact_are_refused():
 
 def test_document_beyond_100_million_characters_is_refused():
     pieces = ((text, False) for text in ['x' * 10**6] * 101)
-    with pytest.raises(Error, match='divide it'):
+    with pytest.raises(Error, match='split it'):
         list(wrapped(KINDS['metaspace']).encode_stream(pieces))
 
 

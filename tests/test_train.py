@@ -238,7 +238,7 @@ def test_an_error_of_one_process_is_one_line_whichever_met_it(tmp_path, rank):
 def test_an_error_that_all_processes_meet_is_one_line_and_writes_nothing(run, dataset):
     shown = torchrun(2, f'--dataset={dataset}', *TINY, '--batch_size=7')
     lines = [line for line in shown.stderr.splitlines() if line.startswith('error: ')]
-    assert lines == ['error: batch_size=7 does not divide among 2 processes']
+    assert lines == ['error: batch_size=7 is not divisible by the number of processes (2)']
     assert shown.returncode and not Path('out').exists()
 
 
@@ -632,6 +632,7 @@ def train_with_wandb(dataset, *args, **variables):
                    env=variables)
 
 
+@pytest.mark.slow
 def test_weights_and_biases_gets_the_log_and_a_resumed_run_keeps_its_id(run, dataset):
     Path('out').mkdir()
     Path('out/wandb_id.txt').write_text('before')       # of a run that was there before this one
@@ -694,7 +695,7 @@ def test_a_run_is_not_replaced_by_accident(letters):
     before = Path('out/ckpt.pt').read_bytes()
     with pytest.raises(Error, match='overwrite=True'):
         letters()
-    with pytest.raises(Error, match='leave one out'):
+    with pytest.raises(Error, match='drop one of the two'):
         letters('--init_from=resume', '--overwrite=True')
     assert Path('out/ckpt.pt').read_bytes() == before
     letters('--overwrite=True', '--max_iters=4')

@@ -13,7 +13,7 @@ BYTE_ORDER_MARKS = {            # UTF-32 first: its mark begins with that of UTF
     codecs.BOM_UTF16_LE: 'utf-16', codecs.BOM_UTF16_BE: 'utf-16'}
 ASCII = bytes(range(128))
 LETTERS = string.ascii_letters.encode()
-# Bytes that are common in Windows-1252 text of Western Europe, and rarer in other encodings
+# Bytes that are common in Western European Windows-1252 text and rarer in other encodings
 SMALL = 'àâäáãåæçèéêëìíîïñòóôöõøœùúûüÿ'
 ACCENTED = (SMALL + SMALL.upper() + 'ß').encode('cp1252')
 SIGNS = '“”‘’„‚–—…•€£§°©®™«»¡¿·ªº²½\xa0'.encode('cp1252')
@@ -53,13 +53,13 @@ def guess_encoding(path) -> str:
             file.seek(0)
             if fits(file):
                 return encoding
-    warn(f'{path} is not UTF-8, and its encoding is not clear; is it text at all? Bytes that are '
-         'not UTF-8 become U+FFFD: convert it to UTF-8, or remove it')
+    warn(f'{path} is not UTF-8, and its encoding is unclear; is it text at all? Invalid bytes '
+         'become U+FFFD: convert it to UTF-8, or remove it')
     return 'utf-8'
 
 
 def is_utf8(file) -> bool:
-    """Whether most bytes beyond ASCII are valid UTF-8: a damaged file is still UTF-8."""
+    """Whether most non-ASCII bytes are valid UTF-8: a damaged UTF-8 file still counts."""
     decode = codecs.getincrementaldecoder('utf-8')('ignore').decode
     not_ascii = invalid = 0
     for block in blocks(file):

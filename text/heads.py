@@ -1,4 +1,4 @@
-"""Running heads and page numbers, which are not part of the text of a PDF file."""
+"""Drop running heads and page numbers, which are not part of a PDF's text."""
 import re
 from collections import Counter
 from itertools import pairwise
@@ -10,12 +10,12 @@ HEADING = re.compile(r'[^\W\d]+ (\d+|[ivxlc]+)\W?', re.I)       # Chapter 1
 
 
 def drop_running_heads(pages: list[list[Line]], gap: float) -> list[list[Line]]:
-    """The pages without page numbers and running heads. Those stand apart from the text, by at
-    least `gap` times their height, and either hold the page's number or are repeated at the same
-    place on one of the two pages before or after."""
+    """Remove page numbers and running heads from pages. They are set apart from the text by at
+    least `gap` times their height, and either contain the page number or repeat at the same
+    position on one of the two pages before or after."""
     outer = [outer_lines(page, gap) for page in pages]
     patterns = [[pattern(line) for line in page] for page in pages]
-    # A page's number is its place in the file plus an offset that most pages share.
+    # A page's number is its index in the file plus an offset that most pages share.
     offsets = Counter(number - i for i, lines in enumerate(outer) for line in lines
                       if not HEADING.fullmatch(line.text) for number in outer_numbers(line))
     offset, n_pages = max(offsets.items(), key=lambda item: item[1], default=(0, 0))
@@ -23,9 +23,9 @@ def drop_running_heads(pages: list[list[Line]], gap: float) -> list[list[Line]]:
     for i, page in enumerate(pages):
         numbers = {line for line in outer[i] if PAGE_NUMBER.fullmatch(line.text)}
         titled = {line for line in outer[i] if n_pages > 2 and i + offset in outer_numbers(line)}
-        if numbers:                             # so the number of a heading is its own
+        if numbers:                             # then a heading's number is not the page's
             titled = {line for line in titled if not HEADING.fullmatch(line.text)}
-        # A page that occurs twice says nothing about its lines.
+        # A duplicate of this page says nothing about which lines are heads.
         near = [line for j in range(max(0, i - 2), min(len(pages), i + 3))
                 if patterns[j] != patterns[i] for line in outer[j]]
         repeated = {line for line in outer[i] if any(is_repeated(line, other) for other in near)}
@@ -37,8 +37,8 @@ def drop_running_heads(pages: list[list[Line]], gap: float) -> list[list[Line]]:
 
 
 def outer_lines(page: list[Line], gap: float) -> list[Line]:
-    """Up to two lines at the top and at the bottom that stand apart, and all in a direction other
-    than that of most lines."""
+    """Up to two lines that are set apart at the top and at the bottom, and all lines whose
+    direction differs from that of most lines."""
     turns = Counter(line.turns for line in page)
     usual = max(turns, key=turns.get, default=0)
     found = [line for line in page if line.turns != usual]
@@ -56,12 +56,12 @@ def outer_lines(page: list[Line], gap: float) -> list[Line]:
 
 
 def outer_numbers(line: Line) -> list[int]:
-    """The numbers with which a line begins and ends."""
+    """The numbers at the start and at the end of a line."""
     return [int(number) for number in re.findall(r'^\d{1,4}(?!\S)|(?<!\S)\d{1,4}$', line.text)]
 
 
 def is_repeated(line: Line, other: Line) -> bool:
-    """Whether lines of two pages have the same place, and the same text except for digits."""
+    """Whether lines of two pages have the same position, and the same text apart from digits."""
     if abs(line.bottom - other.bottom) > line.height / 2:
         return False
     if HEADING.fullmatch(line.text):

@@ -1,4 +1,4 @@
-"""Reflow the lines of PDF pages into paragraphs: drop running heads, rejoin divided words.
+"""Reflow the lines of PDF pages into paragraphs: drop running heads, rejoin split words.
 
 A PDF stores where lines are, not which belong together. So these rules go by position: a line
 continues a paragraph if it is just below a full line, one without room for another word."""
@@ -11,8 +11,8 @@ from itertools import pairwise
 from text.heads import drop_running_heads
 from text.lines import Line, is_full, join_rows
 
-HYPHEN = '\ufffe'               # a hyphen that may divide a word only at the end of a line
-# No space follows these at the end of a line, nor Chinese and Japanese.
+HYPHEN = '\ufffe'               # a hyphen that may only be there because the line ended
+# No space follows these at the end of a line, or Chinese and Japanese text.
 NO_SPACE = re.compile(rf'({HYPHEN}|[/_—\u3000-\u9fff\uff00-\uffef]|\S-)$')
 LEADERS = re.compile(r'\s*([.·…_]\s?){4,}\s*([\divxlc]+\s*$)?')
 BULLET, LABEL = '[•◦▪‣●○■–—*-]', r'[(\[]?(\d{1,3}|[a-zA-Z])[)\]]'
@@ -39,7 +39,7 @@ def text_of_pages(pages: list[list[Line]]) -> str:
 
 # ---- letters
 def clean(line: Line) -> Line:
-    """A line with mojibake, ligatures and accents repaired, and without control characters."""
+    """Repair mojibake, ligatures and accents in a line, and remove control characters."""
     import ftfy
     text = ftfy.fix_encoding(line.text).translate(REPAIRS)
     text = unicodedata.normalize('NFC', SPACING_ACCENT.sub(put_accent, text))
@@ -47,7 +47,7 @@ def clean(line: Line) -> Line:
 
 
 def put_accent(match: re.Match) -> str:
-    """The letter with the accent before it, if there is such a letter."""
+    """Combine an accent with the letter after it, if that character exists."""
     letter = {'ı': 'i', 'ȷ': 'j'}.get(match[2], match[2])
     accented = unicodedata.normalize('NFC', letter + COMBINING[match[1]])
     return accented if len(accented) == 1 else match[0]
@@ -55,7 +55,7 @@ def put_accent(match: re.Match) -> str:
 
 # ---- blocks
 def line_steps(pages: list[list[Line]]) -> list[float]:
-    """The distances between consecutive lines in line heights, in ascending order."""
+    """The distances between consecutive lines, in line heights, sorted."""
     steps = [round((line.bottom - below.bottom) / line.height, 1)
              for page in pages for line, below in pairwise(page)
              if line.height and line.bottom > below.bottom]
@@ -75,15 +75,15 @@ def divide(page: list[Line], limit: float) -> list[list[Line]]:
 
 
 def same_height(a: Line, b: Line) -> bool:
-    """Whether two lines are about as high, and read in the same direction."""
+    """Whether two lines have about the same height and direction."""
     same_direction = (a.turns, a.mirrored) == (b.turns, b.mirrored)
     return same_direction and abs(a.height - b.height) <= 0.15 * max(a.height, b.height)
 
 
 def add_edges(blocks: list[list[Line]]) -> list[list[Line]]:
     """The blocks of a page, each line with its right edge: the end of its block, or of most lines
-    with the same start and height if that is further right. A block of few full lines is a list or
-    a table; its edge is infinite, so that no line of it is full."""
+    with the same start and height if that is further right. A block with few full lines is a
+    list or a table; its edge is infinite, so that none of its lines is full."""
     ends = defaultdict(list)
     for block in blocks:
         for line in block:
@@ -104,8 +104,8 @@ def add_edges(blocks: list[list[Line]]) -> list[list[Line]]:
 
 # ---- paragraphs
 def join_blocks(blocks: list[list[Line]]) -> str:
-    """Join lines into paragraphs: a line break between two of a block, a blank line between two
-    blocks. Code keeps its indentation. HYPHEN still marks divided words."""
+    """Join lines into paragraphs, with a line break between those of a block and a blank line
+    between blocks. Code keeps its indentation. HYPHEN still marks split words."""
     text, last, left = '', None, 0
     for block in blocks:
         block_left = min(line.left for line in block)
@@ -123,8 +123,8 @@ def join_blocks(blocks: list[list[Line]]) -> str:
 
 
 def continues(last: Line, line: Line, below: bool) -> bool:
-    """Whether a line continues the paragraph of the last one. `below`: it is just below that;
-    otherwise it may be at the top of the next column or page."""
+    """Whether a line continues the paragraph of the last one. below: it is directly below
+    that; otherwise it may be at the top of the next column or page."""
     after_gap = not below and line.bottom < last.bottom
     if after_gap or stands_alone(last, line) or not same_height(last, line):
         return False
@@ -146,7 +146,7 @@ def stands_alone(last: Line, line: Line) -> bool:
 
 # ---- words
 def join_words(text: str) -> str:
-    """Rejoin divided words. The hyphen stays before a capital or a digit, after capitals, and if
+    """Rejoin split words. The hyphen stays before a capital or a digit, after capitals, and if
     the word occurs more often with a hyphen than without."""
     words = Counter(re.findall(r'\w+(?:-\w+)*', text))
 
@@ -162,6 +162,6 @@ def join_words(text: str) -> str:
 
 
 def glued(text: str) -> float:
-    """The share of characters in words of 18 letters or more: many of these lack spaces."""
+    """The share of characters in words of 18 letters or more: many are words run together."""
     long = re.findall('[A-Za-z\u00c0-\u024f\u0370-\u052f]{18,}', text)
     return sum(map(len, long)) / max(1, len(text))

@@ -5,11 +5,11 @@ from itertools import pairwise
 from typing import NamedTuple
 
 RIGHT_TO_LEFT = re.compile('[\u0590-\u08ff\ufb1d-\ufdff\ufe70-\ufefc]')      # Hebrew, Arabic
-WORDS = re.compile(r'([^\W\d_]|[.,;:!?)’”])[^\W\d_]')     # the end of a word and another word
+WORDS = re.compile(r'([^\W\d_]|[.,;:!?)’”])[^\W\d_]')     # the end of a word, the start of the next
 
 
 class Letter(NamedTuple):
-    """A letter and its box in points, turned or mirrored so that its line reads to the right."""
+    """A letter and its box in points, rotated or mirrored so that its line reads left to right."""
     text: str
     left: float
     bottom: float
@@ -20,12 +20,12 @@ class Letter(NamedTuple):
 
 
 class Line(NamedTuple):
-    """A line and its box in points, turned or mirrored so that it reads to the right."""
+    """A line and its box in points, rotated or mirrored so that it reads left to right."""
     text: str
     left: float
     right: float
     bottom: float
-    height: float               # of its letters, with ascenders and descenders
+    height: float               # of its letters, including ascenders and descenders
     word: float                 # width of its first word
     code: bool = False          # in a monospaced font
     turns: int = 0              # quarter turns
@@ -35,13 +35,13 @@ class Line(NamedTuple):
 
 # ---- spaces
 def find_cells(letters: list[Letter]) -> list[tuple[str, list[Letter]]]:
-    """The parts of a line between gaps as wide as it is high: their text and letters."""
+    """Split a line at gaps wider than its height: the text and the letters of each part."""
     if any(RIGHT_TO_LEFT.match(letter.text) for letter in letters):
         return [(mend_spaces(letters, both_ways=True), letters)]
     drawn = [letter for letter in letters if letter.text != ' ' or letter.right > letter.left]
     spacing = letter_spacing(drawn)
     if spacing:
-        letters = drawn                         # without the spaces that PDFium has guessed
+        letters = drawn                         # drop the spaces that PDFium guessed
     height = letters[0].top - letters[0].bottom
     cells = []
     start = last = 0
@@ -66,8 +66,8 @@ def letter_spacing(letters: list[Letter]) -> float:
 
 
 def mend_spaces(letters: list[Letter], spacing: float = 0, both_ways: bool = False) -> str:
-    """The text with a space in each wide gap between letters, and without spaces that the next
-    letter covers: groff leaves both. In a right-to-left script, digits run the other way."""
+    """The text, adding a space in each wide gap between letters and dropping spaces that the next
+    letter covers: groff produces both. In a right-to-left script, digits run the other way."""
     text = letters[0].text
     for last, letter in pairwise(letters):
         gap, width = letter.left - last.right, last.right - last.left
@@ -84,8 +84,8 @@ def mend_spaces(letters: list[Letter], spacing: float = 0, both_ways: bool = Fal
 
 # ---- rows and columns
 def join_rows(cells: list[Line]) -> list[Line]:
-    """The lines of a page, the cells of a row being one line, except that columns of prose drawn
-    row by row follow each other."""
+    """The lines of a page: the cells of a row become one line, but columns of prose drawn row by
+    row are read one after the other."""
     rows = []
     for cell in cells:
         if rows and is_beside(rows[-1], cell):
@@ -104,7 +104,7 @@ def join_rows(cells: list[Line]) -> list[Line]:
 
 
 def sort_by_place(lines: list[Line]) -> list[Line]:
-    """The lines from top to bottom, those at one height from left to right."""
+    """Sort lines from top to bottom and, at the same height, from left to right."""
     rows = []
     for line in sorted(lines, key=lambda line: -line.bottom):
         if rows and rows[-1][0].bottom - line.bottom < line.height / 2:
@@ -115,7 +115,7 @@ def sort_by_place(lines: list[Line]) -> list[Line]:
 
 
 def is_beside(row: list[Line], cell: Line) -> bool:
-    """Whether a cell is right of a row, at its height by at least half of the smaller one."""
+    """Whether a cell is to the right of a row and overlaps half of the smaller one's height."""
     last = row[-1]
     if (cell.turns, cell.mirrored) != (last.turns, last.mirrored):
         return False
@@ -139,7 +139,7 @@ def join_row(row: list[Line]) -> Line:
 
 
 def find_columns(rows: list[list[Line]]) -> tuple[list[list[Line]], int]:
-    """The columns that the first row begins, and how many rows keep to them."""
+    """The columns that start in the first row, and how many rows stay within them."""
     columns = [[cell] for cell in rows[0]]
     for n_rows, row in enumerate(rows[1:], 1):
         found = [[column for column in columns if is_in_column(cell, column)] for cell in row]

@@ -1,5 +1,5 @@
 """The text of a PDF file, read by pypdfium2 in a subprocess with limited memory and time: a damaged
-or hostile file can crash that process only.
+or hostile file can crash only that process.
 
 python -m text.pdf FILE prints the text of a file."""
 import contextlib
@@ -26,21 +26,21 @@ MONOSPACED = re.compile(r'mono(?!type)|courier|typewriter|consol|menlo|fixed|cod
 
 
 def read_pdf_file(path) -> str:
-    """The text of a PDF file. Warns if it lacks letters of the file.
+    """The text of a PDF file. Warns if letters are missing.
 
-    Raises ValueError with the reason if the file is unreadable, Error without pypdfium2."""
+    Raises ValueError with the reason if it is unreadable, and Error if pypdfium2 is missing."""
     require(importlib.util.find_spec('pypdfium2'),
             f'{path} needs pypdfium2, which is not installed: pip install pypdfium2')
     command = [sys.executable, '-m', 'text.pdf', str(Path(path).resolve())]
     try:
         done = subprocess.run(command, cwd=ROOT, capture_output=True, timeout=MAX_SECONDS)
     except subprocess.TimeoutExpired:
-        raise ValueError(f'reading it takes more than {MAX_SECONDS} s') from None
+        raise ValueError(f'reading it took more than {MAX_SECONDS} s') from None
     messages = done.stderr.decode(errors='replace').splitlines()
     if done.returncode == 1:
         raise ValueError(messages[0])
     if done.returncode:                         # killed by a signal
-        raise ValueError(f'reading it crashes, or needs more than {MAX_MEMORY >> 20} MB of memory')
+        raise ValueError(f'reading it crashed, or needed more than {MAX_MEMORY >> 20} MB of memory')
     for message in messages:
         if message.startswith('warning: '):
             warn(f'{path}: ' + message.removeprefix('warning: '))
@@ -61,7 +61,7 @@ def main(path):
 
 
 def limit_memory():
-    with contextlib.suppress(ImportError, ValueError, OSError):     # not on Windows and macOS
+    with contextlib.suppress(ImportError, ValueError, OSError):     # not on Windows or macOS
         import resource
         resource.setrlimit(resource.RLIMIT_CORE, (0, 0))
         hard = resource.getrlimit(resource.RLIMIT_AS)[1]
@@ -70,7 +70,7 @@ def limit_memory():
 
 
 def read_pages(path) -> tuple[list[list[Line]], float]:
-    """The lines of each page in reading order, and the share of the letters that are lost."""
+    """The lines of each page in reading order, and the fraction of letters lost."""
     import pypdfium2
     pages, letters, lost = [], 0, 0
     with pypdfium2.PdfDocument(path) as document:
@@ -96,7 +96,7 @@ def read_pages(path) -> tuple[list[list[Line]], float]:
 
 
 def count_lost(page, textpage) -> float:
-    """How many letters are without Unicode or missing. PDFium drops text without width, such as
+    """How many letters are missing or have no Unicode value. PDFium drops text of zero width, e.g.
     vertical Japanese in a font that is not embedded: there, estimate one letter per em."""
     from pypdfium2 import raw
     lost = sum(raw.FPDFText_HasUnicodeMapError(textpage, i) == 1
@@ -112,11 +112,11 @@ def count_lost(page, textpage) -> float:
 
 # ---- lines
 def read_lines(textpage) -> list[Line]:
-    """The lines of a page, cut where their direction changes and at wide gaps."""
+    """The lines of a page, split at wide gaps and where the direction changes."""
     text = textpage.get_text_range()
     places = [0, *accumulate(1 + (letter > '\uffff') for letter in text)]   # in UTF-16
     lines = []
-    # PDFium ends a line with a line break, or inside a word with HYPHEN.
+    # PDFium ends a line with a line break or, within a word, with HYPHEN.
     for match in re.finditer(rf'[^\s{HYPHEN}][^\r\n{HYPHEN}]*{HYPHEN}?', text):
         found = match[0].rstrip()
         mirrored = 2 * len(RIGHT_TO_LEFT.findall(found)) > sum(map(str.isalpha, found))
@@ -138,7 +138,7 @@ def read_letters(textpage, text: str, places: list[int], mirrored: bool) -> list
              for index in indices]
     letters = []
     for i, index in enumerate(indices):
-        # A space that PDFium added has no angle; a lone letter is mirrored, as in the XeTeX logo.
+        # Ignore the angle of spaces that PDFium added, and of single letters, e.g. XeTeX's logo.
         if i and turns[i] not in turns[i + 1:i + 2]:
             turns[i] = turns[i - 1]
         left, bottom, right, top = textpage.get_charbox(index, loose=True)

@@ -1,7 +1,7 @@
-"""Documents from files and datasets: one reader for each kind of file.
+"""Documents from files and datasets: one reader per kind of file.
 
 A reader yields a Piece for each document. To add a kind of file, write a function read_KIND with
-the same arguments and give its suffix a line in READERS."""
+the same arguments and add its suffix to READERS."""
 import csv
 import json
 import math
@@ -20,13 +20,13 @@ from text.encodings import BLOCK, blocks, open_text
 
 ROWS = 16                       # rows to read at once; a row may be megabytes long
 LONGEST_LINE = 1 << 26          # maximum characters in a line of .jsonl, or a field of .csv
-MAX_GLUED = 0.02                # warn of a PDF with a larger share of glued words
-SEPARATOR = '<|endoftext|>'     # the default; files without it are normal
+MAX_GLUED = 0.02                # warn about a PDF with a larger share of glued words
+SEPARATOR = '<|endoftext|>'     # the default; many files do not use it
 HELD_OUT = ('validation', 'valid', 'val', 'dev', 'test')        # names of splits, best first
 
 
 class Piece(NamedTuple):
-    """A document, or part of one that is too long for memory: its last part has ends=True."""
+    """A document, or part of one that is too long for memory; its last part has ends=True."""
     text: str
     ends: bool = True
     nats: float = math.nan      # -ln of the document's probability, where it is known
@@ -34,11 +34,11 @@ class Piece(NamedTuple):
 
 # ---- text
 def read_text(path, text_column: str, separator: str):
-    """A .txt file, divided into documents at `separator` ('' = the file is one document).
+    """A .txt file, split into documents at `separator` ('' = the file is one document).
 
     Line breaks around a separator belong to it. NUL is dropped, and so is U+FEFF, the byte order
-    mark that is left inside when files are joined."""
-    rest = ''                                   # read, but not yielded yet
+    mark that concatenating files leaves in the middle."""
+    rest = ''                                   # read but not yet yielded
     at_start = False                            # whether rest begins right after a separator
     dropped = 0
     with open_text(path) as file:
@@ -84,9 +84,9 @@ def read_pdf(path, text_column: str, separator: str):
 # ---- rows
 def text_of_row(row, text_column: str, where: str) -> str:
     """The text of a row, '' for None. Raises ValueError if there is none; the message starts with
-    `where`, which says what row it is."""
+    `where`, the position of the row."""
     if not isinstance(row, dict):
-        raise ValueError(f'{where} is not an object, as in {{"{text_column}": "..."}}')
+        raise ValueError(f'{where} is not an object such as {{"{text_column}": "..."}}')
     if text_column not in row:
         columns = textwrap.shorten(', '.join(row) or 'none', 200, placeholder=' ...')
         is_chat = 'messages' in row or 'conversations' in row
@@ -114,13 +114,13 @@ def read_jsonl(path, text_column: str, separator: str):
             try:
                 row = json.loads(line)
             except ValueError as e:
-                reason = str(e).partition(': line ')[0]         # json calls each line its line 1
-                raise ValueError(f'{where} is not JSON ({reason}): mend or remove it') from e
+                reason = str(e).partition(': line ')[0]         # json counts each line as line 1
+                raise ValueError(f'{where} is not JSON ({reason}): fix or remove it') from e
             yield Piece(text_of_row(row, text_column, where))
 
 
 def read_csv(path, text_column: str, separator: str):
-    """A .csv file whose first row names the columns; they are divided by , ; or tabs."""
+    """A .csv file whose first row names the columns, separated by commas, semicolons or tabs."""
     csv.field_size_limit(LONGEST_LINE)
     with open_text(path, newline='') as file:
         header = file.readline()
@@ -129,7 +129,7 @@ def read_csv(path, text_column: str, separator: str):
         try:
             for row in rows:
                 where = f'line {rows.line_num}'
-                if None in row:                 # DictReader puts cells without a column there
+                if None in row:                 # where DictReader puts cells without a column
                     raise ValueError(f'{where} has too many cells: put text with commas in quotes')
                 yield Piece(text_of_row(row, text_column, where))
         except csv.Error as e:
@@ -137,7 +137,7 @@ def read_csv(path, text_column: str, separator: str):
 
 
 def read_parquet(path, text_column: str, separator: str):
-    """A .parquet file, of which only the column of the text is read."""
+    """A .parquet file. Only the text column is read."""
     from pyarrow.parquet import ParquetFile
     with ParquetFile(path, buffer_size=BLOCK) as file:          # 0 would read whole row groups
         is_there = text_column in file.schema_arrow.names
@@ -171,11 +171,11 @@ def find_reader(name):
 
 
 def find_files(patterns: str) -> list[Path]:
-    """The files with a reader that paths, folders and globs name, with commas between them.
-    Prints what is left out. Raises Error if one of them names nothing that can be read."""
+    """The files with a reader in a comma-separated list of paths, folders and globs. Prints what
+    is left out. Raises Error if one of them matches no file with a reader."""
     parts = [part.strip() for part in patterns.split(',') if part.strip()]
     if not parts or os.path.exists(os.path.expanduser(patterns)):
-        parts = [patterns]                      # a path may have commas itself
+        parts = [patterns]                      # a path may itself contain commas
     found = []
     left_out = Counter()
     for part in parts:
@@ -186,8 +186,8 @@ def find_files(patterns: str) -> list[Path]:
             else:
                 kind = path.suffix.lower() or 'without a suffix'
                 left_out[kind if path.exists() else 'broken link'] += 1
-        require(files, f'--input={part}: nothing there can be read; the kinds of files that '
-                       f'can are {" ".join(READERS)}')
+        require(files, f'--input={part}: no readable files there; the kinds that can be '
+                       f'read are {" ".join(READERS)}')
         found += files
     if left_out:
         kinds = [f'{n:,} {kind}' for kind, n in left_out.most_common(10)]
@@ -196,7 +196,7 @@ def find_files(patterns: str) -> list[Path]:
 
 
 def expand(pattern: str, left_out: Counter) -> list[Path]:
-    """The files that a path, a folder or a glob names. Raises Error if there are none."""
+    """The files that match a path, a folder or a glob. Raises Error if there are none."""
     path = Path(pattern).expanduser()
     if os.path.isdir(path):
         return list(walk(path, left_out))
@@ -207,7 +207,7 @@ def expand(pattern: str, left_out: Counter) -> list[Path]:
         paths = [found for found in root.glob(str(path.relative_to(root))) if not found.is_dir()]
     except (OSError, ValueError):               # too long, or not a pattern
         paths = []
-    require(paths, f'--input={pattern}: there is no such file or folder')
+    require(paths, f'--input={pattern}: no such file or folder')
     # As in a shell, wildcards do not match hidden files.
     return [found for found in paths
             if not any(part[0] == '.' and part not in path.parts for part in found.parts)]
@@ -216,7 +216,7 @@ def expand(pattern: str, left_out: Counter) -> list[Path]:
 def walk(folder: Path, left_out: Counter):
     """Yield the files in a folder and its subfolders; count what is skipped in left_out.
 
-    A link to a folder is followed, unless that folder was read already or contains this one."""
+    A link to a folder is followed, unless that folder was already read or contains this one."""
     real = folder.resolve()
     seen = {real, *real.parents}
 
@@ -240,7 +240,7 @@ def walk(folder: Path, left_out: Counter):
 
 def read_files(files: list[Path], text_column: str, separator: str):
     """The documents of files. A PDF that cannot be read is left out with a warning; any other
-    file is an Error. The separator may have the escapes \\n, \\t and \\\\."""
+    file raises Error. The separator may contain the escapes \\n, \\t and \\\\."""
     escapes = {r'\n': '\n', r'\t': '\t', r'\\': '\\'}
     separator = re.sub(r'\\[nt\\]', lambda escape: escapes[escape[0]], separator)
     texts = documents = 0                       # .txt files, and documents in them
@@ -256,23 +256,23 @@ def read_files(files: list[Path], text_column: str, separator: str):
                     yield piece
             except Error:
                 raise
-            except Exception as e:              # a damaged file makes a library raise anything
+            except Exception as e:              # damaged files make libraries raise anything
                 reason = str(e) or type(e).__name__
                 if read is not read_pdf:
                     raise Error(f'{path} cannot be read: {reason}') from e
                 warn(f'{path} is left out: {reason}')
     if texts and documents == texts and separator not in ('', SEPARATOR):
-        warn(f'the separator {separator!r} is in none of the .txt files: each is one document')
+        warn(f'the separator {separator!r} is not in any .txt file: each file is one document')
 
 
 # ---- datasets
 def read_dataset(source: str, text_column: str, config: str = '',
                  split: str = '') -> tuple[dict, str | None]:
-    """({split: iterator of its documents}, licence) of a Hugging Face dataset, a name or a folder.
+    """({split: iterator of its documents}, license) of a Hugging Face dataset: a name or a folder.
 
     The splits are 'train', the source's split `split` ('' = train), and 'val', its held-out split:
     for train_sft that is validation_sft, test_sft or the like. Without one the only split is ''.
-    Raises Error if the dataset, configuration or split is not there."""
+    Raises Error if the dataset, configuration or split does not exist."""
     import datasets
     source = os.path.expanduser(source)
     try:
@@ -291,13 +291,13 @@ def read_dataset(source: str, text_column: str, config: str = '',
     licence = builder.info.license or None
     if not held_out:
         return {'': read_split(source, config, train, splits[train], text_column)}, licence
-    # val comes first: a document that is in both stays there
+    # val comes first: a document in both splits stays there
     return {side: read_split(source, config, name, splits[name], text_column)
             for side, name in (('val', held_out[0]), ('train', train))}, licence
 
 
 def read_split(source: str, config: str, split: str, files: list[str], text_column: str):
-    """The documents of a split with these files, which are paths or URLs."""
+    """The documents of a split, given the paths or URLs of its files."""
     import datasets
     try:
         if all(map(find_reader, files)):

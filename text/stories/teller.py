@@ -1,8 +1,8 @@
-"""Tell the stories of the dataset `stories` from grammar.txt, whose header explains its notation.
+"""Generate the dataset `stories` from grammar.txt, whose header explains its notation.
 
-Every random choice is visible in the text, so the probability of a story is the product of the
-probabilities of its choices. -ln of it, summed over a text, is the text's exact entropy in nats:
-a loss below that is a leak."""
+Every random choice can be recovered from the text, so the probability of a story is the product
+of the probabilities of its choices. -ln of it gives a floor, in nats, that no model can beat on
+average: a loss below it means that validation text has leaked."""
 import math
 import random
 import re
@@ -14,12 +14,12 @@ from lib.settings import Error, require
 GRAMMAR = Path(__file__).with_name('grammar.txt')
 # `name:` or `name (attributes):` at the left margin, the rest of its line, and the indented lines
 RULE = re.compile(r'^([a-z_]+)(?: \(([^()\n]*)\))?:(.*\n(?:[ \t]*\n|[ \t]+.*\n)*)', re.M)
-# text, then one of {name} {name.attribute} {variable=name}, or the end
+# text, then {name}, {name.attribute} or {variable=name}, or the end
 PART = re.compile(r'([^{}]*)(?:{(?:([a-z_]+)=)?([A-Za-z][a-z_]*)(?:\.([a-z_]+))?}|$)')
 
 
 class Part(NamedTuple):
-    """Plain text and the braces that follow it; '' stands for what is absent."""
+    """Plain text and the braces that follow it; '' where there is none."""
     text: str
     variable: str
     name: str
@@ -52,7 +52,7 @@ def read_grammar(path=GRAMMAR) -> dict[str, list[Option]]:
         is_complete = all(all(word.values()) for word in words)
         has_good_braces = not any(PART.sub('', text) for text in texts)
         require(is_new and is_complete and has_good_braces,
-                f'{path}: rule {rule} has broken braces, an empty place, or something twice')
+                f'{path}: rule {rule} has broken braces, an empty field, or a duplicate')
         for word in words:
             parts = [Part(*found) for found in PART.findall(word['']) if any(found)]
             grammar.setdefault(rule, []).append(Option(parts, word))
@@ -74,17 +74,17 @@ def read_words(attributes: str, body: str) -> list[dict[str, str]]:
 
 
 def join_paragraphs(text: str) -> str:
-    """The text with one line for each paragraph; in the file, empty lines separate them."""
+    """The text with one line per paragraph; in the file, blank lines separate them."""
     paragraphs = (' '.join(paragraph.split()) for paragraph in re.split(r'\n\s*\n', text))
     return '\n'.join(paragraph for paragraph in paragraphs if paragraph)
 
 
 # ---- telling
 def tell_stories(grammar: dict[str, list[Option]], n: int, seed: int):
-    """Yield n times (text, nats): a story and -ln of its probability.
+    """Yield (text, nats) n times: a story and -ln of its probability.
 
-    Story i depends on seed and i only, on every machine: Python guarantees the sequence of
-    Random.random(). Raises Error for a name that is unknown or not drawn yet."""
+    Story i depends only on seed and i, on every machine: Python guarantees the sequence of
+    Random.random(). Raises Error for a name that is unknown or has not been drawn yet."""
     for i in range(n):
         story = Story(grammar, random.Random(f'{seed} {i}').random)
         text, _ = story.tell('plot')
@@ -92,7 +92,7 @@ def tell_stories(grammar: dict[str, list[Option]], n: int, seed: int):
 
 
 class Story:
-    """The state of a story while it is told."""
+    """The state of a story while it is generated."""
 
     def __init__(self, grammar: dict[str, list[Option]], draw):
         self.grammar = grammar
@@ -125,6 +125,6 @@ class Story:
                                       'a new name and a list of plain words')
                 self.memory[part.variable] = word
         else:
-            raise Error(f'stories: rule {rule}: {part.name} is not drawn yet or has no '
+            raise Error(f'stories: rule {rule}: {part.name} has not been drawn yet or has no '
                         f'{part.attribute!r}')
         return text if name == part.name else text[0].upper() + text[1:]
