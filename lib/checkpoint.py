@@ -196,7 +196,8 @@ def load_start(settings, meta: dict, tokenizer: Tokenizer, is_resumed: bool) -> 
             "it again with the checkpoint's tokenizer")
     weights = checkpoint['model_config']
     require(tokenizer.vocab_size <= weights['vocab_size'],
-            f'{tokenizer.vocab_size} tokens do not fit vocab_size={weights["vocab_size"]}')
+            f'the tokenizer has {tokenizer.vocab_size} tokens, more than vocab_size='
+            f'{weights["vocab_size"]}')
     may_differ = {'dropout'} if is_resumed else {'dropout', 'block_size'}
     wrong = [f'{name}={value} (the checkpoint has {weights[name]})'
              for name, value in settings.shape.items()

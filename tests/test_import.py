@@ -195,9 +195,9 @@ def test_a_tokenizer_that_does_not_fit_the_embedding_is_an_error(run):
     hf.save_pretrained('there')
     save_tokenizer('there', 'hf')
     prepare_text(run, NUMBERED, '--tokenizer=there')
-    with pytest.raises(Error, match='300 tokens .* vocab_size=299'):
+    with pytest.raises(Error, match='300 tokens.* vocab_size=299'):
         run('train.py', '--init_from=there', '--dataset=text', '--block_size=8')
-    with pytest.raises(Error, match='300 tokens .* vocab_size=299'):
+    with pytest.raises(Error, match='300 tokens.* vocab_size=299'):
         load('there')
 
 

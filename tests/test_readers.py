@@ -108,7 +108,7 @@ def test_a_separator_that_never_occurs_gets_a_warning(tmp_path, capsys):
     assert read(tmp_path, separator='\n\n') == ['one', 'two', 'three']      # it is in one of two
     assert capsys.readouterr().err == ''
     read(tmp_path, separator='***')
-    assert "'***' is in none" in capsys.readouterr().err
+    assert "'***' is not in any" in capsys.readouterr().err
 
 
 def test_nul_and_byte_order_marks_inside_a_text_are_dropped_with_a_warning(tmp_path, capsys):
