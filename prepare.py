@@ -29,18 +29,15 @@ settings = configure(globals())
 import difflib
 import json
 import logging
-import math
 import mmap
 import re
 import shlex
 import sys
 import tempfile
 import time
-from array import array
 from hashlib import blake2b
 from itertools import islice
 from pathlib import Path
-from typing import NamedTuple
 
 import numpy as np
 
@@ -49,7 +46,8 @@ from lib.dataset import FORMAT, bits_per_byte, checksum_of_meta, new_files, open
 from lib.files import checksum
 from lib.settings import Error, require
 from lib.terminal import fit, show_progress, warn
-from lib.tokenizer import Tokenizer, cut, read_tokenizer, to_utf8, train_bpe
+from lib.tokenizer import Tokenizer, cut, read_tokenizer, train_bpe
+from text.corpus import Corpus, divide, texts_of, write_documents
 from text.readers import Piece, find_files, read_dataset, read_files
 from text.stories.teller import GRAMMAR, read_grammar, tell_stories
 
@@ -57,99 +55,24 @@ VOCABULARY_TEXT = 1 << 26         # maximum bytes of text to train the bpe on
 SMALL_TEXT = 1_000_000            # below this many bytes, vocab_size defaults to 2048
 
 
-# ---- 1. copy all documents to a temporary file
-class Corpus(NamedTuple):
-    """The N documents in the temporary file; each field is an array (N,)."""
-    start: np.ndarray             # offset of the first byte
-    end: np.ndarray               # one past the last byte
-    hash: np.ndarray              # hash of seed and text
-    nats: np.ndarray              # -ln p(text); nan = unknown
-    split: np.ndarray             # 'train' or 'val'; '' if the source has no splits
-
-    def size(self, indices) -> int:
-        """Total bytes of these documents."""
-        return int((self.end[indices] - self.start[indices]).sum())
-
-
-def write_documents(splits: dict, file, seed: int) -> Corpus:
-    """Write the documents of {split: reader} to file as UTF-8, back to back, skipping empty ones.
-    A reader yields Pieces; a long document has several, and ends=True marks its last."""
-    start, end, hashes, nats, sides = array('q'), array('q'), array('Q'), array('d'), []
-    size = replaced = begin = 0
-    has_text = False
-    digest = blake2b(digest_size=8, key=str(seed).encode())
-    for side, reader in splits.items():
-        for piece in show_progress(reader, f'reading {side}'):
-            raw = to_utf8(piece.text)
-            size += file.write(raw)
-            digest.update(raw)
-            replaced += raw.count('\ufffd'.encode())
-            has_text = has_text or bool(piece.text.strip())
-            if not piece.ends:
-                continue
-            if has_text:
-                start.append(begin)
-                end.append(size)
-                hashes.append(int.from_bytes(digest.digest(), 'little'))
-                nats.append(piece.nats)
-                sides.append(side)
-            begin, has_text = size, False
-            digest = blake2b(digest_size=8, key=str(seed).encode())
-    file.flush()
-    require(sides, 'the source has no text')
-    if replaced:
-        warn(f'the text has {replaced:,} U+FFFD characters: it was not valid UTF-8')
-    return Corpus(np.frombuffer(start, np.int64), np.frombuffer(end, np.int64),
-                  np.frombuffer(hashes, np.uint64), np.frombuffer(nats, np.float64),
-                  np.array(sides))
-
-
-# ---- 2. split into train and val
-def divide(corpus: Corpus, raw, val_fraction: float) -> tuple[Corpus, dict[str, np.ndarray]]:
-    """Drop exact duplicates and split the documents into {'train': indices, 'val': indices}.
-
-    The source's own split is kept. Otherwise a document's hash decides, so its side does not
-    depend on other documents; but if the largest document exceeds val_fraction of the text, every
-    document is split and its tail held out. Also returns the corpus, which splitting changes."""
-    kept = np.sort(np.unique(corpus.hash, return_index=True)[1])        # keep the first duplicate
-    largest = (corpus.end[kept] - corpus.start[kept]).max()
-    if corpus.split[0]:
-        is_val = corpus.split[kept] == 'val'
-    elif len(kept) == 1 or largest > val_fraction * corpus.size(kept):
-        corpus, is_val = cut_tails(corpus, raw, kept, val_fraction)
-        kept = np.arange(len(is_val))
-    else:
-        hashes = corpus.hash[kept]
-        is_val = hashes / 2 ** 64 < val_fraction
-        is_val[hashes.argmin()] = True                      # at least one document on each side
-        is_val[hashes.argmax()] = False
-    sides = {'train': kept[~is_val], 'val': kept[is_val]}
-    for side in sides.values():
-        require(corpus.size(side), 'the source is too short to split into train and val')
-    return corpus, sides
-
-
-def cut_tails(corpus: Corpus, raw, kept, val_fraction: float) -> tuple[Corpus, np.ndarray]:
-    """Split each kept document in two: the tail is about the last val_fraction of its bytes.
-    Returns a corpus of the parts, and a mask of which are tails."""
-    start, end = corpus.start[kept], corpus.end[kept]
-    middle = start + ((end - start) * (1 - val_fraction)).astype(np.int64)
-    for i, byte in enumerate(middle.tolist()):
-        while byte < end[i] and raw[byte] & 0xC0 == 0x80:   # inside a UTF-8 character
-            byte += 1
-        middle[i] = byte
-    parts = Corpus(np.append(start, middle), np.append(middle, end), np.tile(corpus.hash[kept], 2),
-                   np.full(2 * len(kept), math.nan), np.tile(corpus.split[kept], 2))
-    is_tail = np.arange(2 * len(kept)) >= len(kept)
-    is_nonempty = parts.end > parts.start
-    return Corpus(*(field[is_nonempty] for field in parts)), is_tail[is_nonempty]
-
-
-# ---- 3. the tokenizer
-def texts_of(raw, corpus: Corpus, indices):
-    """Yield (text, ends) for each piece of these documents; ends marks a document's last piece."""
-    for i in indices:
-        yield from cut(raw, int(corpus.start[i]), int(corpus.end[i]))
+# ---- the four steps
+def make_dataset(folder: Path, splits: dict, about: dict) -> dict:
+    """Run the four steps, print a report, and return the content of meta.json."""
+    began = time.time()
+    folder.parent.mkdir(exist_ok=True)
+    with tempfile.TemporaryFile(dir=folder.parent) as file:
+        found = write_documents(splits, file, seed)
+        raw = mmap.mmap(file.fileno(), 0, access=mmap.ACCESS_READ)
+        corpus, sides = divide(found, raw, val_fraction)
+        is_simple = about['source'] == 'stories' or len(raw) < SMALL_TEXT
+        size = vocab_size or (2048 if is_simple else 4096)
+        tok = make_tokenizer(tokenizer, size, raw, corpus, sides['train'])
+        meta = write_dataset(folder, tok, raw, corpus, sides, about)
+    report(meta, duplicates=len(found.hash) - len(np.unique(found.hash)))
+    if tok.kind == 'hf':
+        warn_of_lost_text(tok.hf, meta)
+    print(f'wrote {folder} in {time.time() - began:.1f} s')
+    return meta
 
 
 def make_tokenizer(kind: str, vocab_size: int, raw, corpus: Corpus, train) -> Tokenizer:
@@ -167,14 +90,13 @@ def make_tokenizer(kind: str, vocab_size: int, raw, corpus: Corpus, train) -> To
     return Tokenizer({'kind': 'gpt2'} if kind == 'gpt2' else read_tokenizer(kind))
 
 
-# ---- 4. the files
 def write_dataset(folder: Path, tokenizer: Tokenizer, raw, corpus: Corpus, sides: dict,
                   about: dict) -> dict:
     """Write the files of a dataset. Returns the content of meta.json, which includes `about`."""
     dtype = np.uint16 if tokenizer.vocab_size <= 1 << 16 else np.uint32
     meta = {
         'format': FORMAT,
-        **about,                                            # source, licence, command, fingerprint
+        **about,                                            # source, license, command, fingerprint
         'tokenizer': tokenizer.spec,
         'vocab_size': tokenizer.vocab_size,
         'eot': tokenizer.eot,                               # follows every document
@@ -245,25 +167,6 @@ def fingerprint(files: list[Path]) -> str:
     return blake2b(content.encode(), digest_size=8).hexdigest()
 
 
-def make_dataset(folder: Path, splits: dict, about: dict) -> dict:
-    """Run the four steps, print a report, and return the content of meta.json."""
-    began = time.time()
-    folder.parent.mkdir(exist_ok=True)
-    with tempfile.TemporaryFile(dir=folder.parent) as file:
-        found = write_documents(splits, file, seed)
-        raw = mmap.mmap(file.fileno(), 0, access=mmap.ACCESS_READ)
-        corpus, sides = divide(found, raw, val_fraction)
-        is_simple = about['source'] == 'stories' or len(raw) < SMALL_TEXT
-        size = vocab_size or (2048 if is_simple else 4096)
-        tok = make_tokenizer(tokenizer, size, raw, corpus, sides['train'])
-        meta = write_dataset(folder, tok, raw, corpus, sides, about)
-    report(meta, duplicates=len(found.hash) - len(np.unique(found.hash)))
-    if tok.kind == 'hf':
-        warn_of_lost_text(tok.hf, meta)
-    print(f'wrote {folder} in {time.time() - began:.1f} s')
-    return meta
-
-
 def report(meta: dict, duplicates: int):
     """Print the sizes of the dataset."""
     train, val = meta['train'], meta['val']
@@ -324,7 +227,7 @@ def main():
                     'be resumed)')
             print(f'{folder} is up to date')
         else:
-            splits, about['licence'] = read_source(files)
+            splits, about['license'] = read_source(files)
             meta = make_dataset(folder, splits, about)
     except BrokenPipeError:                     # stdout was closed, e.g. by `| head`
         raise

@@ -131,35 +131,21 @@ def read_prompt(text: str) -> str:
 def print_samples(lm: LanguageModel, prompt: str):
     """Print the samples, and the speed on stderr."""
     began = time.perf_counter()
-    if num_samples == 1:
-        tokens = print_one(lm, prompt)
+    tokens = 0
+    screen = Screen()
+    if num_samples == 1:                        # printed as it is generated
+        screen.write(prompt)
+        for text in lm.stream(prompt):          # one string per token
+            tokens += 1
+            screen.write(text)
+        screen.end_line()
     else:
-        rows = lm.rows(prompt)
-        tokens = sum(len(row) for row in rows)
-        for row in rows:
-            screen = Screen()
+        for row in lm.rows(prompt):
+            tokens += len(row)
             screen.write(prompt + ''.join(lm.decode(prompt, row)))
             screen.end_line()
             print('-' * 60)
     print(f'{tokens / (time.perf_counter() - began):,.0f} tokens per second', file=sys.stderr)
-
-
-def print_one(lm: LanguageModel, prompt: str) -> int:
-    """Print one sample as it is generated. Returns its number of tokens."""
-    ids = []
-
-    def collect(steps):
-        for step in steps:
-            ids.append(step.item())
-            yield ids[-1]
-
-    screen = Screen()
-    steps = lm.sample_ids(prompt)
-    screen.write(prompt)
-    for text in lm.decode(prompt, collect(steps)):
-        screen.write(text)
-    screen.end_line()
-    return len(ids)
 
 
 def talk(lm: LanguageModel):

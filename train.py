@@ -16,6 +16,7 @@ eval_interval = 250         # steps between evaluations and checkpoints; 0 = onl
 eval_tokens = 0             # number of validation tokens to evaluate on; 0 = all
 log_interval = 10           # steps between rows of log.csv
 wandb_project = ''          # also log to this Weights & Biases project; '' = off
+# model: n_layer, n_head, n_embd, block_size, dropout and all other fields of GPTConfig in model.py
 # optimization
 optimizer = 'adamw'         # adamw, or muon (for matrices in the blocks, with AdamW for the rest)
 learning_rate = 1e-3        # peak learning rate, reached after the warmup
@@ -34,7 +35,7 @@ output_lr_scale = 1.0       # learning rate multiplier for the output matrix, if
 # system
 device = 'auto'             # cuda, mps or cpu; auto = the first of these that is available
 dtype = 'auto'              # bfloat16, float16 or float32; auto = the fastest on this hardware
-compile: bool | str = 'auto'    # use torch.compile; auto = only on CUDA
+compile = 'auto'            # use torch.compile; auto = only on CUDA
 verify = False              # also verify the checksums of files over 1 GB
 
 # The fields of GPTConfig are settings, too, e.g. --n_layer=4; settings.shape holds those given.
@@ -47,12 +48,14 @@ if __name__ == '__main__':  # let Ctrl-C kill the process during the imports
 
 # Imported after the settings, so that --help and errors in settings appear immediately.
 import math
+from functools import lru_cache
 from pathlib import Path
 
+import numpy as np
 import torch
 
 from lib import checkpoint as checkpoints
-from lib.dataset import Validation, get_batch, open_dataset
+from lib.dataset import Validation, open_dataset
 from lib.device import StopSignals, compile_and_parallelize, fit_micro_batch, start_hardware
 from lib.log import Log
 from lib.muon import Muon
@@ -77,7 +80,7 @@ def check_settings(world_size: int):
     require(out_dir, 'out_dir is empty')
     require(optimizer in ('adamw', 'muon'), f'optimizer={optimizer!r} is not adamw or muon')
     require(schedule in ('cosine', 'linear'), f'schedule={schedule!r} is not cosine or linear')
-    require(compile in ('auto', True, False), f'compile={compile!r} is not auto, True or False')
+    require(compile in ('auto', 'True', 'False'), f'compile={compile!r} is not auto, True or False')
     for name, value in settings.items():
         is_number = type(value) in (int, float)
         require(not is_number or value >= 0, f'{name}={value} must not be negative')
@@ -118,7 +121,7 @@ def make_optimizer(model: GPT, torch_dtype: torch.dtype) -> torch.optim.Optimize
     for name, p in model.named_parameters():    # a tied output matrix is wte.weight
         if p.ndim < 2:
             params['vectors'].append(p)
-        elif name.startswith('h.'):
+        elif name.startswith('h.') and p.ndim == 2:
             params['matrices'].append(p)
         elif name.startswith('lm_head.'):
             params['output'].append(p)
@@ -140,6 +143,41 @@ def make_optimizer(model: GPT, torch_dtype: torch.dtype) -> torch.optim.Optimize
     return torch.optim.AdamW(groups, learning_rate, (beta1, beta2), fused=is_fused)
 
 
+def windows_per_epoch(tokens: int, block_size: int) -> int:
+    """Number of block_size windows in an epoch: one fewer than would fit, to leave room for a
+    random offset."""
+    return max(1, (tokens - block_size) // block_size)
+
+
+@lru_cache(2)
+def window_starts(tokens: int, block_size: int, seed: int, epoch: int) -> np.ndarray:
+    """Start of each window of an epoch, (windows,), in training order. Each epoch has a new random
+    offset and a new permutation; the windows of an epoch do not overlap.
+
+    For example, 14 tokens and block_size 4 give 2 windows. With offset 3 their inputs are tokens
+    3 to 6 and 7 to 10, their targets 4 to 7 and 8 to 11; the starts are [3, 7] or [7, 3]."""
+    windows = windows_per_epoch(tokens, block_size)
+    rng = np.random.default_rng((seed, epoch))
+    offset = rng.integers(tokens - windows * block_size)
+    return offset + block_size * rng.permutation(windows)
+
+
+def get_batch(data, block_size: int, seed: int, sequences: range) -> tuple[np.ndarray, np.ndarray]:
+    """Inputs x and targets y, (len(sequences), block_size) each, for the given sequences.
+
+    A run's sequences are numbered from 0, and each step takes the next batch_size of them. A batch
+    depends only on the arguments: a resumed run needs no data loader state, and several processes
+    take slices of the same batch. Costs one copy of the tokens from the memory map."""
+    windows = windows_per_epoch(len(data), block_size)
+    rows = []
+    for i in sequences:
+        epoch, at = divmod(i, windows)
+        start = window_starts(len(data), block_size, seed, epoch)[at]
+        rows.append(data[start:start + block_size + 1])
+    ids = np.stack(rows).astype(np.int64)                   # (B, T + 1)
+    return ids[:, :-1], ids[:, 1:]
+
+
 def micro_batches(step: int, data, block_size: int, share: int, micro: int, hardware):
     """Yield this process's micro-batches of a step: inputs and targets (micro, T) on the device.
     E.g. 480 sequences on 8 GPUs: 60 each, as 3 micro-batches of 20."""
@@ -151,6 +189,29 @@ def micro_batches(step: int, data, block_size: int, share: int, micro: int, hard
             x, y = x.pin_memory(), y.pin_memory()
         torch.manual_seed(hash((seed, first)))  # a resumed run gets the same dropout masks
         yield x.to(hardware.device, non_blocking=True), y.to(hardware.device, non_blocking=True)
+
+
+@torch.no_grad()
+def evaluate(model: GPT, validation: Validation, batch_size: int, autocast, rank: int = 0,
+             world_size: int = 1) -> float:
+    """Mean cross-entropy, in nats per token, over all validation windows: each token counts once.
+
+    With several processes, each evaluates every world_size-th batch, and all return the same mean.
+    The train/eval mode and the RNG state are left unchanged."""
+    was_training = model.training
+    model.eval()
+    device = model.wte.weight.device
+    nats = [torch.zeros((), device=device)]     # one sum per batch; they stay on the device
+    for first in range(rank * batch_size, len(validation), world_size * batch_size):
+        x, y = (torch.from_numpy(ids).to(device) for ids in validation.batch(first, batch_size))
+        with autocast:
+            mean = model(x, y)
+        nats.append(mean * (y >= 0).sum())
+    total = torch.stack(nats).cpu().double().sum()          # MPS has no float64
+    if world_size > 1:
+        torch.distributed.all_reduce(total)
+    model.train(was_training)
+    return total.item() / len(validation.ids)
 
 
 def sample_text(model: GPT, tokenizer: Tokenizer) -> str:
@@ -205,6 +266,8 @@ if __name__ == '__main__':
     checkpoints.claim_folder(out, is_resumed, overwrite)
     log = Log(settings, step, batch_size * block_size, hardware, model, validation.floor,
               is_resumed)
+    if not is_resumed:
+        checkpoints.delete_old(out)
     log.announce(meta, model, micro)
     if is_resumed:
         log.announce_resume(checkpoint, learning_rate_at(step + 1))
@@ -217,7 +280,8 @@ if __name__ == '__main__':
         progress['step'] = step
         if is_due(step, eval_interval) and progress['evaluated_at'] != step and not is_stopping:
             log.pause('evaluating')
-            val_loss = validation.evaluate(model, micro, hardware.autocast)
+            val_loss = evaluate(model, validation, micro, hardware.autocast, hardware.rank,
+                                hardware.world_size)
             log.evaluation(step, val_loss, validation.bits_per_byte(val_loss))
             progress['evaluated_at'] = step
             if val_loss < progress['best_val_loss']:        # including step 0

@@ -19,6 +19,7 @@ from lib.dataset import Validation, open_dataset
 from lib.settings import require
 from lib.tokenizer import Tokenizer
 from sample import LanguageModel, load
+from train import evaluate
 
 ROWS = 20                       # samples, and held-out documents, to look up in the training text
 ROW_TOKENS = 300                # of each held-out document: the length of a sample
@@ -72,7 +73,7 @@ def hash_runs(ids, length: int):
 def main():
     lm = load(out_dir, dtype='float32')
     validation, documents, train = open_validation(lm, dataset, eval_tokens)
-    loss = validation.evaluate(lm.model, batch_size=8, autocast=contextlib.nullcontext())
+    loss = evaluate(lm.model, validation, batch_size=8, autocast=contextlib.nullcontext())
     print(f'loss        {loss:.4f} nats per token, of {len(validation.ids):,} tokens, in float32 '
           '(train.py evaluates in its own dtype)')
     print(f'perplexity  {math.exp(loss):.3f}')

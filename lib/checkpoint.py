@@ -249,3 +249,10 @@ def claim_folder(out: Path, is_resumed: bool, overwrite: bool):
             f'{out} holds a run: continue it with --init_from=resume, replace it with '
             '--overwrite=True, or choose a different --out_dir')
     acquire_lock(out)
+
+
+def delete_old(out: Path):
+    """Delete the files of the run that a new one replaces."""
+    if is_first_process():
+        for name in ('ckpt.pt', 'best.pt', 'loss.png'):
+            (out / name).unlink(missing_ok=True)

@@ -8,7 +8,6 @@ import math
 import os
 import shutil
 import zlib
-from functools import lru_cache
 from pathlib import Path
 
 import numpy as np
@@ -109,42 +108,6 @@ def replace_files(folder: Path, new: Path):
     sync(folder)
 
 
-# ---- training batches
-def windows_per_epoch(tokens: int, block_size: int) -> int:
-    """Number of block_size windows in an epoch: one fewer than would fit, to leave room for a
-    random offset."""
-    return max(1, (tokens - block_size) // block_size)
-
-
-@lru_cache(2)
-def window_starts(tokens: int, block_size: int, seed: int, epoch: int) -> np.ndarray:
-    """Start of each window of an epoch, (windows,), in training order. Each epoch has a new random
-    offset and a new permutation; the windows of an epoch do not overlap.
-
-    For example, 14 tokens and block_size 4 give 2 windows. With offset 3 their inputs are tokens
-    3 to 6 and 7 to 10, their targets 4 to 7 and 8 to 11; the starts are [3, 7] or [7, 3]."""
-    windows = windows_per_epoch(tokens, block_size)
-    rng = np.random.default_rng((seed, epoch))
-    offset = rng.integers(tokens - windows * block_size)
-    return offset + block_size * rng.permutation(windows)
-
-
-def get_batch(data, block_size: int, seed: int, sequences: range) -> tuple[np.ndarray, np.ndarray]:
-    """Inputs x and targets y, (len(sequences), block_size) each, for the given sequences.
-
-    A run's sequences are numbered from 0, and each step takes the next batch_size of them. A batch
-    depends only on the arguments: a resumed run needs no data loader state, and several processes
-    take slices of the same batch. Costs one copy of the tokens from the memory map."""
-    windows = windows_per_epoch(len(data), block_size)
-    rows = []
-    for i in sequences:
-        epoch, at = divmod(i, windows)
-        start = window_starts(len(data), block_size, seed, epoch)[at]
-        rows.append(data[start:start + block_size + 1])
-    ids = np.stack(rows).astype(np.int64)                   # (B, T + 1)
-    return ids[:, :-1], ids[:, 1:]
-
-
 # ---- evaluation
 def bits_per_byte(nats: float, size: int) -> float:
     """Bits per byte of a text of `size` bytes and `nats` in total; comparable across tokenizers."""
@@ -169,6 +132,10 @@ class Validation:
             self.floor = meta['val']['nats'] / len(val)
         self.cuts = window_cuts(self.ids, self.eot, block_size)         # (windows + 1,)
 
+    def __len__(self) -> int:
+        """The number of windows."""
+        return len(self.cuts) - 1
+
     def bits_per_byte(self, loss: float) -> float:
         """Convert a loss in nats per token to bits per byte."""
         return bits_per_byte(loss * len(self.ids), self.bytes)
@@ -180,32 +147,6 @@ class Validation:
         x, y = read_windows(self.ids, self.eot, self.block_size, cuts)
         missing = ((0, n - len(x)), (0, 0))
         return np.pad(x, missing), np.pad(y, missing, constant_values=-1)
-
-    def evaluate(self, model, batch_size: int, autocast) -> float:
-        """Mean cross-entropy of a model in nats per token; each token counts once.
-
-        With several processes, each evaluates every world_size-th batch, and all return the same
-        mean. The model's mode and the RNG state are unchanged."""
-        import torch  # not at the top: prepare.py does not need it
-
-        rank, world_size = 0, 1
-        if torch.distributed.is_initialized():
-            rank, world_size = torch.distributed.get_rank(), torch.distributed.get_world_size()
-        was_training = model.training
-        model.eval()
-        device = next(model.parameters()).device
-        nats = [torch.zeros((), device=device)]             # per batch, kept on the device
-        windows = len(self.cuts) - 1
-        for first in range(rank * batch_size, windows, world_size * batch_size):
-            x, y = (torch.from_numpy(ids).to(device) for ids in self.batch(first, batch_size))
-            with torch.no_grad(), autocast:
-                mean = model(x, y)
-            nats.append(mean * (y >= 0).sum())
-        total = torch.stack(nats).cpu().double().sum()      # MPS has no float64
-        if world_size > 1:
-            torch.distributed.all_reduce(total)
-        model.train(was_training)
-        return total.item() / len(self.ids)
 
 
 def window_cuts(ids, eot: int, block_size: int) -> np.ndarray:

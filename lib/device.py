@@ -99,10 +99,10 @@ def keep_memory():
         libc.mallopt(trim_threshold, 1 << 30)
 
 
-def can_compile(compile: str | bool, device: torch.device) -> bool:
+def can_compile(compile: str, device: torch.device) -> bool:
     """Whether to compile; auto = only on CUDA. torch.compile needs a C++ compiler, and Triton on a
     GPU; warns if they are missing."""
-    if compile is False or (compile == 'auto' and device.type != 'cuda'):
+    if compile == 'False' or (compile == 'auto' and device.type != 'cuda'):
         return False
     try:
         torch.compile(lambda x: x + 1)(torch.ones(1, device=device))
@@ -113,7 +113,7 @@ def can_compile(compile: str | bool, device: torch.device) -> bool:
 
 
 # ---- processes
-def compile_and_parallelize(model: nn.Module, compile: str | bool) -> nn.Module:
+def compile_and_parallelize(model: nn.Module, compile: str) -> nn.Module:
     """Compile the model in place, if requested and possible. With several processes, wrap it in
     DDP, which averages their gradients."""
     if can_compile(compile, next(model.parameters()).device):

@@ -51,10 +51,7 @@ class Log:
         if is_writer:
             if settings['wandb_project']:       # first, because it can fail
                 self.tracker = extra('tracking', needed_by='wandb_project').start(settings)
-            if not is_resumed:
-                for name in FILES:
-                    (self.out / name).unlink(missing_ok=True)
-            rows = read_rows(self.path, step)
+            rows = read_rows(self.path, step) if is_resumed else []
             with atomic(self.path) as temporary:
                 with open(temporary, 'w', newline='', encoding='utf-8') as f:
                     csv.writer(f).writerows([COLUMNS, *rows])

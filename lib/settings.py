@@ -60,23 +60,21 @@ def configure(script: dict, dataclass: str = '', resume: bool = False,
                          if not name.startswith('_') and type(value) in (bool, int, float, str)})
     fields = read_fields(dataclass) if dataclass else {}
     defaults = {**fields, **settings}
-    types = {name: script.get('__annotations__', {}).get(name, type(value))
-             for name, value in defaults.items()}
     if '-h' in argv or '--help' in argv:
         print_help(script, settings, fields, dataclass)
         sys.exit(0)
     given = {}
     for argument in argv:
         if argument.startswith('-'):
-            found = parse_option(argument, types)
+            found = parse_option(argument, defaults)
         else:
             found = run_config_file(argument, {**defaults, **given})
         for name, value in found.items():
-            given[name] = check_type(name, value, types, defaults, argument)
+            given[name] = check_type(name, value, defaults, argument)
     settings.given = set(given)
     if resume:
         saved = saved_settings({**settings, **given})
-        settings.update({name: check_type(name, value, types, defaults, 'the checkpoint')
+        settings.update({name: check_type(name, value, defaults, 'the checkpoint')
                          for name, value in saved.items() if name not in given})
     settings.update({name: given[name] for name in settings.keys() & given.keys()})
     settings.shape = {name: given[name] for name in fields.keys() & given.keys()}
@@ -84,14 +82,14 @@ def configure(script: dict, dataclass: str = '', resume: bool = False,
     return settings
 
 
-def parse_option(argument: str, types: dict) -> dict:
-    """Parse --name=value into {name: value}, with the setting's type."""
+def parse_option(argument: str, defaults: dict) -> dict:
+    """{name: value} of an argument --name=value, parsed as the setting's type."""
     name, equals, text = argument.removeprefix('--').partition('=')
-    require(argument.startswith('--') and equals,
-            f'{argument}: write --key=value' + (f', e.g. --{name}=...' if name in types else ''))
-    kind = types.get(name, str)
+    example = f'--{name}=...' if name in defaults else '--key=value'
+    require(argument.startswith('--') and equals, f'{argument}: write {example}')
+    kind = type(defaults.get(name, ''))
     value = text
-    if kind is not str and text in ('True', 'False'):
+    if kind is bool and text in ('True', 'False'):
         value = text == 'True'
     elif kind in (int, float):
         try:
@@ -101,23 +99,23 @@ def parse_option(argument: str, types: dict) -> dict:
     return {name: value}
 
 
-def check_type(name: str, value, types: dict, defaults: dict, where: str):
-    """The value; an int becomes a float where a float is expected. Raises Error for an unknown
-    setting or a value of the wrong type."""
-    if name not in types:
-        near = difflib.get_close_matches(name, types, 1)
-        hint = f'did you mean {near[0]}?' if near else '--help lists them all'
-        if RENAMED.get(name) in types:
+def check_type(name: str, value, defaults: dict, where: str):
+    """Return the value, converted to the setting's type where that loses nothing. Raises Error for
+    an unknown setting or a value of the wrong type."""
+    if name not in defaults:
+        near = difflib.get_close_matches(name, defaults, 1)
+        hint = f'did you mean {near[0]}?' if near else '--help lists all settings'
+        if RENAMED.get(name) in defaults:
             hint = f'use {RENAMED[name]}'
         raise Error(f'{where}: unknown setting {name!r}: {hint}')
-    kind = types[name]
-    if kind is float and type(value) is int:
+    default = defaults[name]
+    if type(default) is float and type(value) is int:
         value = float(value)
-    is_bool_as_int = type(value) is bool and kind in (int, float)
-    expected = getattr(kind, '__name__', str(kind))
-    require(isinstance(value, kind) and not is_bool_as_int,
-            f'{where}: {name} expects {expected}, like {defaults[name]!r}; got {value!r}')
-    is_in_range = type(value) not in (int, float) or abs(value) < 2 ** 63      # also rejects nan
+    if default == 'auto' and type(value) is bool:       # compile = True in a config file
+        value = str(value)
+    require(type(value) is type(default),
+            f'{where}: {name} expects {type(default).__name__}, like {default!r}; got {value!r}')
+    is_in_range = type(value) not in (int, float) or abs(value) < 2 ** 63      # nan fails, too
     require(is_in_range, f'{where}: {name}={value!r} is out of range')
     return value
 

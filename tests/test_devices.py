@@ -10,6 +10,7 @@ from conftest import ROOT, TINY, command, read_log
 from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_leaves
 
+import train
 from lib import checkpoint as checkpoints
 from lib import device as device_file
 from lib.dataset import Validation
@@ -133,7 +134,7 @@ def test_evaluation_uses_no_float64_on_a_gpu():
     meta = {'eot': 49, 'val': {'bytes': 100, 'nats': None}}
     validation = Validation(meta, np.zeros(7 * 16, np.uint16), None, 0, 16)
     with Precisions() as precisions, pytest.raises(NotImplementedError):    # its end has no value
-        validation.evaluate(model, 2, contextlib.nullcontext())
+        train.evaluate(model, validation, 2, contextlib.nullcontext())
     assert precisions.seen.count(torch.float32) > 4 * 20, 'four batches were computed'
     assert torch.float64 not in precisions.seen
 

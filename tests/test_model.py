@@ -473,14 +473,14 @@ def test_evaluation_is_the_mean_over_tokens_and_changes_no_state():
     assert len(packed.cuts) == 5
     shapes, state = set(), torch.get_rng_state()
     watch = model.register_forward_pre_hook(lambda module, inputs: shapes.add(inputs[0].shape))
-    loss = packed.evaluate(model, 3, FP32)
+    loss = train.evaluate(model, packed, 3, FP32)
     watch.remove()
     assert model.training and torch.equal(state, torch.get_rng_state()) and shapes == {(3, 16)}
-    assert loss == pytest.approx(packed.evaluate(model, 5, FP32), rel=1e-6)
-    assert packed.evaluate(model, 2, torch.autocast('cpu', torch.bfloat16)) != loss
+    assert loss == pytest.approx(train.evaluate(model, packed, 5, FP32), rel=1e-6)
+    assert train.evaluate(model, packed, 2, torch.autocast('cpu', torch.bfloat16)) != loss
     model.eval()
     # a document sees those before it in its window, so here each is evaluated alone
-    alone = sum(validation(d).evaluate(model, 3, FP32) * len(d) for d in documents)
+    alone = sum(train.evaluate(model, validation(d), 3, FP32) * len(d) for d in documents)
     nats = sum(model(torch.tensor([[50, *d[:-1]]]), torch.tensor([d])).item() * len(d)
                for d in documents)
     assert alone == pytest.approx(nats, rel=1e-6)

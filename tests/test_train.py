@@ -22,7 +22,7 @@ import train
 from lib import checkpoint as checkpoints
 from lib import device as device_file
 from lib import log as log_file
-from lib.dataset import Validation, get_batch
+from lib.dataset import Validation
 from lib.files import acquire_lock
 from lib.settings import Error
 from lib.tokenizer import Tokenizer
@@ -96,7 +96,7 @@ def test_the_defaults_are_the_textbooks_and_train_any_dataset(run, dataset, monk
 
 def test_the_logged_losses_are_those_of_the_batch_and_of_the_validation_text(letters):
     done = letters('--max_iters=1', *FROZEN)
-    x, y = map(torch.from_numpy, get_batch(done['train_data'], 16, 1337, range(8)))
+    x, y = map(torch.from_numpy, train.get_batch(done['train_data'], 16, 1337, range(8)))
     assert column('train_loss') == [pytest.approx(done['model'](x, y).item(), rel=1e-6)]
     nats = math.log(2) * column('bits_per_byte')[-1] * done['meta']['val']['bytes']
     assert nats == pytest.approx(column('val_loss')[-1] * len(done['val_data']), rel=1e-9)
@@ -152,20 +152,20 @@ def test_the_gradient_norm_is_clipped_unless_grad_clip_is_0(letters):
 def test_batches_deal_out_every_window_once_an_epoch_however_they_are_sliced():
     data = np.arange(1000)
     n = (1000 - 16) // 16
-    rows = get_batch(data, 16, 5, range(16 * n))[0]
+    rows = train.get_batch(data, 16, 5, range(16 * n))[0]
     for epoch in rows.reshape(16, n, 16):
         assert len(np.unique(epoch)) == n * 16                      # no token twice
         assert len(set(epoch[:, 0] % 16)) == 1                      # one offset
     assert len({epoch[0, 0] % 16 for epoch in rows.reshape(16, n, 16)}) > 5
     assert not np.array_equal(np.sort(rows[:n], axis=0), rows[:n])
-    short = get_batch(data, 400, 5, range(3200))[1]                 # hardly longer than a window
+    short = train.get_batch(data, 400, 5, range(3200))[1]                 # hardly longer than a window
     assert set(np.unique(short)) == set(range(1, 1000))
-    x, y = get_batch(data, 16, 5, range(88, 96))
+    x, y = train.get_batch(data, 16, 5, range(88, 96))
     assert np.array_equal(y, x + 1) and np.array_equal(x, rows[88:96])
-    parts = [get_batch(data, 16, 5, range(i, i + 2))[0] for i in range(88, 96, 2)]
+    parts = [train.get_batch(data, 16, 5, range(i, i + 2))[0] for i in range(88, 96, 2)]
     assert np.array_equal(np.concatenate(parts), x)
-    assert not np.array_equal(get_batch(data, 16, 6, range(88, 96))[0], x)
-    least = get_batch(np.arange(17), 16, 5, range(24, 32))
+    assert not np.array_equal(train.get_batch(data, 16, 6, range(88, 96))[0], x)
+    least = train.get_batch(np.arange(17), 16, 5, range(24, 32))
     assert least[0].shape == (8, 16) and least[1].max() == 16
 
 
@@ -194,7 +194,7 @@ def test_dropout_masks_are_a_function_of_the_seed_and_the_first_sequence(letters
         model, parts = done['model'], []
         for first in range(8, 16, micro):                           # those of step 2
             x, y = map(torch.from_numpy,
-                       get_batch(done['train_data'], 16, 1337, range(first, first + micro)))
+                       train.get_batch(done['train_data'], 16, 1337, range(first, first + micro)))
             torch.manual_seed(hash((1337, first)))
             parts.append(model(x, y).item())
         torch.manual_seed(0)                                        # whatever was drawn before

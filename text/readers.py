@@ -288,12 +288,12 @@ def read_dataset(source: str, text_column: str, config: str = '',
                              f'{", ".join(map(str, splits))}; set --split')
     held_out = [train.replace('train', name) for name in HELD_OUT]
     held_out = [name for name in held_out if name in splits and name != train]
-    licence = builder.info.license or None
+    license = builder.info.license or None
     if not held_out:
-        return {'': read_split(source, config, train, splits[train], text_column)}, licence
+        return {'': read_split(source, config, train, splits[train], text_column)}, license
     # val comes first: a document in both splits stays there
     return {side: read_split(source, config, name, splits[name], text_column)
-            for side, name in (('val', held_out[0]), ('train', train))}, licence
+            for side, name in (('val', held_out[0]), ('train', train))}, license
 
 
 def read_split(source: str, config: str, split: str, files: list[str], text_column: str):
