@@ -25,8 +25,7 @@ class Log:
     def __init__(self, settings: dict, step: int, tokens_per_step: int, hardware, model,
                  floor: float | None, is_resumed: bool):
         """step: steps done so far. Later rows, left by a crash, are dropped: those steps are
-        trained again. A new run deletes the files of an older one. Only the first process writes
-        and prints.
+        trained again. Only the first process writes and prints.
 
         floor: the lowest possible validation loss, in nats per token, if known."""
         self.settings = settings

@@ -82,9 +82,9 @@ def test_what_is_asked_for_wins_over_auto_or_is_an_error(machine):
 
 
 def test_auto_compiles_on_cuda_only():
-    for compile in ('auto', False):
+    for compile in ('auto', 'False'):
         assert not device_file.can_compile(compile, torch.device('cpu'))
-    assert not device_file.can_compile(False, torch.device('cuda'))
+    assert not device_file.can_compile('False', torch.device('cuda'))
 
 
 # ---- what a GPU is asked to compute

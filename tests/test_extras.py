@@ -496,7 +496,7 @@ def test_several_runs_are_compared_in_bits_per_byte(run, trained, figures, capsy
 def test_the_floor_is_drawn_where_all_runs_have_the_same(run, dataset, figures):
     """The same stories in two tokenizers have the same floor in bits per byte."""
     for tokenizer in ('bpe', 'char'):
-        run('prepare.py', '--num_stories=60', '--vocab_size=300', f'--name={tokenizer}',
+        run('prepare.py', '--num_stories=60', f'--name={tokenizer}',
             f'--tokenizer={tokenizer}')
         run('train.py', f'--dataset={tokenizer}', *TINY, f'--out_dir={tokenizer}')
     run('train.py', '--dataset=bpe', *TINY, '--out_dir=part', '--eval_tokens=99')

@@ -48,7 +48,7 @@ def test_lib_and_text_import_no_script_and_no_extra():
         if 'text' in path.relative_to(ROOT).parts:
             assert packages(path).isdisjoint({*SCRIPTS, 'extras'}), path
         if path.parent.name == 'extras':
-            assert packages(path).isdisjoint({'prepare', 'train', 'tests'}), path
+            assert packages(path).isdisjoint({'prepare', 'tests'}), path
         assert 'tests' not in packages(path), path
 
 
