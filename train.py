@@ -87,6 +87,7 @@ def check_settings(world_size: int):
     for name in ('max_iters', 'batch_size', 'log_interval'):
         require(1 <= settings[name] < 1 << 31, f'{name}={settings[name]} must be at least 1 and '
                                                'below 2 ** 31')
+    require(batch_size <= 1 << 20, f'batch_size={batch_size} must be at most {1 << 20:,}')
     require(batch_size % world_size == 0,
             f'batch_size={batch_size} is not divisible by the number of processes ({world_size})')
     share = batch_size // world_size

@@ -113,7 +113,7 @@ def label_ends(axes, lines: list[tuple]):
     gap = (top - bottom) / 20                                   # the height of a label
     height = bottom - gap
     for value, label, color in sorted((line[3][-1], line[0], line[1]) for line in lines):
-        height = max(value, height + gap)
+        height = max(min(value, top), height + gap)         # absurd values stay in the picture
         axes.annotate(f'{label} {value:.4f}', (1.02, height), xycoords=('axes fraction', 'data'),
                       va='center', fontsize=9, color=color, parse_math=False,
                       annotation_clip=False)

@@ -276,7 +276,8 @@ def is_first_to_report() -> bool:
     minute. Under torchrun, often several processes raise the same Error, or just one does."""
     if 'RANK' not in os.environ:
         return True
-    run = f'{os.getppid()}_{os.environ.get("TORCHELASTIC_RESTART_COUNT", 0)}'
+    run = '_'.join([str(os.getppid()), os.environ.get('MASTER_PORT', ''),
+                    os.environ.get('TORCHELASTIC_RESTART_COUNT', '')])
     marker = Path(tempfile.gettempdir(), f'slm_error_{run}')
     try:
         marker.touch(exist_ok=False)

@@ -163,18 +163,18 @@ def test_a_broken_grammar_is_one_line(tmp_path, text, named):
 def test_the_storyteller_learns_the_grammar(run):
     import torch
 
-    from lib.checkpoint import load_checkpoint
+    from lib import checkpoint as checkpoints
     from lib.dataset import open_dataset
     from lib.tokenizer import Tokenizer
     from model import GPT, GPTConfig
     run('prepare.py')
     run('train.py', 'config/stories.py', '--out_dir=out')
-    checkpoint = load_checkpoint('out', 'tokenizer', 'val_loss')
+    checkpoint = checkpoints.load('out', 'best_val_loss')
     tokenizer = Tokenizer(checkpoint['tokenizer'])
     _, _, val = open_dataset('stories')
     nats = dict(tell_stories(GRAMMAR, 60_000, 1337))
     floor = sum(nats[text] for text in split(val.tolist(), tokenizer)) / len(val)
-    assert floor < checkpoint['val_loss'] < 1.01 * floor
+    assert floor < checkpoint['best_val_loss'] < 1.01 * floor
 
     model = GPT(GPTConfig(**checkpoint['model_config'])).eval()
     model.load_state_dict(checkpoint['model'])
