@@ -4,7 +4,7 @@ PIP = $(BIN)/pip install --quiet --disable-pip-version-check
 
 .PHONY: demo test test-all slow lint clean
 
-demo: .venv                      # train a storyteller: about 3 minutes on two CPU cores
+demo: .venv                      # train a storyteller: about 4 minutes on two CPU cores
 	$(BIN)/python prepare.py
 	$(BIN)/python train.py config/stories.py --overwrite=True
 	$(BIN)/python sample.py --out_dir=out/stories

@@ -1,4 +1,4 @@
-# A story model from scratch: 0.8M parameters, 3 minutes on two CPU cores. `make demo` runs this.
+# A story model from scratch: 0.8M parameters, 4 minutes on two CPU cores. `make demo` runs this.
 #   python prepare.py
 #   python train.py config/stories.py
 out_dir = 'out/stories'
