@@ -602,3 +602,24 @@ def test_a_failed_save_leaves_the_previous_checkpoint(tmp_path):
         resource.setrlimit(resource.RLIMIT_FSIZE, (soft, hard))
     assert checkpoints.read(path)['step'] == 1
     assert [file.name for file in tmp_path.iterdir()] == ['a.pt']
+
+
+def test_the_loss_in_pieces_is_the_loss(monkeypatch):
+    model, idx = make(), torch.randint(50, (4, 16))
+    targets = idx.roll(-1, 1)
+    targets[1:3, 5:] = -1
+    held, results = [], []
+    model.lm_head.register_forward_hook(lambda module, inputs, logits: held.append(len(logits)))
+    for most, pieces in ((2 ** 25, [64]), (50 * 7, [7] * 9 + [1])):
+        monkeypatch.setattr('model.MAX_LOGITS', most)
+        model.zero_grad()
+        held.clear()
+        loss = model(idx, targets)
+        assert held == pieces
+        loss.backward()
+        results.append((loss.item(), model.wte.weight.grad.clone()))
+    kept = targets >= 0
+    exact = F.cross_entropy(model(idx)[kept], targets[kept]).item()
+    (whole, whole_grad), (pieces, pieces_grad) = results
+    assert whole == pytest.approx(pieces, rel=1e-6) == pytest.approx(exact, rel=1e-6)
+    assert torch.allclose(whole_grad, pieces_grad, atol=1e-6)
