@@ -394,7 +394,7 @@ def check(condition: bool, message: str):
 
 
 def check_ranges(config: GPTConfig):
-    """Raise ValueError if a field on its own is out of range."""
+    """Raise ValueError if a field is out of range."""
     check(config.arch in ('gpt2', 'qwen3'), f'arch={config.arch!r} is not gpt2 or qwen3')
     for name in ('vocab_size', 'block_size', 'n_layer', 'n_head', 'n_embd'):
         check(getattr(config, name) >= 1, f'{name}={getattr(config, name)} must be at least 1')

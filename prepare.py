@@ -5,7 +5,7 @@ file, split them into train and val, train or load a tokenizer, and write the to
 
     ids = [i for document in documents for i in (*encode(document), eot)]
 
-The rest of the code keeps memory use at a few MB of text."""
+The rest of the code is there to keep only a few MB of text in memory at a time."""
 from lib.settings import configure
 
 # the source
@@ -232,7 +232,7 @@ def main():
     except BrokenPipeError:                     # stdout was closed, e.g. by `| head`
         raise
     except OSError as e:
-        raise Error(f'{e.filename or folder}: {e.strerror or e}; nothing was changed') from e
+        raise Error(f'{e.filename or folder}: {e.strerror or e}; nothing was written') from e
     print('next: ' + next_command(about['source'], folder.name, meta))
 
 

@@ -135,8 +135,9 @@ def print_samples(lm: LanguageModel, prompt: str):
     screen = Screen()
     if num_samples == 1:                        # printed as it is generated
         screen.write(prompt)
-        for text in lm.stream(prompt):          # one string per token
-            tokens += 1
+        # stream yields a string per token, and a last one.
+        for number, text in enumerate(lm.stream(prompt)):
+            tokens = number
             screen.write(text)
         screen.end_line()
     else:

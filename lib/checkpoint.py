@@ -95,7 +95,7 @@ def read_sealed(path) -> tuple[dict, int]:
 
 def require_uncompressed(file, size: int):
     """Raise Error for a zip file that unpacks to more than its `size`: save never compresses, and
-    a zip bomb would fill the memory."""
+    a zip bomb would exhaust memory."""
     unpacked = sum(entry.file_size for entry in zipfile.ZipFile(file).infolist())
     require(unpacked <= size, 'it is compressed')
 

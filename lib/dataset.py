@@ -1,4 +1,4 @@
-"""Datasets: the files in data/NAME, training batches, and evaluation windows.
+"""Datasets: the files in data/NAME, and evaluation windows.
 
 train.bin and val.bin hold raw token ids, with end-of-text after every document; meta.json
 describes them. It is written last, so a folder without it is not a dataset."""

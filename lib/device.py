@@ -232,7 +232,7 @@ class StopSignals:
         """Whether to stop before the next step. All processes of a run return the same."""
         is_late = time.monotonic() > self.deadline
         if distributed.is_initialized():
-            flags = torch.tensor([self.status, is_late])    # on the CPU, not to wait for the GPU
+            flags = torch.tensor([self.status, is_late])    # on the CPU: no wait for the GPU
             distributed.all_reduce(flags, distributed.ReduceOp.MAX)
             self.status, is_late = flags.tolist()
         return bool(self.status or is_late)

@@ -72,7 +72,7 @@ class ForeignTokenizer:
         """The ids of the whole text, encoded in overlapping windows: encoding it at once takes up
         to 300 bytes of memory per character.
 
-        Tokens depend only on nearby text: where two windows agree on 100 tokens in the middle of
+        Tokens depend on nearby text: where two windows agree on 100 tokens in the middle of
         their overlap, the second takes over. If they disagree, e.g. in a word of thousands of
         letters, the first is re-encoded at twice the length."""
         def encode(begin, end):                     # (tokens, 2): id, position in text

@@ -37,7 +37,7 @@ class Log:
         self.tokens_per_step = tokens_per_step
         self.floor = floor
         self.max_speed = max_speed(model, hardware.device)
-        self.tracker = None                     # a run of Weights & Biases
+        self.tracker = None                     # a Weights & Biases run
         self.first_step = step
         self.began = self.clock = time.perf_counter()
         self.overflows = 0                      # consecutive fp16 steps skipped
@@ -153,7 +153,7 @@ class Log:
         self.say(text)
         if self.floor and val_loss < 0.995 * self.floor and self.is_writer:
             warn(f'the validation loss {val_loss:.4f} is below the floor {self.floor:.4f}: '
-                 'validation text has leaked into the training text')
+                 'validation text has probably leaked into the training text')
         self.write({'step': step, 'tokens': step * self.tokens_per_step, 'val_loss': val_loss,
                     'bits_per_byte': bits_per_byte})
 
