@@ -268,7 +268,7 @@ def test_a_full_disk_is_an_error_and_changes_nothing(prepare, tmp_path, n):
                     '--tokenizer=char', cwd=tmp_path,
                     preexec_fn=lambda: resource.setrlimit(resource.RLIMIT_FSIZE, limit))
     assert shown.returncode == 2
-    assert shown.stderr == 'error: data/x: File too large; nothing was changed\n'
+    assert shown.stderr == 'error: data/x: File too large; nothing was written\n'
     assert files_in('data/x') == before and os.listdir('data') == ['x']
 
 
