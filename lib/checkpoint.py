@@ -49,7 +49,8 @@ def load(source, *needed: str, from_hub: bool = False) -> dict:
     file = next((path for path in candidates if os.path.isfile(path)), None)
     if file is None and (from_hub or os.path.isfile(os.path.join(source, 'config.json'))):
         near = difflib.get_close_matches(source, ('scratch', 'resume', 'auto'), 1)
-        require(not near, f'init_from={source}: did you mean {"".join(near)}?')
+        require(os.path.exists(source) or not near,
+                f'init_from={source}: did you mean {"".join(near)}?')
         return extra('huggingface', needed_by=f'loading {source}').load(source)
     if file and not is_sealed(file) and extra('nanogpt') and extra('nanogpt').is_checkpoint(file):
         return extra('nanogpt').load(file)

@@ -115,6 +115,14 @@ def test_a_model_loads_by_its_hugging_face_name(tmp_path, monkeypatch):
     assert found['tokenizer']['eot'] == 319
 
 
+def test_a_folder_may_be_named_like_a_word_of_init_from(tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    good_folder(tmp_path / 'scratch_hf')
+    checkpoints.load('scratch_hf', from_hub=True)
+    with pytest.raises(Error, match='did you mean scratch'):
+        checkpoints.load('scratch_h', from_hub=True)
+
+
 def test_other_weights_beside_the_model_are_not_read(tmp_path):
     expected = read_model(good_folder(tmp_path))['model']
     tensors = load_file(tmp_path / 'model.safetensors')
