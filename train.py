@@ -15,6 +15,7 @@ max_minutes = 0.0           # stop and save after this many minutes; 0 = no limi
 eval_interval = 250         # steps between evaluations and checkpoints; 0 = only at the end
 eval_tokens = 0             # number of validation tokens to evaluate on; 0 = all
 log_interval = 10           # steps between rows of log.csv
+keep_weights = 'best'       # best, evaluations (a file each), or powers (also at step 1, 2, 4, ...)
 wandb_project = ''          # also log to this Weights & Biases project; '' = off
 # model: n_layer, n_head, n_embd, block_size, dropout and all other fields of GPTConfig in model.py
 # optimization
@@ -53,6 +54,7 @@ from pathlib import Path
 
 import numpy as np
 import torch
+from torch import nn
 
 from lib import checkpoint as checkpoints
 from lib.dataset import Validation, open_dataset
@@ -80,6 +82,8 @@ def check_settings(world_size: int):
     require(out_dir, 'out_dir is empty')
     require(optimizer in ('adamw', 'muon'), f'optimizer={optimizer!r} is not adamw or muon')
     require(schedule in ('cosine', 'linear'), f'schedule={schedule!r} is not cosine or linear')
+    require(keep_weights in ('best', 'evaluations', 'powers'),
+            f'keep_weights={keep_weights!r} is not best, evaluations or powers')
     require(compile in ('auto', 'True', 'False'), f'compile={compile!r} is not auto, True or False')
     for name, value in settings.items():
         is_number = type(value) in (int, float)
@@ -226,9 +230,39 @@ def sample_text(model: GPT, tokenizer: Tokenizer) -> str:
     return text
 
 
+def training_step(model, opt, scaler, batches, grad_accum_steps: int, autocast):
+    """One optimizer step on grad_accum_steps micro-batches of ids x, y (micro, T). Returns the mean
+    loss and the gradient norm, as scalars on the device.
+
+    Gradients accumulate over the micro-batches: dividing each loss by their number makes the sum
+    the gradient of the mean loss."""
+    total = 0.0
+    for i, (x, y) in enumerate(batches, start=1):
+        if hasattr(model, 'require_backward_grad_sync'):    # DDP: all-reduce only after the last
+            model.require_backward_grad_sync = i == grad_accum_steps
+        with autocast:
+            loss = model(x, y) / grad_accum_steps
+        scaler.scale(loss).backward()           # the scaler acts in fp16 only
+        total += loss.detach()
+    scaler.unscale_(opt)
+    norm = nn.utils.clip_grad_norm_(model.parameters(), grad_clip or math.inf)
+    scaler.step(opt)                            # fp16: skips the step if gradients overflow
+    scaler.update()
+    opt.zero_grad()
+    return total, norm
+
+
 def is_due(step: int, interval: int) -> bool:
     """Whether this is the last step or a multiple of `interval`; 0 = only the last."""
     return step == max_iters or (interval > 0 and step % interval == 0)
+
+
+def keeps_weights(step: int) -> bool:
+    """Whether the weights of this step get a file of their own, by keep_weights."""
+    is_power_of_two = step & (step - 1) == 0
+    is_kept = {'best': False, 'evaluations': is_due(step, eval_interval),
+               'powers': is_due(step, eval_interval) or is_power_of_two}
+    return is_kept[keep_weights]
 
 
 # ---- the run
@@ -270,57 +304,49 @@ if __name__ == '__main__':
     if not is_resumed:
         checkpoints.delete_old(out)
     log.announce(meta, model, micro)
+    if keep_weights != 'best':
+        kept = sum(map(keeps_weights, range(step, max_iters + 1)))
+        log.announce_weights(kept, model.num_params())
     if is_resumed:
         log.announce_resume(checkpoint, learning_rate_at(step + 1))
+    is_pretrained = checkpoint is not None
     checkpoint = None                           # free its memory
     stop = StopSignals(max_minutes)
 
     # ---- the training loop: evaluate and save when due, then stop or take one more step
     while True:
-        is_stopping = step < max_iters and stop.requested()
         progress['step'] = step
-        if is_due(step, eval_interval) and progress['evaluated_at'] != step and not is_stopping:
+        is_stopping = step < max_iters and stop.requested()
+        is_evaluating = (is_due(step, eval_interval) and progress['evaluated_at'] != step
+                         and not is_stopping)   # a resumed run evaluates then, as if never stopped
+        if is_evaluating:
             log.pause('evaluating')
             val_loss = evaluate(model, validation, micro, hardware.autocast, hardware.rank,
                                 hardware.world_size)
             log.evaluation(step, val_loss, validation.bits_per_byte(val_loss))
-            progress['evaluated_at'] = step
-            if val_loss < progress['best_val_loss']:        # including step 0
-                progress['best_val_loss'] = val_loss
-                if step > 0 or init_from not in ('scratch', 'auto'):    # never an untrained model
-                    checkpoints.save(out / 'best.pt', model, **about, **progress)
-            checkpoints.save(out / 'ckpt.pt', model, **about, **progress,
-                             optimizer=opt.state_dict(), scaler=scaler.state_dict())
             log.sample(sample_text(model, tokenizer))
+            progress['evaluated_at'] = step
+            if val_loss < progress['best_val_loss']:
+                progress['best_val_loss'] = val_loss
+                if step > 0 or is_pretrained:   # never an untrained model
+                    checkpoints.save(out / 'best.pt', model, **about, **progress)
             log.go_on()
-        if is_stopping:
-            # Save without evaluating, so that a resumed run continues as if never stopped.
+        if keeps_weights(step):
+            checkpoints.save(out / 'weights' / f'{step:07}.pt', model, **about, **progress)
+        if is_evaluating or is_stopping:
             log.read_pending(step)              # raises Error if a loss is not finite
             checkpoints.save(out / 'ckpt.pt', model, **about, **progress,
                              optimizer=opt.state_dict(), scaler=scaler.state_dict())
         if is_stopping or step == max_iters:
             break
 
-        # One optimizer step. Accumulate gradients over micro-batches; each loss is scaled so that
-        # the sum is the gradient of the mean loss.
         step += 1
         lr = learning_rate_at(step)
         for group in opt.param_groups:
             group['lr'] = lr * group['lr_scale']
-        loss = torch.zeros((), device=hardware.device)
         batches = micro_batches(step, train_data, block_size, share, micro, hardware)
-        for i, (x, y) in enumerate(batches, start=1):               # (micro, T) each
-            if hardware.world_size > 1:         # all-reduce gradients only after the last
-                parallel_model.require_backward_grad_sync = i == share // micro
-            with hardware.autocast:
-                micro_loss = parallel_model(x, y) * micro / share
-            scaler.scale(micro_loss).backward()
-            loss += micro_loss.detach()
-        scaler.unscale_(opt)
-        norm = torch.nn.utils.clip_grad_norm_(model.parameters(), grad_clip or math.inf)
-        scaler.step(opt)                        # fp16: skips the step if gradients overflow
-        scaler.update()
-        opt.zero_grad()
+        loss, norm = training_step(parallel_model, opt, scaler, batches, share // micro,
+                                   hardware.autocast)
         log.step(step, loss, norm, lr, is_due(step, log_interval) or is_due(step, eval_interval))
 
     best = progress['best_val_loss']

@@ -257,3 +257,5 @@ def delete_old(out: Path):
     if is_first_process():
         for name in ('ckpt.pt', 'best.pt', 'loss.png'):
             (out / name).unlink(missing_ok=True)
+        for path in (out / 'weights').glob('*.pt'):
+            path.unlink()

@@ -90,6 +90,11 @@ class Log:
         self.say(f'device  {name}, {dtype}, {self.hardware.world_size} process(es), micro-batches '
                  f'of {micro} sequences')
 
+    def announce_weights(self, files: int, num_params: int):
+        """Print how much disk space the kept weights will use."""
+        self.say(f'keep    {files:,} files in {self.out / "weights"}, '
+                 f'{files * 4 * num_params / 1e6:,.0f} MB')
+
     def announce_resume(self, checkpoint: dict, next_lr: float):
         """Print where a run resumes and which settings changed; warn about a jump in the
         learning rate, e.g. after raising max_iters."""
