@@ -55,24 +55,36 @@ class GPTConfig:
 
 # ---- attention
 def attend(q: Tensor, k: Tensor, v: Tensor, dropout: float = 0.0, mask=None) -> Tensor:
-    """Causal attention (Vaswani et al. 2017): softmax(q k^T / sqrt(D)) v, (B, H, T, D), for
+    """Causal attention (Vaswani et al. 2017): softmax(q k^T / sqrt(D) + mask) v, (B, H, T, D), for
     q (B, H, T, D) and k, v (B, K, S, D). The T queries belong to the last T of the S tokens.
-    If given, mask, (T, S) or larger, is added to the scores instead of the causal mask."""
-    H, K, T, D = q.shape[1], k.shape[1], q.shape[2], q.shape[3]
-    S = k.shape[2]
+    mask: broadcastable to (T, S); None hides from each token those after it."""
+    H, K, T, S, D = q.shape[1], k.shape[1], q.shape[2], k.shape[2], q.shape[3]
     is_short_cpu_training = q.device.type == 'cpu' and torch.is_grad_enabled() and T <= 512
-    if mask is None and (is_short_cpu_training or 1 < T < S):
-        mask = torch.full((T, S), -math.inf, dtype=q.dtype, device=q.device).triu(S - T + 1)
     if not is_short_cpu_training:
-        return F.scaled_dot_product_attention(
-            q, k, v, mask, dropout, is_causal=mask is None and T > 1, enable_gqa=H != K)
-    # The textbook formula: faster than the fused kernel for short sequences in CPU training.
+        return fused_attend(q, k, v, dropout, mask)
     if H != K:                                              # GQA: repeat for each query head
         k, v = k.repeat_interleave(H // K, dim=1), v.repeat_interleave(H // K, dim=1)
-    q, k, v = (t.flatten(0, 1) for t in (q, k, v))          # (B H, T or S, D)
-    scores = torch.baddbmm(mask, q, k.mT, alpha=D ** -0.5)  # (B H, T, S): q k^T / sqrt(D) + mask
-    weights = F.dropout(scores.softmax(dim=-1), dropout)    # (B H, T, S)
-    return (weights @ v).unflatten(0, (-1, H))              # (B, H, T, D)
+    if mask is None:
+        mask = causal_mask(T, S, q)
+    scores = (q / math.sqrt(D)) @ k.mT + mask                           # (B, H, T, S)
+    weights = F.dropout(scores.softmax(dim=-1), dropout)                # (B, H, T, S)
+    return weights @ v                                                  # (B, H, T, D)
+
+
+def fused_attend(q: Tensor, k: Tensor, v: Tensor, dropout: float, mask) -> Tensor:
+    """The same with PyTorch's fused kernel, which never stores the scores: much faster and smaller,
+    except in training on a CPU with short sequences."""
+    H, K, T, S = q.shape[1], k.shape[1], q.shape[2], k.shape[2]
+    if mask is None and 1 < T < S:
+        mask = causal_mask(T, S, q)
+    is_causal = mask is None and T > 1
+    return F.scaled_dot_product_attention(q, k, v, mask, dropout, is_causal, enable_gqa=H != K)
+
+
+def causal_mask(T: int, S: int, like: Tensor) -> Tensor:
+    """0 where a query may attend to a key, -inf where the key is later: (T, S)."""
+    mask = torch.full((T, S), -math.inf, dtype=like.dtype, device=like.device)
+    return mask.triu(S - T + 1)
 
 
 def rotary(positions: Tensor, head_dim: int, theta: float) -> tuple[Tensor, Tensor]:
@@ -103,7 +115,7 @@ class RMSNorm(nn.RMSNorm):
 class KVCache:
     """Preallocated keys and values of all tokens so far, (B, K, block_size, D) per layer, so that
     generation computes them once per token rather than at every step."""
-    mask = None                 # passed to attend; used by extras/compiled.py
+    mask = None                 # for attend: caches of a fixed length hide their unused end
 
     def __init__(self, config: GPTConfig, batch_size: int, device, dtype):
         shape = (batch_size, config.n_kv_head, config.block_size, config.head_dim)
@@ -287,7 +299,8 @@ class GPT(nn.Module):
     def generate(self, idx: Tensor, max_new_tokens: int, temperature: float = 1.0, top_k: int = 0,
                  top_p: float = 1.0, repetition_penalty: float = 1.0, eot: int | None = None,
                  seed: int = 0, vocab_size: int | None = None):
-        """Yield the next ids (B,) after prompts idx (B, T), until every row has ended.
+        """Yield the next ids (B,) after prompts idx (B, T): max_new_tokens times, or until every
+        row has ended.
 
         The repetition penalty applies first (not to eot), then temperature (0 = greedy), top_k
         (0 = off) and top_p (1 = off). A row that has produced eot repeats it. Row i depends only

@@ -41,15 +41,16 @@ from pathlib import Path
 
 import numpy as np
 
-from lib.advice import next_command
-from lib.dataset import FORMAT, bits_per_byte, checksum_of_meta, new_files, open_dataset
+from lib.dataset import FORMAT, bits_per_byte, checksum_of_meta, open_dataset
+from lib.errors import Error, extra, require
 from lib.files import checksum
-from lib.settings import Error, require
 from lib.terminal import fit, show_progress, warn
-from lib.tokenizer import Tokenizer, cut, read_tokenizer, train_bpe
-from text.corpus import Corpus, divide, texts_of, write_documents
+from lib.tokenizer import Tokenizer, cut, load_tokenizer
+from text.advice import next_command
+from text.corpus import Corpus, divide, new_files, texts_of, write_documents
 from text.readers import Piece, find_files, read_dataset, read_files
 from text.stories.teller import GRAMMAR, read_grammar, tell_stories
+from text.vocabulary import train_bpe
 
 VOCABULARY_TEXT = 1 << 26         # maximum bytes of text to train the bpe on
 SMALL_TEXT = 1_000_000            # below this many bytes, vocab_size defaults to 2048
@@ -70,7 +71,7 @@ def make_dataset(folder: Path, splits: dict, about: dict) -> dict:
         meta = write_dataset(folder, tok, raw, corpus, sides, about)
     report(meta, duplicates=len(found.hash) - len(np.unique(found.hash)))
     if tok.kind == 'hf':
-        warn_of_lost_text(tok.hf, meta)
+        warn_of_lost_text(tok, meta)
     print(f'wrote {folder} in {time.time() - began:.1f} s')
     return meta
 
@@ -87,7 +88,9 @@ def make_tokenizer(kind: str, vocab_size: int, raw, corpus: Corpus, train) -> To
         for text, _ in cut(raw, 0, len(raw)):
             alphabet.update(text)
         return Tokenizer({'kind': 'char', 'alphabet': ''.join(sorted(alphabet))})
-    return Tokenizer({'kind': 'gpt2'} if kind == 'gpt2' else read_tokenizer(kind))
+    if kind == 'gpt2':
+        return Tokenizer({'kind': 'gpt2'})
+    return load_tokenizer(extra('foreign', needed_by=f'--tokenizer={kind}').read_tokenizer(kind))
 
 
 def write_dataset(folder: Path, tokenizer: Tokenizer, raw, corpus: Corpus, sides: dict,
@@ -185,12 +188,12 @@ def report(meta: dict, duplicates: int):
         warn(f'only {val["tokens"]} validation tokens: the validation loss will be noisy')
 
 
-def warn_of_lost_text(hf, meta: dict):
+def warn_of_lost_text(tok, meta: dict):
     """Warn if the tokenizer, a ForeignTokenizer, does not cover the text."""
     tokens = meta['train']['tokens'] + meta['val']['tokens']
-    if hf.unknown or hf.lost:
-        warn(f'this tokenizer does not cover the text: {hf.unknown / tokens:.1%} of the tokens are '
-             f'unknown, {hf.lost / max(1, hf.visible):.1%} of the text is lost')
+    if tok.unknown or tok.lost:
+        warn(f'this tokenizer does not cover the text: {tok.unknown / tokens:.1%} of the tokens '
+             f'are unknown, {tok.lost / max(1, tok.visible):.1%} of the text is lost')
 
 
 def check_settings():

@@ -30,9 +30,9 @@ import torch
 
 from lib import checkpoint as checkpoints
 from lib.device import pick_device, pick_dtype
-from lib.settings import Error, extra, require
-from lib.terminal import Screen, warn
-from lib.tokenizer import Tokenizer
+from lib.errors import Error, extra, require
+from lib.terminal import fit, warn
+from lib.tokenizer import Tokenizer, load_tokenizer
 from model import GPT
 
 
@@ -84,7 +84,7 @@ def check_sampling(**sampling):
                 f'{name} is not a sampling setting; those are {", ".join(SAMPLING)}')
         kind = Real if type(settings[name]) is float else Integral
         require(isinstance(value, kind) and type(value) is not bool,
-                f'{name}={value!r} is not a number like {settings[name]}')
+                f'{name}={value!r} must be {"an integer" if kind is Integral else "a number"}')
     for name in ('num_samples', 'max_new_tokens'):
         require(sampling[name] >= 1, f'{name}={sampling[name]} must be at least 1')
     for name in ('temperature', 'top_k', 'seed'):
@@ -92,21 +92,17 @@ def check_sampling(**sampling):
     require(0 < sampling['top_p'] <= 1,
             f'top_p={sampling["top_p"]} must be above 0 and at most 1')
     penalty = sampling['repetition_penalty']
-    require(0.01 <= penalty <= 100, f'repetition_penalty={penalty} must be 0.01 to 100')
+    require(0.01 <= penalty <= 100, f'repetition_penalty={penalty} must be between 0.01 and 100')
 
 
 def load(path='out', device: str = 'auto', dtype: str = 'auto',
          compile: bool = False) -> LanguageModel:
     """Load the model of a run's folder, a checkpoint or a Hugging Face folder, ready to sample.
 
-    Raises Error if there is none, or if its tokenizer does not match."""
+    Raises Error if there is none."""
     checkpoint = checkpoints.load(path)
-    with torch.random.fork_rng(devices=[]):     # initializing a GPT must not change the RNG state
-        model = checkpoints.build_model(checkpoint, dropout=0.0)
-    tokenizer = Tokenizer(checkpoint['tokenizer'])
-    require(tokenizer.vocab_size <= model.config.vocab_size,
-            f'{path}: the tokenizer has {tokenizer.vocab_size} tokens, more than vocab_size='
-            f'{model.config.vocab_size}')
+    model = checkpoints.build_model(checkpoint, dropout=0.0)
+    tokenizer = load_tokenizer(checkpoint['tokenizer'])
     found = pick_device(device)
     model.to(found, pick_dtype(dtype, found)).eval()
     checkpoints.require_finite_logits(model, path)
@@ -131,22 +127,26 @@ def read_prompt(text: str) -> str:
 def print_samples(lm: LanguageModel, prompt: str):
     """Print the samples, and the speed on stderr."""
     began = time.perf_counter()
-    tokens = 0
-    screen = Screen()
-    if num_samples == 1:                        # printed as it is generated
-        screen.write(prompt)
-        # stream yields a string per token, and a last one.
-        for number, text in enumerate(lm.stream(prompt)):
-            tokens = number
-            screen.write(text)
-        screen.end_line()
+    if num_samples == 1:
+        tokens = print_stream(prompt, lm.stream(prompt))
     else:
+        tokens = 0
         for row in lm.rows(prompt):
             tokens += len(row)
-            screen.write(prompt + ''.join(lm.decode(prompt, row)))
-            screen.end_line()
-            print('-' * 60)
+            text = prompt + ''.join(lm.decode(prompt, row))
+            print('\n'.join(map(fit, text.split('\n'))), '-' * 60, sep='\n')
     print(f'{tokens / (time.perf_counter() - began):,.0f} tokens per second', file=sys.stderr)
+
+
+def print_stream(prompt: str, texts) -> int:
+    """Print a prompt and its continuation as it is generated. Returns the number of tokens."""
+    tokens = -1                                 # stream ends with a text that is no token
+    print(prompt, end='')
+    for text in texts:
+        print(text, end='', flush=True)
+        tokens += 1
+    print()
+    return tokens
 
 
 def talk(lm: LanguageModel):
@@ -159,15 +159,12 @@ def talk(lm: LanguageModel):
             prompt = ''
         if not prompt:
             break
-        screen = Screen()
         try:
-            for text in lm.stream(prompt):
-                screen.write(text)
+            print_stream('', lm.stream(prompt))
         except KeyboardInterrupt:               # stops this text, not the loop
-            pass
+            print()
         except Error as e:                      # e.g. a character not in the alphabet
             print(f'error: {e}', file=sys.stderr)
-        screen.end_line()
 
 
 def main():

@@ -59,10 +59,10 @@ from torch import nn
 from lib import checkpoint as checkpoints
 from lib.dataset import Validation, open_dataset
 from lib.device import StopSignals, compile_and_parallelize, fit_micro_batch, start_hardware
+from lib.errors import require
 from lib.log import Log
 from lib.muon import Muon
-from lib.settings import require
-from lib.tokenizer import Tokenizer
+from lib.tokenizer import load_tokenizer
 from model import GPT
 
 
@@ -80,11 +80,12 @@ def learning_rate_at(step: int) -> float:
 def check_settings(world_size: int):
     """Raise Error for settings that are out of range or contradict each other."""
     require(out_dir, 'out_dir is empty')
-    require(optimizer in ('adamw', 'muon'), f'optimizer={optimizer!r} is not adamw or muon')
-    require(schedule in ('cosine', 'linear'), f'schedule={schedule!r} is not cosine or linear')
-    require(keep_weights in ('best', 'evaluations', 'powers'),
-            f'keep_weights={keep_weights!r} is not best, evaluations or powers')
-    require(compile in ('auto', 'True', 'False'), f'compile={compile!r} is not auto, True or False')
+    choices = {'optimizer': ('adamw', 'muon'), 'schedule': ('cosine', 'linear'),
+               'keep_weights': ('best', 'evaluations', 'powers'),
+               'compile': ('auto', 'True', 'False')}
+    for name, allowed in choices.items():
+        require(settings[name] in allowed,
+                f'{name}={settings[name]!r} is not one of {", ".join(allowed)}')
     for name, value in settings.items():
         is_number = type(value) in (int, float)
         require(not is_number or value >= 0, f'{name}={value} must not be negative')
@@ -104,16 +105,16 @@ def check_settings(world_size: int):
             'embedding_lr_scale and output_lr_scale must be above 0')
 
 
-def make_model(checkpoint: dict | None, n_tokens: int, device_type: str) -> GPT:
-    """The model of a checkpoint, or a new one, on the CPU."""
+def make_model(checkpoint: dict | None, n_tokens: int, device: torch.device) -> GPT:
+    """The model of a checkpoint, or a new one, on the device."""
     torch.manual_seed(seed)
     if checkpoint:
         changes = {name: settings.shape[name] for name in ('block_size', 'dropout')
                    if name in settings.shape}
-        return checkpoints.build_model(checkpoint, **changes)
-    if device_type == 'cuda':
+        return checkpoints.build_model(checkpoint, **changes).to(device)
+    if device.type == 'cuda':
         n_tokens = math.ceil(n_tokens / 64) * 64        # faster matrix products on GPUs
-    return GPT(checkpoints.make_config(vocab_size=n_tokens, **settings.shape))
+    return checkpoints.new_model(device, vocab_size=n_tokens, **settings.shape)
 
 
 def make_optimizer(model: GPT, torch_dtype: torch.dtype) -> torch.optim.Optimizer:
@@ -219,7 +220,7 @@ def evaluate(model: GPT, validation: Validation, batch_size: int, autocast, rank
     return total.item() / len(validation.ids)
 
 
-def sample_text(model: GPT, tokenizer: Tokenizer) -> str:
+def sample_text(model: GPT, tokenizer) -> str:
     """A sample from the current model."""
     prompt = torch.tensor([[tokenizer.eot]], device=model.wte.weight.device)
     model.eval()
@@ -274,10 +275,9 @@ if __name__ == '__main__':
 
     # data and model
     meta, train_data, val_data = open_dataset(dataset, verify)
-    tokenizer = Tokenizer(meta['tokenizer'])
+    tokenizer = load_tokenizer(meta['tokenizer'])
     checkpoint = checkpoints.load_start(settings, meta, tokenizer, is_resumed)
-    model = make_model(checkpoint, tokenizer.vocab_size, hardware.device.type)
-    model.to(hardware.device).train()
+    model = make_model(checkpoint, tokenizer.vocab_size, hardware.device).train()
     block_size = model.config.block_size
     require(len(train_data) > block_size,
             f'the train split has {len(train_data)} tokens; lower block_size below that')
@@ -287,7 +287,7 @@ if __name__ == '__main__':
     opt = make_optimizer(model, hardware.dtype)
     scaler = torch.amp.GradScaler(hardware.device.type, enabled=hardware.dtype == torch.float16)
     share = batch_size // hardware.world_size   # this process's sequences per step
-    micro = fit_micro_batch(model, hardware.autocast, share, micro_batch_size)
+    micro = micro_batch_size or fit_micro_batch(model, hardware.autocast, share)
     parallel_model = compile_and_parallelize(model, compile)
 
     # progress, and the run's folder, created last so that a rejected run leaves none

@@ -13,7 +13,7 @@ import torch
 from torch import Tensor
 
 from extras.picture import new_picture
-from lib.settings import require
+from lib.errors import require
 from model import GPT, Attention, GPTConfig, rotate
 from sample import LanguageModel, load, read_prompt
 
@@ -52,13 +52,20 @@ def layer_weights(layer: Attention, x: Tensor, rope) -> Tensor:
     return (q @ k.mT / math.sqrt(D) + mask).softmax(dim=-1)         # (H, T, T)
 
 
+def read_ids(lm: LanguageModel, prompt: str) -> list[int]:
+    """The ids of a prompt after end-of-text, which starts a document. Raises Error if it has no
+    tokens, or too many."""
+    ids = [lm.tokenizer.eot, *lm.tokenizer.encode(prompt)]
+    T, most = len(ids), min(MAX_TOKENS, lm.model.config.block_size)
+    require(2 <= T <= most, f'start has {T - 1:,} tokens; set it to a text of 1 to {most - 1}')
+    return ids
+
+
 def draw_attention(lm: LanguageModel, prompt: str, path):
     """Draw the attention weights of a prompt, with a row per layer and a column per head, as a
     picture at `path`. Raises Error if the prompt has no tokens, or too many."""
-    config = lm.model.config
-    ids = [lm.tokenizer.eot, *lm.tokenizer.encode(prompt)]
-    T, most = len(ids), min(MAX_TOKENS, config.block_size)
-    require(2 <= T <= most, f'start has {T - 1:,} tokens; set it to a text of 1 to {most - 1}')
+    ids = read_ids(lm, prompt)
+    config, T = lm.model.config, len(ids)
     idx = torch.tensor([ids], device=lm.model.wte.weight.device)
     labels = [lm.tokenizer.label(i) for i in ids]
     side = max(1.6, 0.11 * T)                                       # inches per head

@@ -32,7 +32,7 @@ from extras.evaluate import open_validation
 from extras.export import export
 from lib.dataset import bits_per_byte, read_windows, window_cuts
 from lib.device import pick_device
-from lib.settings import Error, brief, require
+from lib.errors import Error, brief, require
 from sample import SAMPLING, check_sampling, load, read_prompt
 
 MAX_CONTEXT = 1024              # tokens

@@ -16,8 +16,8 @@ import math
 import numpy as np
 
 from lib.dataset import Validation, open_dataset
-from lib.settings import require
-from lib.tokenizer import Tokenizer
+from lib.errors import require
+from lib.tokenizer import load_tokenizer
 from sample import LanguageModel, load
 from train import evaluate
 
@@ -36,7 +36,7 @@ def open_validation(lm: LanguageModel, dataset: str, eval_tokens: int):
     require(name, 'this model does not record its dataset: set dataset')
     require(eval_tokens >= 0, f'eval_tokens={eval_tokens} must not be negative')
     meta, train, val = open_dataset(name)
-    require(Tokenizer(meta['tokenizer']) == lm.tokenizer,
+    require(load_tokenizer(meta['tokenizer']) == lm.tokenizer,
             f'data/{name} uses a different tokenizer from the model; set a different dataset')
     block_size = lm.model.config.block_size
     validation = Validation(meta, val, lm.tokenizer, eval_tokens, block_size)

@@ -19,8 +19,8 @@ from torch import Tensor
 from extras.hf_tokenizer import tokenizer_files
 from extras.huggingface import FIXED, SETTINGS, by_their_name, read_checksums, to_theirs
 from extras.reference import reference_logits
+from lib.errors import Error, extra, require
 from lib.files import atomic, checksum
-from lib.settings import Error, extra, require
 from model import GPT
 from sample import LanguageModel, load
 

@@ -7,8 +7,8 @@ from torch import Tensor
 
 from extras.hf_tokenizer import tokenizer_json
 from extras.huggingface import is_conv1d
+from lib.errors import require
 from lib.files import atomic
-from lib.settings import require
 from lib.tokenizer import Tokenizer
 from model import GPTConfig
 

@@ -11,10 +11,11 @@ from pathlib import Path
 import torch
 from torch import Tensor
 
+from extras.foreign import read_tokenizer
+from lib.errors import Error, brief, require
 from lib.files import checksum
-from lib.settings import Error, brief, require
 from lib.terminal import warn
-from lib.tokenizer import read_tokenizer
+from lib.tokenizer import load_tokenizer
 from model import GPT, GPTConfig
 
 PREFIX = {'gpt2': 'transformer.', 'qwen3': 'model.'}
@@ -102,7 +103,10 @@ def load(source) -> dict:
             from huggingface_hub import snapshot_download
             files = ['*.json', 'model*.safetensors']
             folder = Path(snapshot_download(str(source), allow_patterns=files))
-        return {**read_model(folder), 'tokenizer': read_tokenizer(str(folder)), 'settings': {}}
+        model, spec = read_model(folder), read_tokenizer(str(folder))
+        tokens, rows = load_tokenizer(spec).vocab_size, model['model_config']['vocab_size']
+        require(tokens <= rows, f'its tokenizer has {tokens} tokens, more than vocab_size={rows}')
+        return {**model, 'tokenizer': spec, 'settings': {}}
     except Exception as e:                      # a bad name, no network, damaged files: anything
         raise Error(f'{source}: neither a checkpoint nor a Hugging Face model that can be loaded: '
                     f'{brief(e)}') from e

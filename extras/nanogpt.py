@@ -3,12 +3,13 @@ or fine-tune it with --init_from. Loading never executes code."""
 import os
 import pickle
 import zipfile
+from dataclasses import asdict
 from pathlib import Path
 
 import torch
 
 from extras.huggingface import is_conv1d, to_state_dict
-from lib.settings import Error, brief, require
+from lib.errors import Error, brief, require
 from lib.terminal import warn
 from model import GPTConfig
 
@@ -56,7 +57,8 @@ def convert(found: dict, size: int, tokenizer: dict) -> dict:
         embedding = torch.cat((embedding, embedding.mean(0, keepdim=True)))
         state['wte.weight'] = state['lm_head.weight'] = embedding
         config['vocab_size'] += 1
-    return {'model': state, 'model_config': config, 'tokenizer': tokenizer, 'settings': {}}
+    return {'model': state, 'model_config': asdict(GPTConfig(**config)), 'tokenizer': tokenizer,
+            'settings': {}}
 
 
 def read_tokenizer(found: dict, path: Path) -> dict:

@@ -2,8 +2,8 @@
 import contextlib
 import warnings
 
+from lib.errors import Error
 from lib.files import atomic
-from lib.settings import Error
 from lib.terminal import warn
 
 

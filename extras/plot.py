@@ -15,9 +15,10 @@ from pathlib import Path
 from extras.picture import new_picture
 from lib import checkpoint as checkpoints
 from lib.dataset import bits_per_byte, open_dataset
-from lib.settings import Error, require
+from lib.errors import Error, require
 
-NOTE = 'train: the batch of one step, cut at random; validation: whole documents'
+COLORS = ('#c2410c', '#2563a8', '#15803d', '#7e22ce', '#a16207', '#be185d', '#0e7490', '#475569')
+NOTE = 'training: windows cut at random, smoothed; validation: whole documents'
 
 
 # ---- reading a run
@@ -36,24 +37,31 @@ def read_log(run: Path) -> list[dict]:
         raise Error(f'{run}/log.csv is not a log of train.py: {e}') from e
 
 
-def curve(rows: list[dict], column: str) -> tuple[list, list]:
+def curve(run: Path, column: str) -> tuple[list, list]:
     """The steps and values of a column. Step 0, before training, is left out."""
-    found = [row for row in rows if row.get('step', 0) > 0 and column in row]
+    found = [row for row in read_log(run) if row.get('step', 0) > 0 and column in row]
     return [row['step'] for row in found], [row[column] for row in found]
 
 
+def smooth(values: list[float]) -> list[float]:
+    """The mean of each value and its neighbors, fewer near the start, where the loss is steep."""
+    widths = [min(i // 2, len(values) // 20) for i in range(len(values))]
+    near = [values[i - width:i + width + 1] for i, width in enumerate(widths)]
+    return [sum(window) / len(window) for window in near]
+
+
 def describe(run: Path, in_bits: bool) -> tuple[str, float | None]:
-    """A line that says what the run trained, if its checkpoint is there, and the floor of its
-    validation loss. The floor is known if the dataset is still the same and the run evaluated all
-    of its validation split."""
-    title, floor = str(run), None
+    """What the run trained, if its checkpoint is there, and the floor of its validation loss. The
+    floor is known if the dataset is still the same and the run evaluated all of its validation
+    split."""
+    title, floor = '', None
     with contextlib.suppress(Error, KeyError):
-        checkpoint = checkpoints.load(run, 'settings', 'data')
-        config, run_settings = checkpoint['model_config'], checkpoint['settings']
-        title += (f': {config["arch"]}, {config["n_layer"]} layers, {config["n_head"]} heads, '
-                  f'{config["n_embd"]} channels, trained on {run_settings["dataset"]}')
-        meta, _, val = open_dataset(run_settings['dataset'])
-        is_whole = not 0 < run_settings['eval_tokens'] < len(val)
+        checkpoint = checkpoints.load(run)
+        name, steps = checkpoint['settings']['dataset'], read_log(run)[-1]['step']
+        size = sum({t.data_ptr(): t.numel() for t in checkpoint['model'].values()}.values())
+        title = f'{size:,} parameters, trained on {name} for {steps:,.0f} steps'
+        meta, _, val = open_dataset(name)
+        is_whole = not 0 < checkpoint['settings']['eval_tokens'] < len(val)
         nats = meta['val']['nats']
         if nats and is_whole and checkpoint['data'] == checkpoints.checksums(meta):
             floor = bits_per_byte(nats, meta['val']['bytes']) if in_bits else nats / len(val)
@@ -64,11 +72,11 @@ def describe(run: Path, in_bits: bool) -> tuple[str, float | None]:
 def read_lines(runs: list[Path]) -> list[tuple]:
     """(label, color, steps, values) of each line to plot, without empty ones."""
     if len(runs) == 1:
-        rows = read_log(runs[0])
-        lines = [('train', 'C0', *curve(rows, 'train_loss')),
-                 ('validation', 'C1', *curve(rows, 'val_loss'))]
+        steps, values = curve(runs[0], 'train_loss')
+        lines = [('training', COLORS[1], steps, smooth(values)),
+                 ('validation', COLORS[0], *curve(runs[0], 'val_loss'))]
     else:
-        lines = [(str(run)[-30:], f'C{i}', *curve(read_log(run), 'bits_per_byte'))
+        lines = [(str(run)[-30:], COLORS[i % len(COLORS)], *curve(run, 'bits_per_byte'))
                  for i, run in enumerate(runs)]
     return [line for line in lines if line[-1]]
 
@@ -85,52 +93,66 @@ def plot_losses(runs: list[Path], path, floor: float | None = None):
     titles, floors = zip(*[describe(run, in_bits=len(runs) > 1) for run in runs])
     if floor is None and len(set(floors)) == 1:
         floor = floors[0]
-    title, unit = '\n'.join(titles), 'validation loss, bits per byte'
-    if len(runs) == 1:
-        title, unit = f'{title}\n{NOTE}', 'loss, nats per token'
-    with new_picture(path, (9, 5), title, 'constrained') as figure:
-        figure.suptitle(title, x=0.01, ha='left', fontsize=9, parse_math=False)
+    title, notes = titles[0] or str(runs[0]), [f'{runs[0]}', NOTE]
+    if len(runs) > 1:
+        title = f'Validation loss of {len(runs)} runs'
+        notes = [f'{run}: {text}' if text else str(run) for run, text in zip(runs, titles)]
+    with new_picture(path, (9, 5), '\n'.join([title, *notes]), 'constrained') as figure:
+        figure.get_layout_engine().set(w_pad=0.15, h_pad=0.12)
         axes, strip = figure.subplots(2, sharex=True, height_ratios=[8, 1])
-        axes.set_ylabel(unit)
-        for label, color, steps, values in lines:
-            style = dict(lw=0.9, marker='.', ms=2) if label == 'train' else dict(marker='o', ms=4)
-            axes.plot(steps, values, color=color, **style)
-        highest = max(max(values) for *_, values in lines)
-        if floor:
-            axes.axhline(floor, color='black', lw=0.8, zorder=1)
-            lines.append(('floor', 'black', [], [floor]))
-        last = [values[-1] for *_, values in lines]             # the first ones would dwarf them
-        axes.set_ylim(0.8 * min(last), min(4 * max(last), 1.05 * highest))
-        label_ends(axes, lines)
+        axes.set_title(title, loc='left', pad=18 + 11 * len(notes), fontsize=13, weight='bold',
+                       parse_math=False)
+        axes.annotate('\n'.join(notes), (0, 1), (0, 8), xycoords='axes fraction', fontsize=9,
+                      textcoords='offset points', color='0.35', parse_math=False)
+        axes.set_ylabel('loss, nats per token' if len(runs) == 1 else 'loss, bits per byte')
+        if len(runs) == 1:
+            axes.plot(*curve(runs[0], 'train_loss'), color=COLORS[1], lw=0.7, alpha=0.35)
+        draw_lines(axes, lines, floor)
         draw_rates(strip, runs)
         for each in (axes, strip):
             each.spines[['top', 'right']].set_visible(False)
 
 
-def label_ends(axes, lines: list[tuple]):
-    """Write each line's label and last value to the right of the axes, without overlaps."""
-    bottom, top = axes.get_ylim()
-    gap = (top - bottom) / 20                                   # the height of a label
-    height = bottom - gap
-    for value, label, color in sorted((line[3][-1], line[0], line[1]) for line in lines):
+def draw_lines(axes, lines: list[tuple], floor: float | None):
+    """Draw the lines, the floor, and each line's label and last value to its right."""
+    last_step = max(steps[-1] for _, _, steps, _ in lines)
+    shown = [floor] if floor else []
+    for label, color, steps, values in lines:
+        style = dict(lw=1.8) if label == 'training' else dict(lw=2.2, marker='o', ms=5)
+        axes.plot(steps, values, color=color, **style)
+        late = [value for step, value in zip(steps, values) if step > 0.05 * last_step]
+        shown += late or values[-1:]            # the first ones would dwarf them
+    bottom, top = min(shown), min(max(shown), 4 * max(values[-1] for *_, values in lines))
+    margin = 0.1 * (top - bottom) or 0.1 * top or 1
+    axes.set(xlim=(0, 1.01 * last_step), ylim=(bottom - margin, top + margin))
+    axes.grid(axis='y', color='0.92')
+    if floor:
+        axes.axhline(floor, color='black', lw=0.9, zorder=1)
+        axes.annotate(f'floor {floor:.4f}, the entropy of the text', (0, floor), (3, -3), va='top',
+                      textcoords='offset points', fontsize=9)
+    gap = (top - bottom + 2 * margin) / 15      # the height of a label
+    height = bottom - margin - gap
+    ends = sorted((values[-1], label, color) for label, color, _, values in lines)
+    for value, label, color in ends:
         height = max(min(value, top), height + gap)         # absurd values stay in the picture
         axes.annotate(f'{label} {value:.4f}', (1.02, height), xycoords=('axes fraction', 'data'),
-                      va='center', fontsize=9, color=color, parse_math=False,
-                      annotation_clip=False)
+                      va='center', fontsize=10, color=color, parse_math=False,
+                      weight='normal' if label == 'training' else 'bold', annotation_clip=False)
 
 
 def draw_rates(strip, runs: list[Path]):
     """Draw the learning rate of each run."""
-    peak = 0.0
     for i, run in enumerate(runs):
-        steps, rates = curve(read_log(run), 'lr')
-        strip.plot(steps, rates, color=f'C{i}' if len(runs) > 1 else '0.4', lw=1)
-        peak = max([peak, *rates])
-    strip.set_ylim(0, 1.1 * peak or 1)
+        color = COLORS[i % len(COLORS)] if len(runs) > 1 else '0.4'
+        strip.plot(*curve(run, 'lr'), color=color, lw=1.2)
+    peak = max(strip.dataLim.ymax, 0.0)
+    strip.set_ylim(0, 1.15 * peak or 1)
     strip.set_yticks([0, peak], ['0', f'{peak:.2g}'], fontsize=8)
+    strip.locator_params(axis='x', nbins=8, integer=True)
+    strip.xaxis.set_major_formatter('{x:,.0f}')
     strip.set_xlabel('step')
     strip.annotate('learning rate', (1.02, 0.5), xycoords='axes fraction', va='center',
-                   fontsize=9, annotation_clip=False)
+                   fontsize=10, color='0.4', annotation_clip=False)
 
 
 def main():

@@ -19,8 +19,8 @@ import torch
 
 from extras.evaluate import open_validation
 from lib.dataset import bits_per_byte
+from lib.errors import require
 from lib.files import atomic
-from lib.settings import require
 from sample import LanguageModel, load, read_prompt
 
 MAX_TOKENS = 2000               # of the text

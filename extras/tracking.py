@@ -3,7 +3,7 @@ from pathlib import Path
 
 import wandb
 
-from lib.settings import Error, require
+from lib.errors import Error, require
 
 
 def start(settings: dict):

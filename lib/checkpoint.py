@@ -6,25 +6,23 @@ best_val_loss, and data (checksums of the dataset). ckpt.pt also has optimizer a
 for resuming."""
 import difflib
 import os
-import zipfile
 from dataclasses import asdict
 from pathlib import Path
 
 import torch
 from torch import distributed
 
-from lib.device import is_first_process
+from lib.device import is_first_process, require_memory
+from lib.errors import Error, brief, extra, require
 from lib.files import acquire_lock, atomic, checksum
-from lib.settings import Error, brief, extra, require
-from lib.tokenizer import Tokenizer
+from lib.tokenizer import Tokenizer, load_tokenizer
 from model import GPT, GPTConfig
 
 FORMAT = 2
 SEAL = b'slm:'                  # a checkpoint ends with this and the CRC-32 of everything before it
-TYPES = {'settings': dict, 'data': dict, 'optimizer': dict, 'scaler': dict,
-         'step': int, 'evaluated_at': int, 'best_val_loss': float}
 
 
+# ---- files
 def save(path, model: GPT, **content):
     """Write a checkpoint atomically, in the first process only. Raises Error if it cannot be
     written."""
@@ -39,11 +37,11 @@ def save(path, model: GPT, **content):
             f.write(seal)
 
 
-def load(source, *needed: str, from_hub: bool = False) -> dict:
+def load(source, from_hub: bool = False) -> dict:
     """The checkpoint, on the CPU, at `source`: a file, a run's folder (best.pt, or else ckpt.pt), a
     nanoGPT checkpoint, or a Hugging Face model (a folder or, with from_hub=True, a name).
 
-    Raises Error if it is missing, damaged, or lacks a key in `needed`."""
+    Raises Error if it is missing or damaged."""
     source = os.path.expanduser(source)
     candidates = (source, os.path.join(source, 'best.pt'), os.path.join(source, 'ckpt.pt'))
     file = next((path for path in candidates if os.path.isfile(path)), None)
@@ -54,7 +52,7 @@ def load(source, *needed: str, from_hub: bool = False) -> dict:
         return extra('huggingface', needed_by=f'loading {source}').load(source)
     if file and not is_sealed(file) and extra('nanogpt') and extra('nanogpt').is_checkpoint(file):
         return extra('nanogpt').load(file)
-    return read(file or source, *needed)
+    return read(file or source)
 
 
 def is_sealed(path) -> bool:
@@ -64,60 +62,50 @@ def is_sealed(path) -> bool:
         return f.read(len(SEAL)) == SEAL
 
 
-def read(path, *needed: str) -> dict:
-    """The checkpoint that save wrote to `path`. Raises Error if it is missing, damaged, or lacks a
-    key in `needed`."""
+def read(path) -> dict:
+    """The checkpoint that save wrote to `path`. Raises Error if it is missing or damaged."""
     require(os.path.isfile(path), f'{path}: no such checkpoint; train one with python train.py, '
                                   'or set --out_dir')
     try:
-        checkpoint, size = read_sealed(path)
+        with open(path, 'rb') as f:             # opened once, because a run may replace it
+            size = f.seek(-len(SEAL) - 8, os.SEEK_END)
+            f.seek(0)
+            seal = SEAL + checksum(f, size).encode()
+            require(f.read() == seal, 'it is damaged, or not an slm checkpoint')
+            f.seek(0)
+            checkpoint = torch.load(f, map_location='cpu', weights_only=True)
         require(checkpoint['format'] == FORMAT,
                 f'it has format {checkpoint["format"]}; this version reads {FORMAT}')
-        require(isinstance(checkpoint['tokenizer'], dict), 'its tokenizer is missing')
-        for key in needed:
-            require(isinstance(checkpoint.get(key), TYPES[key]), f'its {key} is missing')
-        check_weights(checkpoint, size)
-    except Exception as e:                      # corrupt files can raise any exception
+    except Exception as e:                      # damaged files can raise any exception
         raise Error(f'{path}: cannot read this checkpoint: {brief(e)}; use another one') from e
     return checkpoint
 
 
-def read_sealed(path) -> tuple[dict, int]:
-    """The content of a sealed file and its size in bytes. Raises an exception if it is damaged."""
-    with open(path, 'rb') as f:                 # opened once, because a run may replace it
-        size = f.seek(-len(SEAL) - 8, os.SEEK_END)
-        f.seek(0)
-        seal = SEAL + checksum(f, size).encode()
-        require(f.read() == seal, 'it is damaged, or not an slm checkpoint')
-        require_uncompressed(f, size)
-        f.seek(0)
-        return torch.load(f, map_location='cpu', weights_only=True), size
+def read_settings(path) -> dict:
+    """A checkpoint's settings, without loading its tensors. Raises Error if it cannot be read."""
+    require(os.path.isfile(path), f'{path}: there is no run to resume; drop init_from')
+    try:
+        return dict(torch.load(path, mmap=True, weights_only=True)['settings'])
+    except Exception as e:                      # damaged files can raise any exception
+        raise Error(f'{path}: cannot read this checkpoint: {brief(e)}; use another one') from e
 
 
-def require_uncompressed(file, size: int):
-    """Raise Error for a zip file that unpacks to more than its `size`: save never compresses, and
-    a zip bomb would exhaust memory."""
-    unpacked = sum(entry.file_size for entry in zipfile.ZipFile(file).infolist())
-    require(unpacked <= size, 'it is compressed')
-
-
-def check_weights(checkpoint: dict, size: int):
-    """Fill in the defaults of model_config. Raises an exception unless the weights match it, and
-    fit in a file of `size` bytes."""
-    with torch.device('meta'):                  # allocates nothing, however large the config
-        model = GPT(GPTConfig(**checkpoint['model_config']))
-        model.load_state_dict(checkpoint['model'], assign=True)
-    require(sum(t.nbytes for t in checkpoint['model'].values()) <= 2 * size,
-            'its tensors are larger than the file')
-    checkpoint['model_config'] = asdict(model.config)
-
-
+# ---- the model and the optimizer of a checkpoint
 def make_config(**fields) -> GPTConfig:
     """GPTConfig(**fields), but an invalid shape raises Error instead of ValueError."""
     try:
         return GPTConfig(**fields)
     except ValueError as e:
         raise Error(str(e)) from e
+
+
+def new_model(device: torch.device, **fields) -> GPT:
+    """A GPT of these config fields with initial weights, on the device. Raises Error if a field is
+    invalid, or if the memory cannot hold it in training."""
+    config = make_config(**fields)
+    with torch.device('meta'):                  # allocates no memory
+        require_memory(GPT(config).num_params(), device)
+    return GPT(config).to(device)
 
 
 def build_model(checkpoint: dict, **changes) -> GPT:
@@ -127,11 +115,17 @@ def build_model(checkpoint: dict, **changes) -> GPT:
     state = dict(checkpoint['model'])
     if config.arch == 'gpt2':
         learned = len(state['wpe.weight'])
-        require(config.block_size <= learned, f'block_size={config.block_size} is more than the '
-                                              f'{learned} positions of these weights')
+        require(config.block_size <= learned, f'block_size={config.block_size} exceeds the '
+                                              f'{learned} positions that this model has learned')
         state['wpe.weight'] = state['wpe.weight'][:config.block_size]
-    model = GPT(config)
-    model.load_state_dict(state)
+    with torch.device('meta'):                  # no memory: the weights are assigned below
+        model = GPT(config)
+    try:
+        model.load_state_dict(state, assign=True)
+    except RuntimeError as e:
+        raise Error(f'the weights of the checkpoint do not match its config: {brief(e)}') from e
+    if config.tie_weights:
+        model.lm_head.weight = model.wte.weight
     return model
 
 
@@ -147,37 +141,14 @@ def require_finite_logits(model: GPT, source):
 
 def load_optimizer(optimizer, scaler, checkpoint: dict):
     """Restore the optimizer and GradScaler; learning rate and weight decay still come from the
-    settings. Raises Error if they do not fit the model."""
-    if checkpoint['scaler']:
+    settings."""
+    groups = optimizer.state_dict()['param_groups']
+    optimizer.load_state_dict({**checkpoint['optimizer'], 'param_groups': groups})
+    if checkpoint['scaler']:                    # empty unless the run used fp16
         scaler.load_state_dict(checkpoint['scaler'])
-    try:
-        groups = optimizer.state_dict()['param_groups']
-        saved = {'state': checkpoint['optimizer']['state'], 'param_groups': groups}
-        optimizer.load_state_dict(saved)
-        if not saved['state']:                  # the checkpoint is from before the first step
-            return
-        for group in optimizer.param_groups:
-            for p in group['params']:
-                state = optimizer.state[p]
-                expected = optimizer.state[group['params'][0]].keys()
-                require(state and state.keys() == expected, 'parts are missing')
-                for tensor in state.values():
-                    require(tensor.shape in (p.shape, ()), 'tensors have the wrong shape')
-    except Exception as e:                      # corrupt states can raise any exception
-        raise Error(f"the checkpoint's optimizer does not fit its model: {brief(e)}") from e
 
 
 # ---- starting a run
-def read_settings(path) -> dict:
-    """A checkpoint's settings, without loading its tensors. Raises Error if it cannot be read."""
-    require(os.path.isfile(path), f'{path}: there is no run to resume; drop init_from')
-    try:
-        require_uncompressed(path, os.path.getsize(path))
-        return dict(torch.load(path, mmap=True, weights_only=True)['settings'])
-    except Exception as e:                      # corrupt files can raise any exception
-        raise Error(f'{path}: cannot read this checkpoint: {brief(e)}; use another one') from e
-
-
 def load_start(settings, meta: dict, tokenizer: Tokenizer, is_resumed: bool) -> dict | None:
     """The checkpoint a run starts from: its own if is_resumed, the one init_from names, or None.
 
@@ -185,20 +156,17 @@ def load_start(settings, meta: dict, tokenizer: Tokenizer, is_resumed: bool) -> 
     out = Path(settings['out_dir']).expanduser()
     checkpoint = None
     if is_resumed:
-        checkpoint = read(out / 'ckpt.pt', *TYPES)
+        checkpoint = read(out / 'ckpt.pt')
         check_resume(settings, meta, checkpoint, out)
     elif settings['init_from'] not in ('scratch', 'auto'):
         checkpoint = load(settings['init_from'], from_hub=True)
     require_same_start(checkpoint['step'] if is_resumed else 0, out)
     if checkpoint is None:
         return None
-    require(Tokenizer(checkpoint['tokenizer']) == tokenizer,
+    require(load_tokenizer(checkpoint['tokenizer']) == tokenizer,
             f'data/{settings["dataset"]} uses a different tokenizer from the checkpoint; prepare '
             "it again with the checkpoint's tokenizer")
     weights = checkpoint['model_config']
-    require(tokenizer.vocab_size <= weights['vocab_size'],
-            f'the tokenizer has {tokenizer.vocab_size} tokens, more than vocab_size='
-            f'{weights["vocab_size"]}')
     may_differ = {'dropout'} if is_resumed else {'dropout', 'block_size'}
     wrong = [f'{name}={value} (the checkpoint has {weights[name]})'
              for name, value in settings.shape.items()
@@ -210,6 +178,8 @@ def load_start(settings, meta: dict, tokenizer: Tokenizer, is_resumed: bool) -> 
 
 def check_resume(settings, meta: dict, checkpoint: dict, out: Path):
     """Raise Error for a change that is not possible on resume."""
+    require('optimizer' in checkpoint, f'{out}/ckpt.pt has no optimizer state: start from its '
+                                       'weights with --init_from and a different out_dir')
     require(not settings['overwrite'], f'init_from={settings["init_from"]} continues the run that '
                                        'overwrite=True replaces: drop one of the two')
     fixed = [f'{name}: {checkpoint["settings"].get(name)} -> {settings[name]}'
@@ -245,8 +215,10 @@ def claim_folder(out: Path, is_resumed: bool, overwrite: bool):
     neither resumed nor replaced."""
     if not is_first_process():
         return
-    has_run = any((out / name).exists() for name in ('ckpt.pt', 'best.pt', 'log.csv'))
-    require(is_resumed or overwrite or not has_run,
+    log = out / 'log.csv'
+    has_run = (out / 'ckpt.pt').exists() or (out / 'best.pt').exists()
+    has_rows = log.exists() and len(log.read_bytes().splitlines()) > 2      # header and step 0
+    require(is_resumed or overwrite or not (has_run or has_rows),
             f'{out} holds a run: continue it with --init_from=resume, replace it with '
             '--overwrite=True, or choose a different --out_dir')
     acquire_lock(out)
@@ -255,7 +227,5 @@ def claim_folder(out: Path, is_resumed: bool, overwrite: bool):
 def delete_old(out: Path):
     """Delete the files of the run that a new one replaces."""
     if is_first_process():
-        for name in ('ckpt.pt', 'best.pt', 'loss.png'):
-            (out / name).unlink(missing_ok=True)
-        for path in (out / 'weights').glob('*.pt'):
-            path.unlink()
+        for path in (out / 'ckpt.pt', out / 'best.pt', out / 'loss.png', *out.glob('weights/*.pt')):
+            path.unlink(missing_ok=True)

@@ -10,7 +10,7 @@ from typing import NamedTuple
 import torch
 from torch import distributed, nn
 
-from lib.settings import Error, require
+from lib.errors import Error, require
 from lib.terminal import warn
 
 TOKENS_ON_CPU = 8192            # per micro-batch on a CPU; more costs memory and is no faster
@@ -135,26 +135,28 @@ def is_first_process() -> bool:
 
 
 # ---- memory
-def fit_micro_batch(model: nn.Module, autocast, share: int, wanted: int) -> int:
-    """Sequences per micro-batch: `wanted` or, if that is 0, the most that fit and divide `share`,
-    the sequences per step of this process. Warns if `wanted` may not fit."""
-    if wanted == 1:
-        return 1
-    most = min(share, most_sequences(model, autocast))
-    fitting = max(n for n in range(1, most + 1) if share % n == 0)
-    on_gpu = next(model.parameters()).device.type == 'cuda'
-    if wanted > fitting and on_gpu and is_first_process():
-        warn(f'micro_batch_size={wanted} may not fit in GPU memory; {fitting} would')
-    return wanted or fitting
+def require_memory(num_params: int, device: torch.device):
+    """Raise Error if a model is too large to train: its weights, gradients and the optimizer's two
+    moments exceed the memory."""
+    size = 16 * num_params                                  # bytes: four fp32 numbers per parameter
+    if device.type == 'cuda':
+        memory = torch.cuda.get_device_properties(device).total_memory
+    elif hasattr(os, 'sysconf'):
+        memory = os.sysconf('SC_PAGE_SIZE') * os.sysconf('SC_PHYS_PAGES')
+    else:                                                   # Windows
+        return
+    require(size < memory, f'training {num_params:,} parameters needs at least {size / 1e9:.0f} GB '
+                           f'of memory; {device} has {memory / 1e9:.0f} GB: use a smaller model')
 
 
-def most_sequences(model: nn.Module, autocast) -> int:
-    """The largest micro-batch that every process can hold, at least 1.
+def fit_micro_batch(model: nn.Module, autocast, share: int) -> int:
+    """Sequences per micro-batch: the most that every process can hold and that divide `share`, the
+    sequences per step of a process.
 
     On a GPU it is extrapolated from the measured peaks of one and two sequences, based on the
     card's total memory rather than what is free now: the same card always gives the same number."""
-    device, block_size = next(model.parameters()).device, model.config.block_size
-    most = TOKENS_ON_CPU // block_size
+    device = model.wte.weight.device
+    most = TOKENS_ON_CPU // model.config.block_size
     if device.type == 'cuda':
         peaks = measure_peaks(model, autocast, device)
         most = len(peaks)
@@ -166,7 +168,8 @@ def most_sequences(model: nn.Module, autocast) -> int:
         smallest = torch.tensor(most, device=device)
         distributed.all_reduce(smallest, distributed.ReduceOp.MIN)
         most = smallest.item()
-    return max(1, most)
+    most = max(1, min(most, share))
+    return max(n for n in range(1, most + 1) if share % n == 0)
 
 
 def measure_peaks(model: nn.Module, autocast, device: torch.device) -> list[int]:

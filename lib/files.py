@@ -5,13 +5,11 @@ import os
 import re
 import sys
 import zlib
-from functools import lru_cache
 from pathlib import Path
 
-from lib.settings import Error
-from lib.terminal import warn
+from lib.errors import Error
 
-HELD = []                       # locks that this process holds until it exits
+HELD = []                       # keeps locks alive: a deleted FileLock is released
 
 
 @contextlib.contextmanager
@@ -32,33 +30,23 @@ def atomic(path):
             temporary.unlink(missing_ok=True)
         is_full_disk = re.search('inline_container|iostream', str(e))     # torch.save's wording
         if isinstance(e, OSError) or is_full_disk:
-            raise Error(f'cannot write {path}: {e}; the previous file is intact') from e
+            raise Error(f'cannot write {path}: {e}; no other file has changed') from e
         raise
 
 
 def sync(path):
-    """Flush a file, or a folder's entries, to disk. Some network shares cannot: warn once."""
-    is_folder = os.path.isdir(path)
+    """Flush a file, or a folder's entries, to disk, if the file system can."""
     try:
-        descriptor = os.open(path, os.O_RDONLY if is_folder else os.O_RDWR)
-    except OSError:
-        if is_folder:                                       # Windows cannot open folders
-            return
-        raise
+        descriptor = os.open(path, os.O_RDONLY if os.path.isdir(path) else os.O_RDWR)
+    except OSError:                                         # Windows cannot open folders
+        return
     try:
         os.fsync(descriptor)
     except OSError as e:
         if e.errno not in (errno.EINVAL, errno.ENOTSUP, errno.ENOSYS):
             raise
-        warn_unsynced(str(Path(path).parent))
     finally:
         os.close(descriptor)
-
-
-@lru_cache
-def warn_unsynced(folder: str):
-    warn(f'{folder} is on a file system without fsync: after a power failure its newest files may '
-         'be damaged')
 
 
 def checksum(file, size: int = sys.maxsize) -> str:
@@ -72,37 +60,18 @@ def checksum(file, size: int = sys.maxsize) -> str:
 
 
 def acquire_lock(folder: Path):
-    """Lock a folder until this process exits, however it exits, or until the returned context
-    manager releases it. Raises Error if another process holds the lock."""
+    """Create a folder and lock it until this process exits, however it exits, or until the returned
+    context manager ends. Raises Error if another process holds the lock."""
     from filelock import FileLock, Timeout
-    path = folder / '.lock'
     try:
         folder.mkdir(parents=True, exist_ok=True)
-        path.touch()
+        (folder / '.lock').touch()
     except OSError as e:
         raise Error(f'cannot write to {folder}: {e.strerror}; use a different folder') from e
-    if not can_lock(path):
-        return contextlib.nullcontext()
     try:
-        HELD.append(FileLock(path, is_singleton=True))      # this process may take it again
+        HELD.append(FileLock(folder / '.lock', is_singleton=True))      # reentrant in this process
         return HELD[-1].acquire(timeout=0)
     except Timeout as e:
         raise Error(f'{folder} is in use by another run; wait, or use a different folder') from e
-
-
-def can_lock(path: Path) -> bool:
-    """Whether a file's file system supports locks; some cluster file systems do not."""
-    try:
-        import fcntl
-    except ImportError:                                     # Windows has a different kind of lock
-        return True
-    with open(path, 'rb') as f:
-        try:
-            fcntl.flock(f, fcntl.LOCK_SH | fcntl.LOCK_NB)
-            fcntl.flock(f, fcntl.LOCK_UN)
-        except BlockingIOError:                             # held by another process
-            return True
-        except OSError:
-            return False
-    return True
-
+    except OSError:                                         # some file systems have no locks
+        return contextlib.nullcontext()

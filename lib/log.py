@@ -10,9 +10,9 @@ import torch
 from tqdm import tqdm
 
 from lib.device import max_speed, mean_over_processes
+from lib.errors import Error, drop_output, extra, require
 from lib.files import atomic
-from lib.settings import Error, drop_output, extra, require
-from lib.terminal import columns, fit, warn
+from lib.terminal import fit, warn
 
 COLUMNS = ['step', 'tokens', 'train_loss', 'val_loss', 'bits_per_byte', 'lr', 'grad_norm',
            'tokens_per_second']
@@ -20,14 +20,13 @@ FILES = ['best.pt', 'ckpt.pt', 'log.csv', 'loss.png']       # what a run writes 
 
 
 class Log:
-    """Writes log.csv; shows a progress bar on a terminal and prints a line per row elsewhere."""
+    """Writes log.csv; shows a progress bar on a terminal and prints a line per row elsewhere. Only
+    the first process writes and prints."""
 
     def __init__(self, settings: dict, step: int, tokens_per_step: int, hardware, model,
                  floor: float | None, is_resumed: bool):
         """step: steps done so far. Later rows, left by a crash, are dropped: those steps are
-        trained again. Only the first process writes and prints.
-
-        floor: the lowest possible validation loss, in nats per token, if known."""
+        trained again. floor: the lowest possible validation loss, in nats per token, if known."""
         self.settings = settings
         self.out = Path(settings['out_dir']).expanduser()
         self.path = self.out / 'log.csv'
@@ -40,7 +39,6 @@ class Log:
         self.tracker = None                     # a Weights & Biases run
         self.first_step = step
         self.began = self.clock = time.perf_counter()
-        self.overflows = 0                      # consecutive fp16 steps skipped
         self.state = ''                         # loss and speed, shown on the bar
         self.pending = []                       # (loss, norm) since the last row, on the device
         self.bar = tqdm(total=self.max_iters, initial=step, disable=None if is_writer else True,
@@ -57,15 +55,12 @@ class Log:
 
     # ---- printing
     def say(self, text: str = '', indent: str = ''):
-        """Print text above the progress bar."""
-        self.print_line(fit(text, indent, hang=' ' * 8))
-
-    def print_line(self, text: str):
-        """Print a line. The run continues if stdout is closed, e.g. by `| head`."""
+        """Print text above the progress bar. The run continues if stdout is closed, e.g. by
+        `| head`."""
         if not self.is_writer:
             return
         try:
-            tqdm.write(text)
+            tqdm.write(fit(text, indent, hang=' ' * 8))
             sys.stdout.flush()
         except OSError:
             drop_output()
@@ -121,28 +116,33 @@ class Log:
         if not is_due:
             self.bar.update(step - self.bar.n)
             return
-        steps = len(self.pending)
-        losses, norms = self.read_pending(step)
-        tokens, seconds = steps * self.tokens_per_step, time.perf_counter() - self.clock
-        row = {'step': step, 'tokens': step * self.tokens_per_step, 'train_loss': losses[-1],
-               'grad_norm': norms[-1], 'lr': lr, 'tokens_per_second': round(tokens / seconds)}
+        tokens = len(self.pending) * self.tokens_per_step
+        loss, norm = self.read_pending(step)
+        speed = round(tokens / (time.perf_counter() - self.clock))
         self.clock = time.perf_counter()
-        self.count_overflows(step, norms)
-        self.show_step(row, skipped=sum(not math.isfinite(norm) for norm in norms))
-        self.write(row)
+        self.write({'step': step, 'tokens': step * self.tokens_per_step, 'train_loss': loss,
+                    'grad_norm': norm, 'lr': lr, 'tokens_per_second': speed})
+        if self.bar.disable:
+            mfu = f'  MFU {speed / self.max_speed:.1%}' if self.max_speed else ''
+            self.say(f'step {step:>6}  loss {loss:.4f}  lr {lr:.2e}  norm {norm:.2f}  '
+                     f'{speed:>9,} tokens/s{mfu}')
+        self.state = f'loss {loss:.3f}, {speed:,} tokens/s'
+        self.bar.set_postfix_str(self.state, refresh=False)
+        self.bar.update(step - self.bar.n)
 
-    def read_pending(self, step: int) -> tuple[list[float], list[float]]:
-        """The pending losses and norms. Raises Error if a loss is not finite."""
+    def read_pending(self, step: int) -> tuple[float, float]:
+        """The last step's loss and gradient norm. Raises Error if one since the last row is not
+        finite."""
         if not self.pending:
-            return [], []
+            return math.nan, math.nan
         losses, norms = (torch.stack(values) for values in zip(*self.pending))
         losses, norms = mean_over_processes(losses).tolist(), norms.tolist()
         self.pending = []
         for at, (loss, norm) in enumerate(zip(losses, norms), step - len(losses) + 1):
             self.require_finite(at, 'loss', loss)
-            if self.hardware.dtype != torch.float16:        # its overflows are skipped
+            if self.hardware.dtype != torch.float16:        # GradScaler skips its overflows
                 self.require_finite(at, 'gradient norm', norm)
-        return losses, norms
+        return losses[-1], norms[-1]
 
     def require_finite(self, step: int, name: str, value: float):
         require(math.isfinite(value), f'step {step}: the {name} is {value}: lower learning_rate; '
@@ -151,7 +151,6 @@ class Log:
     def evaluation(self, step: int, val_loss: float, bits_per_byte: float):
         """Write a row with the validation loss. Raises Error if it is not finite."""
         self.require_finite(step, 'validation loss', val_loss)
-        self.bar.set_postfix_str(self.state)
         text = f'step {step:>6}  val {val_loss:.4f}  {bits_per_byte:.4f} bits/byte'
         if self.floor and step > 0:
             text += f'  {val_loss / self.floor - 1:.1%} above the floor'
@@ -174,27 +173,6 @@ class Log:
         if self.tracker:
             self.tracker.log(row, step=row['step'])
 
-    def count_overflows(self, step: int, norms: list[float]):
-        """Raise Error if the last 100 steps have all overflowed in fp16 and been skipped."""
-        for norm in norms:
-            self.overflows = 0 if math.isfinite(norm) else self.overflows + 1
-        require(self.overflows < 100, f'step {step}: the last {self.overflows} steps overflowed in '
-                                      'float16 and were skipped: use dtype=bfloat16 or float32')
-
-    def show_step(self, row: dict, skipped: int):
-        """Advance the bar or, without a terminal, print the row. skipped: fp16 overflows."""
-        loss, speed = row['train_loss'], row['tokens_per_second']
-        if self.bar.disable:
-            mfu = f'  MFU {speed / self.max_speed:.1%}' if self.max_speed else ''
-            skips = f'  {skipped} skipped' if skipped else ''
-            self.say(f'step {row["step"]:>6}  loss {loss:.4f}  lr {row["lr"]:.2e}  '
-                     f'norm {row["grad_norm"]:.2f}  {speed:>9,} tokens/s{mfu}{skips}')
-        self.state = f'loss {loss:.3f}'
-        if columns() >= 80:
-            self.state += f', {speed:,} tokens/s'
-        self.bar.set_postfix_str(self.state, refresh=False)
-        self.bar.update(row['step'] - self.bar.n)
-
     def pause(self, text: str):
         """Show on the bar what is happening instead of training."""
         self.bar.set_postfix_str(text)
@@ -202,6 +180,7 @@ class Log:
     def go_on(self):
         """Restart the clock, so that the pause does not count towards tokens/s."""
         self.clock = time.perf_counter()
+        self.bar.set_postfix_str(self.state, refresh=False)
         self.bar.unpause()
 
     # ---- the end
@@ -228,11 +207,12 @@ class Log:
         self.say(f'spent   {minutes:.1f} minutes, {tokens:,} tokens{memory}')
         files = [str(self.out / name) for name in FILES if (self.out / name).exists()]
         self.say('saved   ' + ', '.join(files))
-        script = 'sample.py' if step >= self.max_iters else 'train.py --init_from=resume'
-        where = ''
+        command = ['python', 'sample.py']
+        if step < self.max_iters:
+            command = ['python', 'train.py', '--init_from=resume']
         if self.settings['out_dir'] != 'out':
-            where = ' ' + shlex.quote(f'--out_dir={self.settings["out_dir"]}')
-        self.print_line(f'next    python {script}{where}')
+            command.append(f'--out_dir={self.settings["out_dir"]}')
+        self.say('next    ' + shlex.join(command))
 
 
 def read_rows(path: Path, step: int) -> list[list[str]]:

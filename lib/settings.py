@@ -1,33 +1,20 @@
-"""Settings and errors, shared by every script and command.
+"""The settings of every script and command.
 
 The public scalar globals at the top of a script are its settings. One call, configure(globals()),
 sets them from config files and --key=value arguments."""
-import sys
-
-if sys.version_info < (3, 11):  # noqa: UP036       # first, because older versions fail below
-    sys.stderr.write('error: Python 3.11 or later is needed; this is ' + sys.version[:4] + '\n')
-    sys.exit(2)
-
 import ast
 import difflib
-import importlib
-import os
 import re
 import shutil
-import tempfile
+import sys
 import textwrap
-import time
 from pathlib import Path
 
+from lib.errors import Error, print_error, require
+
 ROOT = Path(__file__).resolve().parent.parent
-RENAMED = {                     # name in nanoGPT and elsewhere -> name here
-    'gradient_accumulation_steps': 'micro_batch_size', 'eval_iters': 'eval_tokens',
-    'decay_lr': 'schedule', 'lr_decay_iters': 'max_iters', 'lr': 'learning_rate',
-    'wandb_log': 'wandb_project', 'backend': 'device', 'prompt': 'start',
-    'head_gain': 'output_lr_scale', 'decay_power': 'schedule'}
 
 
-# ---- settings
 class Settings(dict):
     """A script's settings by name. `given` holds the names set by a config file or an argument,
     `shape` the dataclass fields set that way."""
@@ -48,14 +35,8 @@ def configure(script: dict, dataclass: str = '', resume: bool = False,
     its fields are settings too, and those that were set are in `.shape`.
 
     Raises Error for an unknown setting or a value of the wrong type."""
-    is_main = script['__name__'] == '__main__'
-    if is_main:
-        sys.excepthook = print_error
-        for stream in (sys.stdout, sys.stderr):
-            if hasattr(stream, 'reconfigure'):          # replace unencodable characters with ?
-                stream.reconfigure(errors='replace')
     if argv is None:
-        argv = sys.argv[1:] if is_main else []
+        argv = command_line(script)
     settings = Settings({name: value for name, value in script.items()
                          if not name.startswith('_') and type(value) in (bool, int, float, str)})
     fields = read_fields(dataclass) if dataclass else {}
@@ -63,6 +44,7 @@ def configure(script: dict, dataclass: str = '', resume: bool = False,
     if '-h' in argv or '--help' in argv:
         print_help(script, settings, fields, dataclass)
         sys.exit(0)
+
     given = {}
     for argument in argv:
         if argument.startswith('-'):
@@ -71,15 +53,28 @@ def configure(script: dict, dataclass: str = '', resume: bool = False,
             found = run_config_file(argument, {**defaults, **given})
         for name, value in found.items():
             given[name] = check_type(name, value, defaults, argument)
+    saved = saved_settings({**settings, **given}) if resume else {}
+    for name in saved.keys() - given.keys():
+        settings[name] = check_type(name, saved[name], defaults, 'the checkpoint')
+    for name, value in given.items():
+        if name in settings:
+            settings[name] = value
+        else:
+            settings.shape[name] = value
     settings.given = set(given)
-    if resume:
-        saved = saved_settings({**settings, **given})
-        settings.update({name: check_type(name, value, defaults, 'the checkpoint')
-                         for name, value in saved.items() if name not in given})
-    settings.update({name: given[name] for name in settings.keys() & given.keys()})
-    settings.shape = {name: given[name] for name in fields.keys() & given.keys()}
     script.update(settings)
     return settings
+
+
+def command_line(script: dict) -> list[str]:
+    """The arguments of a script, [] if it is imported. From now on its errors are one line."""
+    if script['__name__'] != '__main__':
+        return []
+    sys.excepthook = print_error
+    for stream in (sys.stdout, sys.stderr):
+        if hasattr(stream, 'reconfigure'):              # replace unencodable characters with ?
+            stream.reconfigure(errors='replace')
+    return sys.argv[1:]
 
 
 def parse_option(argument: str, defaults: dict) -> dict:
@@ -105,8 +100,6 @@ def check_type(name: str, value, defaults: dict, where: str):
     if name not in defaults:
         near = difflib.get_close_matches(name, defaults, 1)
         hint = f'did you mean {near[0]}?' if near else '--help lists all settings'
-        if RENAMED.get(name) in defaults:
-            hint = f'use {RENAMED[name]}'
         raise Error(f'{where}: unknown setting {name!r}: {hint}')
     default = defaults[name]
     if type(default) is float and type(value) is int:
@@ -200,94 +193,3 @@ def print_help(script: dict, settings: dict, fields: dict, dataclass: str):
     if fields:
         print('\nmodel shape:')
         show(fields, ROOT / dataclass.partition(':')[0])
-
-
-# ---- errors
-class Error(Exception):
-    """An error that the user can fix: printed as one line, exit status 2."""
-
-
-def require(condition, message: str):
-    """Raise Error(message) if the condition is false."""
-    if not condition:
-        raise Error(message)
-
-
-def brief(error: BaseException) -> str:
-    """The start of an error's message; library messages can be pages long."""
-    return textwrap.shorten(str(error), 200, placeholder=' ...') or type(error).__name__
-
-
-def extra(name: str, needed_by: str = ''):
-    """The module extras/NAME.py; None if it is missing, or Error if something needs it."""
-    try:
-        return importlib.import_module(f'extras.{name}')
-    except ModuleNotFoundError as e:
-        package, _, file = e.name.partition('.')
-        if package != 'extras':
-            raise Error(f'{needed_by or name} needs {package}: pip install {package}') from e
-        require(not needed_by, f'{needed_by} needs extras/{file or name}.py, which is missing')
-        return None
-
-
-def print_error(kind, error, trace):
-    """The scripts' excepthook: one line for what the user can fix, a traceback for a bug."""
-    if issubclass(kind, KeyboardInterrupt):
-        sys.exit(130)
-    if issubclass(kind, BrokenPipeError) and 'RANK' not in os.environ:
-        drop_output()       # whatever was reading our output has exited, e.g. head
-        sys.exit(141)                       # as the shell reports SIGPIPE
-    message = message_of(kind, error)
-    if message is None:
-        return sys.__excepthook__(kind, error, trace)
-    if is_first_to_report():
-        print('error:', ' '.join(message.split()), file=sys.__stderr__)
-    if 'RANK' in os.environ:                # shutting down the process group cleanly could hang
-        sys.stdout.flush()
-        sys.stderr.flush()
-        os._exit(2)
-    sys.exit(2)
-
-
-def message_of(kind, error) -> str | None:
-    """What to tell the user about an exception; None for a bug."""
-    text = str(error)
-    if issubclass(kind, Error):
-        return text
-    if issubclass(kind, ModuleNotFoundError):
-        package = (error.name or '').partition('.')[0]
-        required = (ROOT / 'requirements.txt').read_text(encoding='utf-8')
-        if re.search(rf'^{re.escape(package)}==', required, re.M):
-            return (f'{package} is not installed: activate the environment (source '
-                    '.venv/bin/activate), or pip install -r requirements.txt')
-    is_out_of_memory = issubclass(kind, MemoryError) or kind.__name__ == 'OutOfMemoryError'
-    if is_out_of_memory or text.startswith('[enforce fail at alloc_cpu.cpp'):
-        return ('out of memory: use a smaller model, fewer samples or, in training, a smaller '
-                'micro_batch_size (0 = as many sequences as fit)')
-    is_network = kind.__name__ in ('DistBackendError', 'DistNetworkError', 'DistStoreError')
-    if is_network or 'gloo/transport' in text:
-        return ('another process of this run was lost; continue with --init_from=resume '
-                f'({text[:160]})')
-    return None
-
-
-def is_first_to_report() -> bool:
-    """Whether no other process of this run on this machine has reported an error in the last
-    minute. Under torchrun, often several processes raise the same Error, or just one does."""
-    if 'RANK' not in os.environ:
-        return True
-    run = '_'.join([str(os.getppid()), os.environ.get('MASTER_PORT', ''),
-                    os.environ.get('TORCHELASTIC_RESTART_COUNT', '')])
-    marker = Path(tempfile.gettempdir(), f'slm_error_{run}')
-    try:
-        marker.touch(exist_ok=False)
-        return True
-    except FileExistsError:
-        return time.time() - marker.stat().st_mtime > 60
-    except OSError:
-        return True
-
-
-def drop_output():
-    """Redirect stdout to os.devnull, including what is still buffered."""
-    os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())

@@ -27,7 +27,8 @@ sys.path.insert(0, str(ROOT))
 
 import numpy as np  # noqa: E402
 
-from lib.settings import configure, read_fields, require  # noqa: E402
+from lib.errors import require  # noqa: E402
+from lib.settings import configure, read_fields  # noqa: E402
 
 nanogpt = ''                # a clone of github.com/karpathy/nanoGPT
 llama2c = ''                # a clone of github.com/karpathy/llama2.c

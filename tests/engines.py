@@ -23,10 +23,12 @@ os.environ |= {'HF_HUB_OFFLINE': '1', 'VLLM_LOGGING_LEVEL': 'ERROR', 'VLLM_CPU_K
 
 from extras.export import export
 from lib import checkpoint as checkpoints
-from lib.settings import ROOT, Error
-from lib.tokenizer import Tokenizer, train_bpe
+from lib.errors import Error
+from lib.settings import ROOT
+from lib.tokenizer import Tokenizer, load_tokenizer
 from model import GPT, GPTConfig
 from sample import LanguageModel, load
+from text.vocabulary import train_bpe
 
 N, CONTEXT = 100, 256
 HOSTILE = ("\t  'LL's \u0661\u0662 e\u0301\u0e01\u0e47 \U0001f469\u200d\U0001f680\u3000\x7f\r\n"
@@ -41,13 +43,13 @@ KINDS = ('bpe', 'gpt2', 'char', 'hf')
 def make_tokenizer(kind: str) -> Tokenizer:
     bpe = train_bpe(PROMPTS * 4, 320)
     if kind == 'bpe':
-        return Tokenizer(bpe)
+        return load_tokenizer(bpe)
     if kind == 'char':
-        return Tokenizer({'kind': 'char', 'alphabet': ''.join(sorted(set(''.join(PROMPTS))))})
+        return load_tokenizer({'kind': 'char', 'alphabet': ''.join(sorted(set(''.join(PROMPTS))))})
     if kind == 'gpt2':
-        return Tokenizer({'kind': 'gpt2'})
+        return load_tokenizer({'kind': 'gpt2'})
     unsplit = bpe['json'].replace('"use_regex":true', '"use_regex":false')     # into words
-    return Tokenizer({'kind': 'hf', 'json': unsplit, 'eot': Tokenizer(bpe).eot})
+    return load_tokenizer({'kind': 'hf', 'json': unsplit, 'eot': load_tokenizer(bpe).eot})
 
 
 class Case:

@@ -22,7 +22,6 @@ import subprocess
 import sys
 import tempfile
 import time
-import zipfile
 from pathlib import Path
 
 os.environ['OMP_NUM_THREADS'] = '1'         # a fork does not inherit threads
@@ -41,9 +40,9 @@ import sample  # noqa: F401, E402
 from lib.checkpoint import FORMAT, SEAL  # noqa: E402
 from lib.checkpoint import read as read_checkpoint  # noqa: E402
 from lib.dataset import checksum_of_meta  # noqa: E402
+from lib.errors import Error  # noqa: E402
 from lib.files import checksum  # noqa: E402
-from lib.settings import Error, configure, read_fields  # noqa: E402
-from model import GPT, GPTConfig  # noqa: E402
+from lib.settings import configure, read_fields  # noqa: E402
 
 SHAPE = 'model.py:GPTConfig'
 SMALL = ('--dataset=letters --n_layer=2 --n_head=2 --n_embd=16 --block_size=16 --batch_size=8 '
@@ -448,18 +447,6 @@ def change(tree, r):
     return tree
 
 
-def seal(path):
-    """Give a file the checksum of a checkpoint, as an attacker would."""
-    with open(path, 'rb+') as f:
-        f.seek(0, os.SEEK_END)
-        f.write(SEAL + checksum(path).encode())
-
-
-def save_sealed(path, content):
-    torch.save(content, path)
-    seal(path)
-
-
 class Bomb:
     """Creates a folder when it is unpickled."""
 
@@ -467,25 +454,12 @@ class Bomb:
         return os.mkdir, ('harm',)
 
 
-def save_inflating(path):
-    """A checkpoint of a few MB that inflates to 3 GB."""
-    with zipfile.ZipFile(path, 'w', zipfile.ZIP_DEFLATED) as z:
-        with z.open('a/data.pkl', 'w', force_zip64=True) as f:
-            for _ in range(3000):
-                f.write(bytes(1 << 20))
-        z.writestr('a/version', '3')
-        z.writestr('a/byteorder', 'little')
-    seal(path)
-
-
-def save_stretched(path, good):
-    """A small checkpoint whose tensors claim to be of 16 G elements: they repeat one number."""
-    config = GPTConfig(**{**good['model_config'], 'n_embd': 4096, 'n_inner': 32, 'head_dim': 16,
-                          'vocab_size': 1 << 22})
-    with torch.device('meta'):
-        shapes = {name: t.shape for name, t in GPT(config).state_dict().items()}
-    model = {name: torch.zeros(1).expand(shape) for name, shape in shapes.items()}
-    save_sealed(path, {**good, 'model_config': vars(config), 'model': model})
+def save_bomb(path):
+    """A checkpoint with a Bomb, and a valid checksum."""
+    torch.save({'format': FORMAT, 'model': Bomb()}, path)
+    with open(path, 'rb+') as f:
+        f.seek(0, os.SEEK_END)
+        f.write(SEAL + checksum(path).encode())
 
 
 def peak_memory() -> int:
@@ -501,62 +475,29 @@ def attempt(codes, *command):
 
 
 def hostile(n, r):
-    """Checkpoints, meta.json and config.json that lie, with valid checksums: no code runs, memory
-    and time are bounded."""
+    """A checkpoint that holds code, and config.json files of strangers that lie: no code runs,
+    memory and time are bounded."""
     letters('bpe')
     ok('train.py', *SMALL, '--max_iters=2')
     ok('extras/export.py', '--to=hf')
-    good, log = read_checkpoint('out/ckpt.pt'), Path('out/log.csv').read_bytes()
     Path('hf/checksums.json').unlink(missing_ok=True)
     Path('evil').mkdir()
     codes = {0: 0, 2: 0}
-    for save in (lambda path: save_sealed(path, {'format': FORMAT, 'model': Bomb()}),
-                 save_inflating, lambda path: save_stretched(path, good)):
-        save('evil/ckpt.pt')
-        resume = 'train.py', '--out_dir=evil', '--init_from=resume', '--max_iters=3'
-        assert attempt(codes, *resume) == 2
-        assert attempt(codes, 'sample.py', '--out_dir=evil/ckpt.pt', '--max_new_tokens=5') == 2
+    save_bomb('evil/ckpt.pt')
+    resume = 'train.py', '--out_dir=evil', '--init_from=resume', '--max_iters=3'
+    assert attempt(codes, *resume) == 2
+    assert attempt(codes, 'sample.py', '--out_dir=evil/ckpt.pt', '--max_new_tokens=5') == 2
     shutil.copy('out/best.pt', 'evil/ckpt.pt')              # has no optimizer to resume with
     assert attempt(codes, *resume) == 2
     assert not Path('harm').exists()
-    for i in range(n):
-        if i % 2:
-            lie_in_json(codes, Path(('hf/config.json', META)[i // 2 % 2]), r)
-        else:
-            Path('evil/log.csv').write_bytes(log)
-            lie_in_checkpoint(codes, good, r)
-        shutil.rmtree('new', ignore_errors=True)
+    path = Path('hf/config.json')
+    whole = path.read_text()
+    for _ in range(n):
+        path.write_text(json.dumps(change(json.loads(whole), r)))
+        attempt(codes, 'sample.py', '--out_dir=hf', '--max_new_tokens=5', '--device=cpu')
     assert peak_memory() < 3000, f'{peak_memory()} MB'
     return (f'{sum(codes.values())} lies: {codes[2]} refused, {codes[0]} valid; '
             f'{peak_memory()} MB at most')
-
-
-FEW = '--max_iters=3', '--max_minutes=0.02'
-
-
-def lie_in_checkpoint(codes, good, r):
-    """Resume from, start from or sample a checkpoint with a lie in it."""
-    key = r.choice(['model_config', 'model_config', 'settings', 'optimizer', 'scaler', 'model', ''])
-    evil = {**good, **change({key: good[key]}, r)} if key else change(good, r)
-    save_sealed('evil/ckpt.pt', evil)
-    attempt(codes, *r.choice([
-        ['train.py', '--out_dir=evil', '--init_from=resume', *FEW],
-        ['train.py', *SMALL, *FEW, '--out_dir=new', '--init_from=evil/ckpt.pt'],
-        ['sample.py', '--out_dir=evil/ckpt.pt', '--max_new_tokens=5', '--device=cpu']]))
-
-
-def lie_in_json(codes, path, r):
-    """Train on a dataset, or sample a Hugging Face model, with a lie in its JSON file."""
-    whole = path.read_text()
-    evil = change(json.loads(whole), r)
-    if path == META:
-        evil['checksum'] = checksum_of_meta(evil)
-    path.write_text(json.dumps(evil))
-    if path == META:
-        attempt(codes, 'train.py', *SMALL, *FEW, '--out_dir=new')
-    else:
-        attempt(codes, 'sample.py', '--out_dir=hf', '--max_new_tokens=5', '--device=cpu')
-    path.write_text(whole)
 
 
 def damaged_pdfs(n, r):

@@ -1,5 +1,6 @@
 """Devices, precision and memory: what can be tried without a GPU, and all of it with one."""
 import contextlib
+import os
 import re
 from types import SimpleNamespace
 
@@ -14,9 +15,9 @@ import train
 from lib import checkpoint as checkpoints
 from lib import device as device_file
 from lib.dataset import Validation
-from lib.device import fit_micro_batch, pick_device, pick_dtype, start_hardware
+from lib.device import pick_device, pick_dtype, start_hardware
+from lib.errors import Error
 from lib.muon import Muon
-from lib.settings import Error
 from model import GPT, GPTConfig, choose
 from sample import load
 
@@ -140,30 +141,24 @@ def test_evaluation_uses_no_float64_on_a_gpu():
 
 
 # ---- memory
-@pytest.mark.parametrize('wanted, held, fits, warning', [
-    (0, 100, 12, ''), (0, 5, 4, ''), (0, 1, 1, ''), (4, 5, 4, ''), (1, 1, 1, ''),
-    (12, 5, 12, 'micro_batch_size=12 may not fit in GPU memory; 4 would'),
-    (2, 1, 2, 'micro_batch_size=2 may not fit in GPU memory; 1 would')])
-def test_a_micro_batch_is_what_fits_or_gets_a_warning(wanted, held, fits, warning, monkeypatch,
-                                                      capsys):
-    monkeypatch.setattr(device_file, 'most_sequences', lambda *_: held)
-    on_cuda = SimpleNamespace(device=torch.device('cuda'))
-    model = SimpleNamespace(parameters=lambda: iter([on_cuda]))
-    assert fit_micro_batch(model, None, 12, wanted) == fits
-    assert capsys.readouterr().err.strip() == (warning and f'warning: {warning}')
-
-
-@pytest.mark.parametrize('peaks, sequences', [
-    ([], 1), ([900], 1), ([100, 110], 68), ([100, 900], 1)])
-def test_memory_is_extrapolated_from_one_and_two_sequences(peaks, sequences, monkeypatch):
+@pytest.mark.parametrize('peaks, share, sequences', [
+    ([], 12, 1), ([900], 12, 1), ([100, 900], 12, 1),                  # one fits, or seems to
+    ([100, 110], 136, 68), ([100, 110], 12, 12), ([100, 220], 12, 4), ([100, 220], 7, 1)])
+def test_a_micro_batch_is_what_fits_and_divides_the_share(peaks, share, sequences, monkeypatch):
     """Of a card with 1,000 bytes, 85% may be used, and 8 a parameter are the optimizer's."""
     monkeypatch.setattr(device_file, 'measure_peaks', lambda *_: peaks)
     monkeypatch.setattr(torch.cuda, 'get_device_properties',
                         lambda device: SimpleNamespace(total_memory=1000))
-    parameter = SimpleNamespace(device=torch.device('cuda'))
-    model = SimpleNamespace(parameters=lambda: iter([parameter]), num_params=lambda: 8,
+    weight = SimpleNamespace(device=torch.device('cuda'))
+    model = SimpleNamespace(wte=SimpleNamespace(weight=weight), num_params=lambda: 8,
                             config=SimpleNamespace(block_size=16))
-    assert device_file.most_sequences(model, None) == sequences
+    assert device_file.fit_micro_batch(model, None, share) == sequences
+
+
+def test_a_model_too_large_for_the_memory_is_refused_before_it_is_built(dataset, run):
+    with pytest.raises(Error, match='training 19,.* parameters needs at least 3.. GB'):
+        run('train.py', f'--dataset={dataset}', '--n_layer=96', '--n_embd=4096', '--n_head=32')
+    assert not os.path.exists('out')
 
 
 def test_max_speed_counts_six_flops_a_parameter_and_those_of_attention(monkeypatch):

@@ -16,13 +16,15 @@ from safetensors.torch import load_file
 import model as model_module
 from extras import huggingface
 from extras.export import export
+from extras.foreign import read_tokenizer
 from extras.hf_tokenizer import tokenizer_json
 from extras.reference import reference_logits
 from lib import checkpoint as checkpoints
-from lib.settings import Error
-from lib.tokenizer import Tokenizer, read_tokenizer, train_bpe
+from lib.errors import Error
+from lib.tokenizer import load_tokenizer
 from model import GPT, MLP, GPTConfig
 from sample import LanguageModel, load
+from text.vocabulary import train_bpe
 
 # `run` executes extras.export although these tests have imported it
 pytestmark = pytest.mark.filterwarnings('ignore:.*found in sys.modules:RuntimeWarning')
@@ -81,7 +83,7 @@ def spec_of(kind):
 
 
 def make_lm(kind='bpe', shape='qwen3', **more):
-    tokenizer = Tokenizer(spec_of(kind))
+    tokenizer = load_tokenizer(spec_of(kind))
     return LanguageModel(make(shape, vocab_size=tokenizer.vocab_size, **more), tokenizer)
 
 
@@ -216,7 +218,7 @@ def test_an_exported_tokenizer_gives_the_same_ids(tmp_path, kind):
         begin, *ids = tokenizer(text, split_special_tokens=True)['input_ids']
         assert begin == ours.eot and ids == ours.encode(text)
         assert tokenizer.decode(ids, skip_special_tokens=True) == ours.decode(ids) == text
-    back = Tokenizer(read_tokenizer(str(tmp_path)))
+    back = load_tokenizer(read_tokenizer(str(tmp_path)))
     assert back == ours and ours == back and back.eot == ours.eot
 
 
@@ -238,12 +240,12 @@ def test_a_prompt_continues_the_same_in_transformers(tmp_path, kind, shape):
 
 
 def test_tokenizers_that_give_other_ids_are_not_equal():
-    gpt2, text = Tokenizer(spec_of('gpt2')), tokenizer_json(spec_of('gpt2'))
+    gpt2, text = load_tokenizer(spec_of('gpt2')), tokenizer_json(spec_of('gpt2'))
 
     def changed(change):
         content = json.loads(text)
         change(content)
-        return Tokenizer({'kind': 'hf', 'json': json.dumps(content), 'eot': 50256})
+        return load_tokenizer({'kind': 'hf', 'json': json.dumps(content), 'eot': 50256})
 
     def swap_merges(content):
         merges = content['model']['merges']
@@ -253,7 +255,7 @@ def test_tokenizers_that_give_other_ids_are_not_equal():
     assert gpt2 != changed(swap_merges)
     assert gpt2 != changed(lambda content: content['pre_tokenizer'].update(add_prefix_space=True))
     assert gpt2 != changed(lambda content: content.update(normalizer={'type': 'Lowercase'}))
-    assert gpt2 != Tokenizer(spec_of('bpe'))
+    assert gpt2 != load_tokenizer(spec_of('bpe'))
 
 
 # ---- llama.cpp
@@ -313,7 +315,7 @@ def test_a_tokenizer_that_llama_cpp_does_not_have_is_an_error(tmp_path, kind):
         spec, named = {'kind': 'hf', 'json': json.dumps(content), 'eot': 319}, 'hf'
     else:
         spec, named = spec_of(kind), kind
-    tokenizer = Tokenizer(spec)
+    tokenizer = load_tokenizer(spec)
     lm = LanguageModel(make(vocab_size=tokenizer.vocab_size), tokenizer)
     with pytest.raises(Error, match=f'this {named} tokenizer'):
         export(lm, tmp_path / 'model.gguf')

@@ -19,13 +19,14 @@ from extras.attention import attention_weights, draw_attention
 from extras.evaluate import longest_overlap
 from extras.export import export
 from extras.picture import fonts_for, new_picture
-from extras.plot import plot_losses
+from extras.plot import plot_losses, smooth
 from extras.surprise import token_surprise, write_page
 from lib import checkpoint as checkpoints
-from lib.settings import Error
-from lib.tokenizer import Tokenizer, train_bpe
+from lib.errors import Error
+from lib.tokenizer import Tokenizer, load_tokenizer
 from model import GPT, GPTConfig
 from sample import LanguageModel
+from text.vocabulary import train_bpe
 
 # `run` executes modules of extras/ that these tests have imported
 pytestmark = pytest.mark.filterwarnings('ignore:.*found in sys.modules:RuntimeWarning')
@@ -317,7 +318,7 @@ def save_theirs(folder, kind='gpt2', **tokenizer_config):
     import transformers
     torch.manual_seed(0)
     spec = train_bpe([TEXT] * 9, 300)
-    size = Tokenizer(spec).vocab_size
+    size = load_tokenizer(spec).vocab_size
     if kind == 'gpt2':
         config = transformers.GPT2Config(vocab_size=size, n_positions=64, n_embd=32, n_layer=2,
                                          n_head=2)
@@ -325,12 +326,12 @@ def save_theirs(folder, kind='gpt2', **tokenizer_config):
         config = transformers.Qwen3Config(
             vocab_size=size, hidden_size=32, intermediate_size=64, num_hidden_layers=2, head_dim=16,
             num_attention_heads=2, num_key_value_heads=1, max_position_embeddings=64)
-    config.bos_token_id = config.eos_token_id = Tokenizer(spec).eot
+    config.bos_token_id = config.eos_token_id = load_tokenizer(spec).eot
     transformers.AutoModelForCausalLM.from_config(config).save_pretrained(folder)
     Path(folder, 'tokenizer.json').write_text(spec['json'], encoding='utf-8')
     Path(folder, 'tokenizer_config.json').write_text(json.dumps(
         {'tokenizer_class': 'PreTrainedTokenizerFast', **tokenizer_config}))
-    return Tokenizer(spec)
+    return load_tokenizer(spec)
 
 
 def read_table(out):
@@ -342,12 +343,12 @@ def test_compare_is_fair_across_tokenizers(run, trained, capsys):
     letters = checkpoints.load('out')['tokenizer']
     expected, val = {}, json.loads(Path('data/letters/meta.json').read_text())['val']
     for name, spec in (('bpe', train_bpe([TEXT] * 9, 300)), ('char', letters)):
-        tokenizer = Tokenizer(spec)
+        tokenizer = load_tokenizer(spec)
         model = GPT(GPTConfig(tokenizer.vocab_size, block_size=32, n_layer=1, n_head=1, n_embd=8))
         torch.nn.init.zeros_(model.wte.weight)
         lm = LanguageModel(model.eval(), tokenizer)
         export(lm, name)
-        text = Tokenizer(letters).decode(np.fromfile('data/letters/val.bin', np.uint16))
+        text = load_tokenizer(letters).decode(np.fromfile('data/letters/val.bin', np.uint16))
         tokens = len(tokenizer.encode(text))
         expected[name] = tokens * math.log2(tokenizer.vocab_size) / val['bytes']
     checkpoints.save('uniform.pt', model, tokenizer=letters, settings={'dataset': 'letters'})
@@ -378,7 +379,7 @@ def test_compare_agrees_with_a_plain_count_in_transformers(run, kind, capsys):
     ends = np.flatnonzero(ids == meta['eot'])
     nats = 0.0
     for document in np.split(ids, ends + 1)[:-1]:
-        document = tokenizer.encode(Tokenizer(meta['tokenizer']).decode(document))
+        document = tokenizer.encode(load_tokenizer(meta['tokenizer']).decode(document))
         assert 32 < len(document) <= 64
         with torch.no_grad():
             p = model(torch.tensor([[tokenizer.eot, *document[:-1]]])).logits.log_softmax(-1)
@@ -428,22 +429,51 @@ def test_a_plot_of_one_run_shows_what_it_was_and_both_losses(run, trained, figur
     val = [row for row in rows if row['val_loss'] and row['step'] != '0']
     assert Path('loss.png').read_bytes()[:4] == b'\x89PNG'
     assert figure.get_facecolor() == (1, 1, 1, 1) == axes.get_facecolor()
-    assert figure.get_suptitle().startswith('out: qwen3, 2 layers, 2 heads, 16 channels, trained '
-                                            'on letters\n')
-    assert sorted(labels_of(figure)) == sorted([
-        f'train {float(train[-1]["train_loss"]):.4f}',
-        f'validation {float(val[-1]["val_loss"]):.4f}', 'floor 2.3450'])
-    assert axes.get_ylabel() == 'loss, nats per token'
+    size = GPT(GPTConfig(**checkpoints.load('out')['model_config'])).num_params()
+    assert axes.get_title('left') == f'{size:,} parameters, trained on letters for 12 steps'
+    assert labels_of(figure)[0].startswith('out\ntraining: ')
     drawn = [list(line.get_ydata()) for line in axes.lines]
+    assert sorted(labels_of(figure)[1:]) == sorted([
+        f'training {drawn[1][-1]:.4f}', f'validation {float(val[-1]["val_loss"]):.4f}',
+        'floor 2.3450, the entropy of the text'])
+    assert axes.get_ylabel() == 'loss, nats per token'
     assert drawn[0] == [float(row['train_loss']) for row in train]
-    assert drawn[1] == [float(row['val_loss']) for row in val]
-    assert axes.lines[1].get_marker() == 'o'
+    assert drawn[2] == [float(row['val_loss']) for row in val]
+    assert drawn[3] == [2.345, 2.345]
+    faint, smoothed, validation, _ = axes.lines
+    assert faint.get_linewidth() < smoothed.get_linewidth() < validation.get_linewidth()
+    assert faint.get_alpha() < 0.5 and validation.get_marker() == 'o'
     boxes = sorted(text.get_window_extent().intervaly.tolist() for text in axes.texts)
-    assert all(a[1] <= b[0] + 1 for a, b in zip(boxes, boxes[1:]))          # no overlap
+    assert all(a[1] <= b[0] + 2 for a, b in zip(boxes, boxes[1:]))          # no overlap
     assert list(strip.lines[0].get_ydata()) == [float(row['lr']) for row in train]
     assert [label.get_text() for label in strip.get_yticklabels()] == ['0', '0.001']
     plot_losses([Path('out')], 'loss.png')
-    assert len(figures[1].axes[0].lines) == 2                               # no floor is known
+    assert len(figures[1].axes[0].lines) == 3                               # no floor is known
+
+
+def test_training_losses_are_smoothed_over_their_neighbors():
+    assert smooth([5.0, 3.0, 1.0]) == [5, 3, 1]                             # too few to smooth
+    values = [random.Random(i).gauss(2, 0.1) for i in range(200)]
+    assert np.std(smooth(values)[20:]) < np.std(values) / 3
+    falling = [100 / (i + 1) for i in range(200)]
+    assert np.allclose(smooth(falling), falling, rtol=0.25)                 # the steep part, too
+
+
+def test_the_range_of_a_plot_leaves_out_the_first_steps_and_absurd_values(run, trained, figures):
+    header = Path('out/log.csv').read_text().split('\n')[0]
+
+    def limits(losses):
+        rows = [f'{step},0,{loss},,,0.001,1,1' for step, loss in enumerate(losses, 1)]
+        Path('out/log.csv').write_text('\n'.join([header, *rows]))
+        plot_losses([Path('out')], 'loss.png')
+        return figures[-1].axes[0].get_ylim()
+
+    bottom, top = limits([9.0] * 2 + [2.0] * 92 + [1.0] * 6)
+    assert 0.8 < bottom < 1 and 2 < top < 2.5
+    bottom, top = limits([2.0] * 50 + [1e9] * 20 + [2.0] * 30)              # a run that recovered
+    assert 0 < bottom < 2 and top < 10
+    bottom, top = limits([0.0] * 50)
+    assert bottom < 0 < top
 
 
 def test_a_dark_style_does_not_change_a_plot(trained, figures):
@@ -463,7 +493,7 @@ def test_a_plot_needs_a_loss_after_step_0(run, trained, figures):
         run('extras.plot')
     Path('out/log.csv').write_text('\n'.join(rows[:3]))
     run('extras.plot')
-    assert len(figures[0].axes[0].lines) == 1
+    assert len(figures[0].axes[0].lines) == 2                               # raw and smoothed
 
 
 @pytest.mark.parametrize('text', ['epoch,loss\n1,2.5\n', '', 'step,train_loss,val_loss,'
@@ -483,14 +513,16 @@ def test_several_runs_are_compared_in_bits_per_byte(run, trained, figures, capsy
     assert 'written: out/plot.png' in capsys.readouterr().out
     bits = {name: float(read_log(f'{name}/log.csv')[-1]['bits_per_byte'])
             for name in ('out', 'new')}
-    assert sorted(labels_of(figures[0])) == sorted(f'{name} {n:.4f}' for name, n in bits.items())
+    notes, *labels = labels_of(figures[0])
+    assert sorted(labels) == sorted(f'{name} {n:.4f}' for name, n in bits.items())
     assert 'bits per byte' in figures[0].axes[0].get_ylabel()
-    titles = figures[0].get_suptitle().splitlines()
-    assert [title.split(':')[0] for title in titles] == ['out', 'new']
+    assert figures[0].axes[0].get_title('left') == 'Validation loss of 2 runs'
+    assert [line.split(':')[0] for line in notes.splitlines()] == ['out', 'new']
+    assert notes.endswith(' parameters, trained on new for 12 steps')
     for path in Path('new').glob('*.pt'):
         path.unlink()
     run('extras.plot', '--runs=new')
-    assert figures[1].get_suptitle().splitlines()[0] == 'new'
+    assert figures[1].axes[0].get_title('left') == 'new'
 
 
 def test_the_floor_is_drawn_where_all_runs_have_the_same(run, dataset, figures):
@@ -506,7 +538,7 @@ def test_the_floor_is_drawn_where_all_runs_have_the_same(run, dataset, figures):
     for runs, floor in (('bpe', nats), ('bpe,char', bits), ('bpe,part', None), ('part', None)):
         run('extras.plot', f'--runs={runs}')
         found = [label for label in labels_of(figures[-1]) if label.startswith('floor')]
-        assert found == ([f'floor {floor:.4f}'] if floor else []), runs
+        assert found == ([f'floor {floor:.4f}, the entropy of the text'] if floor else []), runs
     run('prepare.py', '--num_stories=50', '--vocab_size=300', '--name=bpe', '--overwrite=True')
     run('extras.plot', '--runs=bpe')                            # other stories than it trained on
     assert not [label for label in labels_of(figures[-1]) if label.startswith('floor')]

@@ -15,10 +15,11 @@ from test_export import TEXT, logits, make, make_lm, spec_of
 
 from extras import huggingface
 from extras.export import export
+from extras.foreign import read_tokenizer
 from extras.huggingface import read_model
 from lib import checkpoint as checkpoints
-from lib.settings import Error
-from lib.tokenizer import Tokenizer, read_tokenizer
+from lib.errors import Error
+from lib.tokenizer import load_tokenizer
 from model import GPT, GPTConfig
 from sample import load
 
@@ -176,7 +177,7 @@ def test_training_starts_from_a_hugging_face_folder_and_its_tokenizer(run):
     run('train.py', '--init_from=resume', '--dataset=text', '--max_iters=9')
     export(load('out', 'cpu', 'float32'), 'again')
     assert read_model('again')['model_config'] == checkpoints.load('out')['model_config']
-    assert Tokenizer(read_tokenizer('again')).eot == 1
+    assert load_tokenizer(read_tokenizer('again')).eot == 1
     run('sample.py', '--out_dir=again', '--max_new_tokens=5')       # and it can be sampled
 
 

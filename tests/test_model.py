@@ -4,7 +4,6 @@ import os
 import pickle
 import subprocess
 import sys
-import zipfile
 
 import numpy as np
 import pytest
@@ -18,9 +17,9 @@ import model as model_file
 import train
 from lib import checkpoint as checkpoints
 from lib.dataset import Validation, read_windows, window_cuts
+from lib.errors import Error
 from lib.muon import Muon, orthogonalize
-from lib.settings import Error
-from lib.tokenizer import Tokenizer
+from lib.tokenizer import load_tokenizer
 from model import GPT, GPTConfig, attend, choose, keep_top_p, rotary, rotate
 
 SHAPES = {
@@ -460,7 +459,7 @@ def test_packing_counts_each_token_once_and_keeps_documents_whole(lengths, block
 
 
 def validation(ids, nats=None, eval_tokens=0):
-    tokenizer = Tokenizer({'kind': 'char', 'alphabet': ''.join(map(chr, range(300, 350)))})
+    tokenizer = load_tokenizer({'kind': 'char', 'alphabet': ''.join(map(chr, range(300, 350)))})
     size = len(tokenizer.decode(ids).encode())
     meta = {'eot': 50, 'val': {'bytes': size, 'nats': nats}}
     return Validation(meta, np.array(ids), tokenizer, eval_tokens, 16)
@@ -505,7 +504,7 @@ def save(path, model, **more):
 def test_a_checkpoint_comes_back_whole(tmp_path):
     path, model, idx = tmp_path / 'a.pt', make('gpt2'), torch.randint(50, (1, 8))
     save(path, model)
-    checkpoint = checkpoints.load(path, 'settings', 'step')
+    checkpoint = checkpoints.load(path)
     assert [checkpoint[key] for key in ('tokenizer', 'settings', 'step')] == [SPEC, {'seed': 5}, 3]
     assert same_weights(checkpoints.build_model(checkpoint).state_dict(), model.state_dict())
     assert torch.equal(checkpoints.build_model(checkpoint, block_size=8)(idx), model(idx))
@@ -513,16 +512,11 @@ def test_a_checkpoint_comes_back_whole(tmp_path):
     for block_size in (17, 0):
         with pytest.raises(Error, match='block_size'):
             checkpoints.build_model(checkpoint, block_size=block_size)
-    with pytest.raises(Error, match='its optimizer is missing'):
-        checkpoints.load(path, 'step', 'optimizer')
-    for key in ('model', 'model_config', 'tokenizer', 'format'):
-        broken = {**checkpoint, key: None}
-        with checkpoints.atomic(path) as temporary:
-            torch.save(broken, temporary)
-            seal = checkpoints.SEAL + checkpoints.checksum(temporary).encode()
-            temporary.write_bytes(temporary.read_bytes() + seal)
-        with pytest.raises(Error, match='a.pt: cannot read'):
-            checkpoints.read(path)
+    tied = checkpoints.build_model({**checkpoint, 'model': dict(checkpoint['model'])})
+    assert tied.lm_head.weight is tied.wte.weight
+    checkpoint['model_config']['n_inner'] *= 2
+    with pytest.raises(Error, match='do not match its config'):
+        checkpoints.build_model(checkpoint)
 
 
 def test_damaged_checkpoints_are_refused(tmp_path):
@@ -544,24 +538,6 @@ def test_damaged_checkpoints_are_refused(tmp_path):
     assert same_weights(checkpoints.read(path)['model'], model.state_dict())
     with pytest.raises(Error, match='no such checkpoint'):
         checkpoints.load(tmp_path / 'b.pt')
-
-
-def test_tensors_larger_than_their_file_are_refused(tmp_path):
-    """A tensor of one stored number, repeated, and a compressed file could fill the memory."""
-    model = make(vocab_size=50_000)
-    state = {name: torch.zeros(1).expand(t.shape) for name, t in model.state_dict().items()}
-    model.state_dict = lambda: state
-    save(tmp_path / 'c.pt', model)
-    assert (tmp_path / 'c.pt').stat().st_size < 50_000
-    with pytest.raises(Error, match='larger than the file'):
-        checkpoints.read(tmp_path / 'c.pt')
-    with checkpoints.atomic(tmp_path / 'd.pt') as temporary:
-        with zipfile.ZipFile(temporary, 'w', zipfile.ZIP_DEFLATED) as archive:
-            archive.writestr('archive/data.pkl', bytes(1_000_000))
-        seal = checkpoints.SEAL + checkpoints.checksum(temporary).encode()
-        temporary.write_bytes(temporary.read_bytes() + seal)
-    with pytest.raises(Error, match='compressed'):
-        checkpoints.read(tmp_path / 'd.pt')
 
 
 def test_a_checkpoint_of_another_format_is_refused(tmp_path, monkeypatch):

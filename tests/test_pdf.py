@@ -13,7 +13,7 @@ from reportlab.pdfbase import pdfmetrics
 from reportlab.pdfbase.cidfonts import UnicodeCIDFont
 from reportlab.pdfgen.canvas import Canvas
 
-from lib.settings import Error
+from lib.errors import Error
 from text.layout import glued, text_of_pages
 from text.lines import Letter, Line, mend_spaces
 from text.pdf import read_pdf_file
@@ -211,7 +211,8 @@ def test_lost_letters_are_named_with_their_share(tmp_path, capsys):
     canvas.setFont(font.fontName, 14)
     canvas.drawString(500, 750, 'むかしむかしあるところに')
     canvas.save()
-    assert read_pdf_file(tmp_path / 'vertical.pdf') == 'upright'
+    if 'むかし' in read_pdf_file(tmp_path / 'vertical.pdf'):
+        pytest.skip('PDFium has found a Japanese font on this machine')
     (warning,) = capsys.readouterr().err.splitlines()
     share = int(re.search(r'vertical\.pdf: (\d+)% of its letters', warning)[1])
     assert 55 <= share <= 70                                # 12 of 19

@@ -17,12 +17,11 @@ import pytest
 import torch
 from conftest import ROOT, command
 
-from lib.advice import fitting_settings, next_command
 from lib.dataset import bits_per_byte, checksum_of_meta, open_dataset
-from lib.files import checksum
-from lib.settings import Error
-from lib.tokenizer import Tokenizer
+from lib.errors import Error
+from lib.tokenizer import load_tokenizer
 from model import GPT, GPTConfig
+from text.advice import fitting_settings, next_command
 from text.stories.teller import read_grammar, tell_stories
 
 EOT = '<|endoftext|>'
@@ -56,7 +55,7 @@ def write_rows(name, texts):
 
 def documents(meta, *arrays):
     """The texts in arrays of ids, in order; asserts that each ends with end-of-text."""
-    tokenizer, found = Tokenizer(meta['tokenizer']), []
+    tokenizer, found = load_tokenizer(meta['tokenizer']), []
     for ids in arrays:
         assert ids[-1] == meta['eot']
         ends = np.flatnonzero(ids == meta['eot'])
@@ -307,34 +306,7 @@ def test_flipped_bits_and_cut_or_swapped_files_are_refused(small):
         open_dataset('a_gpt2')
 
 
-@pytest.mark.parametrize('keys, value', [
-    (['vocab_size'], 10**400), (['vocab_size'], -1), (['vocab_size'], True), (['vocab_size'], 10),
-    (['vocab_size'], '50257'), (['eot'], 50257), (['eot'], -1), (['dtype'], 'float64'),
-    (['dtype'], [1]), (['train'], None), (['train', 'tokens'], 10**30), (['val', 'tokens'], 0),
-    (['val', 'documents'], -5), (['val', 'bytes'], 1.5), (['val', 'nats'], float('nan')),
-    (['val', 'nats'], -1), (['val', 'nats'], math.inf), (['val', 'nats'], [1]),
-    (['format'], 99), (['command'], None)])
-def test_impossible_numbers_are_refused(small, keys, value):
-    def change(meta):
-        for key in keys[:-1]:
-            meta = meta[key]
-        meta[keys[-1]] = value
-    rewrite(small, change)
-    with pytest.raises(Error, match='damaged'):
-        open_dataset('a_gpt2')
-
-
-def test_ids_outside_of_the_vocabulary_are_refused(small):
-    ids = np.fromfile(small / 'val.bin', np.uint16)
-    ids[3] = 50257
-    ids.tofile(small / 'val.bin')
-    rewrite(small, lambda meta: meta['val'].update(checksum=checksum(small / 'val.bin')))
-    with pytest.raises(Error, match='val.bin has ids outside'):
-        open_dataset('a_gpt2')
-
-
-@pytest.mark.parametrize('content', ['', '[]', '{}', '[' * 10**5, '{"format": 1}', b'\xff',
-                                     '1' * 9**5])
+@pytest.mark.parametrize('content', ['', '[]', '{}', '{"format": 1}', b'\xff', '1' * 9**5])
 def test_a_file_that_is_no_meta_json_is_refused(small, content):
     write(small / 'meta.json', content)
     with pytest.raises(Error, match='a_gpt2 is damaged.*--overwrite=True'):
@@ -440,7 +412,7 @@ def test_the_next_command_suits_the_text_and_runs(prepare, tmp_path):
     sizes, epochs, dropouts = [], [], []
     recipe = runpy.run_path(str(ROOT / 'config/papers.py'))
     for tokens in (1000, 70_000, 600_000, 6_000_000, 10**9):
-        fitting = fitting_settings(tokens)
+        fitting = fitting_settings(tokens, has_gpu=True)
         shape = {name: fitting.get(name, recipe[name]) for name in ('n_layer', 'n_head', 'n_embd')}
         with torch.device('meta'):
             sizes.append(GPT(GPTConfig(4096, **shape)).num_params())
@@ -458,7 +430,7 @@ def test_the_next_command_suits_the_text_and_runs(prepare, tmp_path):
     meta = prepare('--input=mine.txt', '--overwrite=True')[0]
     assert meta['vocab_size'] == 2048
     arguments = shlex.split(prepare.out.split('next: ')[1])
-    max_iters = fitting_settings(meta['train']['tokens'])['max_iters']
+    max_iters = fitting_settings(meta['train']['tokens'], False)['max_iters']
     assert f'--max_iters={max_iters}' in arguments
     shown = command('train.py', *arguments[2:], '--max_iters=1', '--batch_size=1', '--device=cpu',
                     cwd=tmp_path)

@@ -8,7 +8,7 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
 
-from lib.settings import Error
+from lib.errors import Error
 from text.readers import find_files, read_dataset, read_files
 
 EOT = '<|endoftext|>'

@@ -18,7 +18,7 @@ from conftest import ROOT, TEXT, TINY, command
 
 import model as model_file
 from lib import checkpoint as checkpoints
-from lib.settings import Error
+from lib.errors import Error
 from model import GPT, GPTConfig
 from sample import load, read_prompt
 
@@ -133,12 +133,9 @@ def test_a_wrong_argument_is_named(trained, sampling, says):
 
 
 def test_ids_that_the_tokenizer_lacks_are_never_sampled(tmp_path):
-    for size in (64, 2):
-        save(tmp_path / f'{size}.pt', GPT(GPTConfig(size, block_size=16, n_layer=1, n_embd=8)), 'ab')
-    ids = torch.stack(list(load(tmp_path / '64.pt').sample_ids('a', 20, max_new_tokens=9)))
+    save(tmp_path / 'a.pt', GPT(GPTConfig(64, block_size=16, n_layer=1, n_embd=8)), 'ab')
+    ids = torch.stack(list(load(tmp_path / 'a.pt').sample_ids('a', 20, max_new_tokens=9)))
     assert ids.unique().tolist() == [0, 1, 2]
-    with pytest.raises(Error, match='3 tokens, more than vocab_size=2'):
-        load(tmp_path / '2.pt')
 
 
 def test_the_data_is_not_needed_any_more(trained):
@@ -209,7 +206,7 @@ def test_the_end_of_the_reader_is_no_error(trained):
     ('--top_k=-1', 'top_k'), ('--num_samples=0', 'num_samples'), ('--seed=-1', 'seed'),
     ('--max_new_tokens=0', 'max_new_tokens'), ('--repetition_penalty=0', 'repetition_penalty'),
     ('--repetition_penalty=1e-39', 'repetition_penalty'), ('--device=tpu', 'tpu'),
-    ('--dtype=float16', 'float16'), ('--n_layer=3', 'n_layer'), ('--prompt=x', 'use start')])
+    ('--dtype=float16', 'float16'), ('--n_layer=3', 'n_layer'), ('--prompt=x', 'unknown setting')])
 def test_bad_input_is_an_error(run, trained, argument, says):
     Path('latin.txt').write_bytes(b'f\xfcr')
     with pytest.raises(Error, match=says):

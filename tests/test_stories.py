@@ -6,7 +6,8 @@ import re
 import pytest
 from grammar_parser import parse
 
-from lib.settings import Error
+from lib.errors import Error
+from lib.tokenizer import load_tokenizer
 from text.stories.teller import read_grammar, tell_stories
 
 GRAMMAR = read_grammar()
@@ -165,12 +166,11 @@ def test_the_storyteller_learns_the_grammar(run):
 
     from lib import checkpoint as checkpoints
     from lib.dataset import open_dataset
-    from lib.tokenizer import Tokenizer
     from model import GPT, GPTConfig
     run('prepare.py')
     run('train.py', 'config/stories.py', '--out_dir=out')
-    checkpoint = checkpoints.load('out', 'best_val_loss')
-    tokenizer = Tokenizer(checkpoint['tokenizer'])
+    checkpoint = checkpoints.load('out')
+    tokenizer = load_tokenizer(checkpoint['tokenizer'])
     _, _, val = open_dataset('stories')
     nats = dict(tell_stories(GRAMMAR, 60_000, 1337))
     floor = sum(nats[text] for text in split(val.tolist(), tokenizer)) / len(val)

@@ -9,8 +9,10 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from tokenizers import Regex, decoders, models, normalizers, pre_tokenizers, trainers
 
-from lib.settings import Error
-from lib.tokenizer import BORDER, Tokenizer, cut, read_tokenizer, to_utf8, train_bpe
+from extras.foreign import read_tokenizer
+from lib.errors import Error
+from lib.tokenizer import BORDER, Tokenizer, cut, load_tokenizer, to_utf8
+from text.vocabulary import train_bpe
 
 PROSE = ['The cat sat on the mat. It wasn\'t a dog!', 'Ünïcode  and\n\nnew lines',
          'numbers 12 4567 and 日本', 'if x:\n        return  {\n\n\n}   # 8  spaces,  or\t\ttabs',
@@ -92,7 +94,7 @@ KINDS = {'metaspace': metaspace(), 'always': metaspace(scheme='always'),
 
 def wrapped(tokenizer: library.Tokenizer) -> Tokenizer:
     eot = tokenizer.token_to_id('</s>')
-    return Tokenizer({'kind': 'hf', 'json': tokenizer.to_str(), 'eot': eot})
+    return load_tokenizer({'kind': 'hf', 'json': tokenizer.to_str(), 'eot': eot})
 
 
 def reference(kind: str, text: str) -> list[int]:
@@ -126,7 +128,7 @@ def ours(folder, gpt2_vocabulary):
     alphabet = ''.join(sorted(set(''.join(PROSE))))
     specs = [bpe, {'kind': 'gpt2'}, read_tokenizer(str(folder)),
              {'kind': 'char', 'alphabet': alphabet}]
-    return {spec['kind']: Tokenizer(spec) for spec in specs}
+    return {spec['kind']: load_tokenizer(spec) for spec in specs}
 
 
 # ---- every kind
@@ -142,7 +144,7 @@ def test_any_text_round_trips_and_never_yields_end_of_text(ours, kind, text):
 @pytest.mark.parametrize('kind', ['bpe', 'gpt2', 'hf', 'char'])
 def test_spec_rebuilds_the_tokenizer(ours, kind):
     tokenizer = ours[kind]
-    again = Tokenizer(json.loads(json.dumps(tokenizer.spec)))
+    again = load_tokenizer(json.loads(json.dumps(tokenizer.spec)))
     assert again == tokenizer and again.encode(PROSE[0]) == tokenizer.encode(PROSE[0])
     assert pickle.loads(pickle.dumps(tokenizer)) == tokenizer
     assert tokenizer.decode([tokenizer.eot]) == '' == tokenizer.decode([])
@@ -188,7 +190,7 @@ def test_stream_encodes_documents_in_order(ours, kind, monkeypatch):
      'eot': 1}])
 def test_damaged_spec_is_an_error(spec):
     with pytest.raises(Error):
-        Tokenizer(spec)
+        load_tokenizer(spec)
 
 
 # ---- bpe, gpt2 and char
@@ -229,7 +231,7 @@ def test_text_without_a_border_round_trips(ours, kind, text):
 
 def test_bpe_has_the_size_asked_for_and_end_of_text_last(ours, folder):
     assert (ours['bpe'].vocab_size, ours['bpe'].eot) == (320, 319)
-    assert Tokenizer(train_bpe(['ab'], 5000)).vocab_size == 257         # no pair occurs twice
+    assert load_tokenizer(train_bpe(['ab'], 5000)).vocab_size == 257         # no pair occurs twice
     transformers = pytest.importorskip('transformers')
     auto = transformers.PreTrainedTokenizerFast(tokenizer_file=str(folder / 'tokenizer.json'))
     assert [auto.encode(text) for text in PROSE] == [ours['bpe'].encode(text) for text in PROSE]
@@ -247,7 +249,7 @@ def test_gpt2_without_its_vocabulary_is_an_error(monkeypatch, tmp_path):
     monkeypatch.setenv('TIKTOKEN_CACHE_DIR', str(tmp_path))
     monkeypatch.setenv('https_proxy', 'http://127.0.0.1:9')
     with pytest.raises(Error, match='TIKTOKEN_CACHE_DIR'):
-        Tokenizer({'kind': 'gpt2'})
+        load_tokenizer({'kind': 'gpt2'})
 
 
 # ---- any tokenizer.json
@@ -264,8 +266,8 @@ def test_ids_of_a_document_are_those_of_the_whole_document(kind, text, monkeypat
     ids = reference(kind, text)
     eot = tokenizer.eot
     assert stream(tokenizer, [text]) == [*ids, eot]
-    monkeypatch.setattr('lib.foreign.WINDOW', 3001)       # several windows to a document
-    monkeypatch.setattr('lib.foreign.OVERLAP', 1600)
+    monkeypatch.setattr('extras.foreign.WINDOW', 3001)       # several windows to a document
+    monkeypatch.setattr('extras.foreign.OVERLAP', 1600)
     assert tokenizer.encode(text) == ids
     few = reference(kind, 'a cat')
     assert stream(tokenizer, ['a cat', text, '', 'a cat']) == [*few, eot, *ids, eot, eot, *few, eot]
@@ -273,7 +275,7 @@ def test_ids_of_a_document_are_those_of_the_whole_document(kind, text, monkeypat
 
 def test_a_long_document_is_not_encoded_in_one_call(monkeypatch):
     """Its memory is bounded: windows are, although the document is not."""
-    tokenizer = wrapped(KINDS['metaspace']).hf
+    tokenizer = wrapped(KINDS['metaspace'])
     lengths = []
 
     class Watched:
@@ -282,8 +284,8 @@ def test_a_long_document_is_not_encoded_in_one_call(monkeypatch):
             return hf.encode(text, **options)
 
     hf, tokenizer.hf = tokenizer.hf, Watched()
-    monkeypatch.setattr('lib.foreign.WINDOW', 3000)
-    monkeypatch.setattr('lib.foreign.OVERLAP', 1500)
+    monkeypatch.setattr('extras.foreign.WINDOW', 3000)
+    monkeypatch.setattr('extras.foreign.OVERLAP', 1500)
     assert tokenizer.encode_long(STORY).tolist() == reference('metaspace', STORY)
     assert len(lengths) > 3 and max(lengths) <= 4500
 
@@ -293,7 +295,7 @@ def test_long_prompt_round_trips(kind):
     tokenizer = wrapped(KINDS[kind])
     prompt = STORY.replace('\n', '')[:5000]
     assert tokenizer.decode(tokenizer.encode(prompt)) == prompt
-    assert tokenizer.hf.unknown == tokenizer.hf.lost == 0
+    assert tokenizer.unknown == tokenizer.lost == 0
 
 
 @pytest.mark.parametrize('kind', KINDS)
@@ -310,7 +312,7 @@ def test_stream_skips_special_tokens_between_bytes():
     tokenizer = wrapped(KINDS['llama'])
     first, *rest = tokenizer.encode('日')[-3:]              # three bytes
     cat = tokenizer.encode('a cat')
-    for special in (tokenizer.hf.unk, tokenizer.eot):
+    for special in (tokenizer.unk, tokenizer.eot):
         inside = [first, special, *rest, special, *cat]
         assert ''.join(tokenizer.decode_stream(inside)) == tokenizer.decode(inside) == '日 a cat'
         invalid = [first, *rest, special, first, *cat]
@@ -335,18 +337,18 @@ def test_stream_shows_text_as_it_comes():
 def test_unknown_tokens_and_lost_text_are_counted():
     tokenizer = wrapped(KINDS['metaspace'])
     tokenizer.encode('the cat')
-    assert (tokenizer.hf.unknown, tokenizer.hf.lost, tokenizer.hf.visible) == (0, 0, 6)
+    assert (tokenizer.unknown, tokenizer.lost, tokenizer.visible) == (0, 0, 6)
     stream(tokenizer, ['the 日本 sat', '日'])
-    assert (tokenizer.hf.unknown, tokenizer.hf.lost, tokenizer.hf.visible) == (3, 3, 15)
+    assert (tokenizer.unknown, tokenizer.lost, tokenizer.visible) == (3, 3, 15)
     drops = wrapped(KINDS['no_unk'])                        # has no unknown token, so drops them
     stream(drops, ['the 日本 sat'])
-    assert (drops.hf.unknown, drops.hf.lost, drops.hf.visible) == (0, 2, 8)
+    assert (drops.unknown, drops.lost, drops.visible) == (0, 2, 8)
     unigram = wrapped(KINDS['t5'])
     unigram.encode('the e\u0301 日 cat')
-    assert (unigram.hf.unknown, unigram.hf.lost, unigram.hf.visible) == (2, 2, 8)
+    assert (unigram.unknown, unigram.lost, unigram.visible) == (2, 2, 8)
     word = wrapped(KINDS['bert'])
     word.encode('the 日 cat')
-    assert (word.hf.unknown, word.hf.lost) == (1, 1)
+    assert (word.unknown, word.lost) == (1, 1)
 
 
 def test_name_of_a_special_token_is_text():
@@ -387,7 +389,7 @@ def test_truncation_padding_and_frames_do_not_apply_to_documents(ours, folder, t
     tokenizer.save(str(tmp_path / 'tokenizer.json'))
     spec = read_tokenizer(str(tmp_path))                    # finds end-of-text without a config
     assert spec['eot'] == 319
-    assert Tokenizer(spec).encode(PROSE[0]) == ours['bpe'].encode(PROSE[0])
+    assert load_tokenizer(spec).encode(PROSE[0]) == ours['bpe'].encode(PROSE[0])
 
 
 def test_labels_show_spaces_and_newlines(ours):

@@ -1,4 +1,5 @@
 """The notebook runs from top to bottom, as its reader would run it, with a small budget."""
+import math
 import os
 import re
 import runpy
@@ -11,10 +12,12 @@ from types import ModuleType, SimpleNamespace
 import nbformat
 import pytest
 from conftest import ROOT, copy_project, read_log
+from IPython.display import HTML
 from nbclient import NotebookClient
 
 TOUR = nbformat.read(ROOT / 'tour.ipynb', as_version=4)
 SOURCES = {cell.id: cell.source for cell in TOUR.cells}
+BY_HAND = ('tokens-run', 'batch-run', 'guess-run', 'step-loss', 'step-backward', 'step-apply')
 PROSE = ' '.join(cell.source for cell in TOUR.cells if cell.cell_type == 'markdown')
 
 
@@ -82,18 +85,41 @@ def test_on_colab_the_run_is_kept_on_the_drive(mount, run, monkeypatch, capsys):
 def test_the_page_is_shown_without_a_warning(tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
     Path('surprise.html').write_text('<p title="x">& so on</p>', encoding='utf-8')
-    *lines, last = [line for line in SOURCES['surprise-run'].splitlines() if line[:4] != 'run(']
-    names = {'Path': Path}
-    exec('from IPython.display import HTML\n' + '\n'.join(lines), names)
+    exec(SOURCES['journey-run'].partition('\nstart +=')[0], names := {'Path': Path, 'HTML': HTML})
     with warnings.catch_warnings():
         warnings.simplefilter('error')
-        shown = eval(last, names).data
+        shown = names['show']('surprise.html').data
     assert 'srcdoc="&lt;p title=&quot;x&quot;&gt;&amp; so on&lt;/p&gt;"' in shown
+
+
+def test_one_step_by_hand_is_right(run, capsys):
+    run('prepare.py', '--num_stories=300')
+    capsys.readouterr()
+    shown, names = {}, {}
+    for cell in BY_HAND:
+        exec(SOURCES[cell], names)
+        shown[cell] = capsys.readouterr().out
+    V = names['meta']['vocab_size']
+    guessed, measured = map(float, re.findall(r'\d\.\d{4}$', shown['guess-run'], re.M))
+    assert guessed == pytest.approx(math.log(V), abs=1e-4) and abs(measured - guessed) < 0.2
+    x, y = (line.split()[1:] for line in shown['batch-run'].splitlines()[:2])
+    assert len(x) == 10 and x[1:] == y[:-1]                 # the same tokens, one later
+    assert names['by_formula'].sum(-1).abs().max() < 1e-6
+    assert float(re.search(r': (.+)', shown['step-backward'])[1]) < 1e-6
+    before, after = (list(map(float, line.split()[2:]))
+                     for line in shown['step-apply'].splitlines()[-2:])
+    assert len(before) == len(names['y']) and all(b < a for b, a in zip(before, after))
+
+
+def test_its_text_is_short():
+    texts = [cell.source for cell in TOUR.cells if cell.cell_type == 'markdown']
+    assert all(len(text) < 800 for text in texts)
+    assert all(len(line) <= 120 for cell in TOUR.cells for line in cell.source.splitlines())
 
 
 @pytest.mark.slow
 def test_the_tour_runs_from_top_to_bottom(tmp_path, monkeypatch):
-    copy_project(tmp_path / 'slm', 'extras/*.py')
+    copy_project(tmp_path / 'slm', 'extras/*.*')
     shutil.copy(ROOT / 'tour.ipynb', tmp_path)
     monkeypatch.chdir(tmp_path)
     monkeypatch.setitem(os.environ, 'MAX_ITERS', '30')
@@ -103,11 +129,13 @@ def test_the_tour_runs_from_top_to_bottom(tmp_path, monkeypatch):
     text = ''.join(output.get('text', '') for output in outputs)
     assert not re.search('error|traceback|warning', text, re.I)
     assert '\r' not in text                                 # a progress bar would fill the page
-    for name in ('out/tour/best.pt', 'out/tour/loss.png', 'attention.png', 'surprise.html',
-                 'model/model.safetensors', 'model/tokenizer.json'):
+    for name in ('out/tour/best.pt', 'out/tour/loss.png', 'attention.png', 'journey.html',
+                 'surprise.html', 'model/model.safetensors', 'model/tokenizer.json'):
         assert Path('slm', name).stat().st_size > 1000, name
     assert read_log('slm/out/tour/log.csv')[-1]['step'] == '30'
-    for word in ('temperature 2: Once upon a time', '|', 'resume', 'overlap'):
+    for word in ('temperature 2.0', 'random weights', 'resume', 'overlap'):
         assert word in text
-    kinds = {kind for output in outputs for kind in output.get('data', {})}
-    assert {'image/png', 'text/html'} <= kinds
+    told = re.findall(r'seed \d: (Once upon a time.*)', text)
+    assert len(told) == 9 and len(set(told[:3])) == 1 and len(set(told[3:])) == 6
+    kinds = [kind for output in outputs for kind in output.get('data', {})]
+    assert kinds.count('image/png') == kinds.count('text/html') == 2

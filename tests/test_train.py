@@ -10,7 +10,6 @@ import sys
 import time
 import tracemalloc
 from pathlib import Path
-from types import SimpleNamespace
 
 import numpy as np
 import pytest
@@ -21,11 +20,10 @@ import sample
 import train
 from lib import checkpoint as checkpoints
 from lib import device as device_file
-from lib import log as log_file
 from lib.dataset import Validation
+from lib.errors import Error
 from lib.files import acquire_lock
-from lib.settings import Error
-from lib.tokenizer import Tokenizer
+from lib.tokenizer import load_tokenizer
 from model import GPT
 
 COMBINATIONS = [('adamw', 'gpt2'), ('adamw', 'qwen3'), ('muon', 'gpt2'), ('muon', 'qwen3')]
@@ -282,7 +280,7 @@ def test_eval_tokens_change_the_measure_but_not_the_training(run):
         assert same_weights(read(f'e{tokens}/ckpt.pt')['model'], read('e0/ckpt.pt')['model'])
         assert (done['validation'].floor is None) == (tokens == 99)     # it is of the whole text
         ids = done['val_data'][:tokens or None]
-        size = len(Tokenizer(done['meta']['tokenizer']).decode(ids).encode())
+        size = len(load_tokenizer(done['meta']['tokenizer']).decode(ids).encode())
         nats = math.log(2) * column('bits_per_byte', log)[-1] * size
         assert nats == pytest.approx(column('val_loss', log)[-1] * len(ids), rel=1e-9)
         seen.append(column('val_loss', log))
@@ -521,40 +519,17 @@ def fp16(monkeypatch):
 
 
 @pytest.mark.parametrize('optimizer', ['adamw', 'muon'])
-def test_fp16_skips_steps_that_overflow_and_counts_them(letters, fp16, capsys, optimizer,
-                                                        monkeypatch):
+def test_fp16_skips_steps_that_overflow(letters, fp16, optimizer, monkeypatch):
     start = torch.optim.AdamW.__init__
     if optimizer == 'muon':             # on a GPU, it uses no fused kernel
         monkeypatch.setattr(torch.optim.AdamW, '__init__', lambda *args, fused: start(*args))
     fp16(2.0 ** 22)
     letters('--learning_rate=0.01', f'--optimizer={optimizer}')
-    skipped = sum(map(int, re.findall(r'(\d+) skipped', capsys.readouterr().out)))
-    assert 0 < skipped < 12 and read()['scaler']['scale'] == 2.0 ** (22 - skipped)
+    skipped = 22 - math.log2(read()['scaler']['scale'])
+    assert 0 < skipped < 12
     assert column('val_loss')[-1] < column('val_loss')[0]
     taken = {int(state['step']) for state in read()['optimizer']['state'].values()}
     assert taken == {12 - skipped}
-
-
-def test_fp16_that_overflows_for_ever_is_an_error(letters, fp16):
-    fp16(2.0 ** 126)
-    with pytest.raises(Error, match='the last 100 steps overflowed in float16.*use dtype=bfloat16'):
-        letters('--max_iters=200', '--eval_interval=0', '--log_interval=10')
-
-
-def test_only_overflows_in_succession_are_an_error(tmp_path, monkeypatch):
-    hardware = SimpleNamespace(device=torch.device('cpu'), dtype=torch.float16, rank=0)
-    settings = {'out_dir': str(tmp_path), 'max_iters': 1000, 'wandb_project': ''}
-    log = log_file.Log(settings, 0, 128, hardware, None, None, False)
-    one, infinite = torch.tensor(1.0), torch.tensor(math.inf)
-    for step in range(1, 200):
-        log.step(step, one, infinite if step % 2 else one, 1e-3, step % 10 == 0)
-    for step in range(200, 298):
-        log.step(step, one, infinite, 1e-3, True)
-    with pytest.raises(Error, match='step 298'):
-        log.step(298, one, infinite, 1e-3, True)
-    hardware.dtype = torch.bfloat16
-    with pytest.raises(Error, match='step 299: the gradient norm is inf'):
-        log.step(299, one, infinite, 1e-3, True)
 
 
 # ---- what is shown
@@ -672,18 +647,18 @@ def test_weights_and_biases_is_needed_only_if_asked_for(letters, monkeypatch):
 # ---- mistakes
 @pytest.mark.parametrize('args, says', [
     ('--dataset=nothing', 'prepare.py --name=nothing'), ('--dataset=stories', 'python prepare.py'),
-    ('--schedule=wsd', 'cosine or linear'), ('--min_lr=1', 'min_lr'),
+    ('--schedule=wsd', 'cosine, linear'), ('--min_lr=1', 'min_lr'),
     ('--micro_batch_size=3', 'micro_batch_size=3'), ('--batch_size=0', 'batch_size'),
     ('--max_iters=0', 'max_iters'), ('--block_size=-1', 'block_size'),
     ('--warmup_iters=-1', 'warmup_iters'), ('--block_size=100000', 'block_size'),
     ('--device=tpu', 'tpu'), ('--dtype=int8', 'int8'), ('--dtype=float16', 'float16'),
-    ('--arch=rnn', 'gpt2 or qwen3'), ('--optimizer=sgd', 'adamw or muon'),
+    ('--arch=rnn', 'gpt2 or qwen3'), ('--optimizer=sgd', 'adamw, muon'),
     ('--init_from=resume', 'no run to resume'), ('--init_from=nowhere', 'nowhere'),
     ('--init_from=resum', 'did you mean'), ('--out_dir=', 'out_dir is empty'),
     ('--arch=gpt2 --n_kv_head=1', 'n_kv_head'), (f'--batch_size={2 ** 31}', 'below 2'),
     ('--beta1=1', 'beta1'), ('--compile=maybe', 'compile'), ('--eval_interval=-5', 'eval_interval'),
     ('--embedding_lr_scale=0', 'embedding_lr_scale'), ('--output_lr_scale=2', 'tie_weights'),
-    ('--head_gain=20', 'use output_lr_scale'), ('--fast=True', 'unknown setting')])
+    ('--head_gain=20', 'unknown setting'), ('--fast=True', 'unknown setting')])
 def test_a_mistake_is_an_error_and_nothing_is_written(letters, args, says):
     with pytest.raises(Error, match=says):
         letters(*args.split())

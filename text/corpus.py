@@ -1,14 +1,20 @@
-"""Documents for prepare.py: copied into one temporary file, then split into train and val.
+"""Documents for prepare.py: copied into one temporary file, then split into train and val. And the
+new files of a dataset.
 
 Only a few MB of text are in memory at a time, whatever the size of the corpus."""
+import contextlib
 import math
+import os
+import shutil
 from array import array
 from hashlib import blake2b
+from pathlib import Path
 from typing import NamedTuple
 
 import numpy as np
 
-from lib.settings import require
+from lib.errors import require
+from lib.files import acquire_lock, sync
 from lib.terminal import show_progress, warn
 from lib.tokenizer import cut, to_utf8
 
@@ -103,3 +109,31 @@ def texts_of(raw, corpus: Corpus, indices):
     """Yield (text, ends) for each piece of these documents; ends marks a document's last piece."""
     for i in indices:
         yield from cut(raw, int(corpus.start[i]), int(corpus.end[i]))
+
+
+@contextlib.contextmanager
+def new_files(folder: Path):
+    """Yield an empty folder for a dataset's new files, then move them to `folder`: at any time it
+    holds the old dataset, the new one, or none. Raises Error if another process is writing it."""
+    with acquire_lock(folder):
+        new = folder / '.new'
+        shutil.rmtree(new, ignore_errors=True)              # left over from a killed process
+        new.mkdir()
+        try:
+            yield new
+            replace_files(folder, new)
+        finally:
+            shutil.rmtree(new)
+
+
+def replace_files(folder: Path, new: Path):
+    """Move new files into a dataset's folder, meta.json last."""
+    files = [new / name for name in ('train.bin', 'val.bin', 'tokenizer.json', 'meta.json')]
+    files = [file for file in files if file.exists()]
+    for file in files:
+        sync(file)
+    for name in ('meta.json', 'tokenizer.json'):
+        (folder / name).unlink(missing_ok=True)
+    for file in files:
+        os.replace(file, folder / file.name)
+    sync(folder)

@@ -13,7 +13,8 @@ import sys
 from itertools import accumulate, groupby
 from pathlib import Path
 
-from lib.settings import ROOT, require
+from lib.errors import require
+from lib.settings import ROOT
 from lib.terminal import warn
 from text.layout import HYPHEN, text_of_pages
 from text.lines import RIGHT_TO_LEFT, Letter, Line, find_cells, sort_by_place

@@ -14,7 +14,7 @@ from typing import NamedTuple
 
 from tqdm import tqdm
 
-from lib.settings import Error, brief, require
+from lib.errors import Error, brief, require
 from lib.terminal import warn
 from text.encodings import BLOCK, blocks, open_text
 

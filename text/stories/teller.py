@@ -9,7 +9,7 @@ import re
 from pathlib import Path
 from typing import NamedTuple
 
-from lib.settings import Error, require
+from lib.errors import Error, require
 
 GRAMMAR = Path(__file__).with_name('grammar.txt')
 # `name:` or `name (attributes):` at the left margin, the rest of its line, and the indented lines

@@ -1,35 +1,37 @@
-"""Any tokenizer.json, run by the tokenizers package, for lib/tokenizer.py.
+"""Any tokenizer.json, run by the tokenizers package.
 
 Most of these tokenizers prepend a space or process the text as a whole, so documents are not cut
 into pieces as they are for the other kinds."""
 import json
 import unicodedata
+from pathlib import Path
 
 import numpy as np
 
-from lib.settings import Error, brief, require
+from lib.errors import Error, brief, require
+from lib.tokenizer import EOT, Tokenizer, to_utf8
 
 WINDOW = 1 << 18                # characters encoded at once
 OVERLAP = 1 << 13               # characters shared by neighboring windows
 
 
-class ForeignTokenizer:
-    """A tokenizer.json and the id of its end-of-text.
+class ForeignTokenizer(Tokenizer):
+    """A tokenizer.json and the id of its end-of-text: {'kind': 'hf', 'json': ..., 'eot': id}.
 
     Its vocabulary may not cover the text: over all text encoded so far, `unknown` counts unknown
     tokens, `visible` non-whitespace characters, and `lost` those of them that decoding loses.
-    waiting_ids: ids after which decode_stream waits: single bytes and special tokens."""
+    waiting_ids are single bytes and special tokens."""
 
-    def __init__(self, tokenizer_json: str, eot: int):
+    def setup(self):
         import tokenizers
         self.unknown = self.visible = self.lost = 0
-        self.hf = tokenizers.Tokenizer.from_str(tokenizer_json)
+        self.hf = tokenizers.Tokenizer.from_str(self.spec['json'])
         self.hf.no_truncation()
         self.hf.no_padding()
         self.hf.encode_special_tokens = True        # special token names in text are just text
-        self.eot = eot
+        self.eot = self.spec['eot']
         self.vocab_size = max(self.hf.get_vocab().values()) + 1
-        model = json.loads(tokenizer_json)['model']
+        model = json.loads(self.spec['json'])['model']
         require(not model.get('dropout'), 'this tokenizer uses BPE dropout: set "dropout" to null '
                                           'in its tokenizer.json')
         unk_token = model.get('unk_token')
@@ -42,6 +44,9 @@ class ForeignTokenizer:
         splitter = self.hf.pre_tokenizer
         adds_space = splitter and 'Ġe' in str(splitter.pre_tokenize_str('e'))
         self.added_space = ' ' if adds_space else ''
+
+    def encode(self, text: str) -> list[int]:
+        return self.encode_documents([to_utf8(text).decode()])[:-1].tolist()
 
     def encode_stream(self, pieces):
         """Yield arrays of the ids of documents, each followed by eot; pieces are (text, ends)."""
@@ -63,7 +68,7 @@ class ForeignTokenizer:
             self.unknown += int((ids == self.unk).sum())
             before = count_visible(text)
             parts = np.array_split(ids, len(ids) // WINDOW + 1)         # to limit memory
-            after = sum(count_visible(self.decode(part)) for part in parts)
+            after = sum(count_visible(self.decode_ids(part)) for part in parts)
             self.visible += before
             self.lost += max(0, before - after)
         return np.concatenate([np.append(ids, np.uint32(self.eot)) for ids in rows])
@@ -97,11 +102,11 @@ class ForeignTokenizer:
                 window = encode(begin, end)
         return np.concatenate([*ids, window[done:, 0]])
 
-    def decode(self, ids: list[int]) -> str:
+    def decode_ids(self, ids: list[int]) -> str:
         return self.hf.decode(ids, skip_special_tokens=True).removeprefix(self.added_space)
 
-    def label(self, i: int) -> str:
-        """The text of one id within a text, where it keeps its space; if empty, its name."""
+    def text_of(self, i: int) -> str:
+        """The text of one id inside a text, where it keeps its space; if empty, its name."""
         return self.decode([i, i])[len(self.decode([i])):] or self.hf.id_to_token(i) or ''
 
 
@@ -126,3 +131,31 @@ def join(pieces):
 def count_visible(text: str) -> int:
     """Number of non-whitespace characters, however accents are encoded."""
     return len(''.join(unicodedata.normalize('NFKC', text).split()))
+
+
+def read_tokenizer(source: str) -> dict:
+    """Spec of the tokenizer.json in a folder or Hugging Face repository, with its eos token as
+    end-of-text. Raises Error if there is none."""
+    from tokenizers import Tokenizer
+    try:
+        folder = Path(source).expanduser()
+        if not folder.is_dir():
+            from huggingface_hub import snapshot_download
+            folder = Path(snapshot_download(source, allow_patterns='tokenizer*.json'))
+        text = (folder / 'tokenizer.json').read_text(encoding='utf-8')
+        config_file = folder / 'tokenizer_config.json'
+        config = {}
+        if config_file.exists():
+            config = json.loads(config_file.read_text(encoding='utf-8'))
+        tokenizer = Tokenizer.from_str(text)
+        eos = config.get('eos_token')
+        if isinstance(eos, dict):
+            eos = eos['content']
+    except Exception as e:
+        raise Error(f'--tokenizer={source}: neither bpe, gpt2, char nor a folder or repository '
+                    f'with a tokenizer.json ({type(e).__name__}: {brief(e)})') from e
+    for token in (eos, EOT, '</s>', '<eos>'):
+        if token and tokenizer.token_to_id(token) is not None:
+            return {'kind': 'hf', 'json': text, 'eot': tokenizer.token_to_id(token)}
+    raise Error(f'--tokenizer={source} has no end-of-text token: set eos_token in its '
+                'tokenizer_config.json')

@@ -1,0 +1,273 @@
+'use strict'
+const data = JSON.parse(document.getElementById('data').textContent)
+const { tokens, steps, patterns, curves } = data
+const T = tokens.length, L = data.layers, H = data.heads
+const $ = id => document.getElementById(id)
+const names = patterns.map(pattern => pattern.name)
+const maps = steps.map(step => Uint8Array.from(atob(step.attention), c => c.charCodeAt(0)))
+const MOST_BITS = 8             // of a column
+const mean_nats = bits => bits.reduce((a, b) => a + b, 0) * Math.log(2) / (T - 1)
+const best_of = values => values.indexOf(Math.max(...values))
+let at = steps.length - 1
+// At first: the token at which the last layer helps most, and the head that best deserves its name
+let token = best_of(steps[at].lens[L].slice(0, -1).map(([p], i) => p - steps[at].lens[L - 1][i][0]))
+let head = best_of(steps[at].heads.flat().map(
+  ({ name, scores }) => name ? scores[names.indexOf(name)] : 0))
+
+// ---- helpers
+function make(tag, properties, ...children) {
+  const element = Object.assign(document.createElement(tag), properties)
+  element.append(...children)
+  return element
+}
+function percent(p) {
+  if (p < .001) return '<0.1%'
+  return (100 * p).toFixed(p < .0995 ? 1 : 0) + '%'
+}
+const text = i => tokens[i].bytes || tokens[i].text
+const quoted = i => `‘${text(i)}’`
+const weight = (h, i, j) => maps[at][(h * T * (T + 1) + i * (i + 1)) / 2 + j] / 255
+const head_name = h => `Layer ${Math.floor(h / H) + 1}, head ${h % H + 1}`
+function meter(share, mark) {
+  const bar = make('span', { className: 'meter' }, make('b', { style: `width: ${100 * share}%` }))
+  if (mark !== undefined) bar.append(make('i', { style: `left: ${100 * mark}%` }))
+  return bar
+}
+// A button for each token, which chooses it. It is shown while the mouse is over it, too.
+function token_buttons(parent, fill) {
+  for (let i = 0; i < T; i++) {
+    const button = make('button', { type: 'button', tabIndex: -1, onclick: () => choose(i) })
+    fill(button, i)
+    button.onmouseenter = () => show_token(i)
+    parent.append(button)
+  }
+  parent.onmouseleave = () => show_token(token)
+}
+function mark(parent, i) {
+  [...parent.children].forEach((child, j) => child.classList.toggle('chosen', i === j))
+}
+
+// ---- what stays
+function build() {
+  $('about').textContent = `${data.model}: ${L} layers of ${H} heads. `
+  $('pieces').textContent = `Here ${data.prompt.length} characters become ${T - 1} tokens, after `
+    + `${quoted(0)}, which starts every text. A dot stands for a space.`
+  token_buttons($('tokens'), (button, i) => {
+    const { id, bytes, part_of, text: label } = tokens[i]
+    button.setAttribute('role', 'radio')
+    button.append(make('span', { className: bytes ? 'bytes' : '' }, bytes || label))
+    button.append(make('small', {}, String(id) + (bytes ? `, of ${part_of.trim()}` : '')))
+    button.onfocus = () => choose(i)
+  })
+  $('tokens').onkeydown = event => {
+    const to = { ArrowLeft: token - 1, ArrowUp: token - 1, ArrowRight: token + 1,
+                 ArrowDown: token + 1, Home: 0, End: T - 1 }[event.key]
+    if (to === undefined) return
+    event.preventDefault()
+    $('tokens').children[Math.min(T - 1, Math.max(0, to))].focus()
+  }
+  $('heads').style.gridTemplateColumns = `repeat(${H}, minmax(4.2rem, 1fr))`
+  for (let h = 0; h < L * H; h++) {
+    if (h % H === 0) $('heads').append(make('small', {}, `layer ${h / H + 1}`))
+    const canvas = make('canvas', { width: T, height: T })
+    const square = make('span', { className: 'square' }, canvas, make('i'))
+    const button = make('button', { type: 'button', className: 'head' }, square, make('span'))
+    button.onclick = () => { head = h; draw() }
+    $('heads').append(button)
+  }
+  token_buttons($('looks'), (button, i) => button.append(text(i), make('small')))
+  token_buttons($('surprise'), (button, i) => {
+    const column = make('span', { className: 'column' }, make('b'))
+    if (data.draws && i && data.draws[i - 1] > 0) column.append(make('i'))
+    button.append(column, text(i), make('small'))
+  })
+  $('measured').textContent = data.measured
+  $('naming').textContent = `A head gets a name if its score is at least `
+    + `${percent(data.threshold)} and ${data.times_even} times that of even attention.`
+    + ' The others do something else.'
+  $('draws').hidden = $('floor').hidden = !data.draws
+  $('step').max = at
+  $('step').value = at
+  $('step').oninput = () => { at = Number($('step').value); draw() }
+  const alone = steps.length === 1
+  for (const id of ['step_label', 'step', 'step_output']) $(id).hidden = alone
+  $('alone').hidden = !alone
+  $('journey').hidden = alone && !curves.train_loss
+}
+
+// ---- what depends on the step
+function draw() {
+  const step = steps[at]
+  if (step.step !== null)
+    $('step').ariaValueText = $('step_output').textContent = step.step.toLocaleString('en')
+  const named = h => step.heads[Math.floor(h / H)][h % H]
+  const with_score = h => {
+    const { name, scores } = named(h)
+    return name && `${name} ${percent(scores[names.indexOf(name)])}`
+  }
+  $('heads').querySelectorAll('.head').forEach((button, h) => {
+    draw_map(button.querySelector('canvas'), h)
+    button.lastChild.textContent = with_score(h)
+    button.ariaLabel = `${head_name(h)}: ${with_score(h) || 'no name'}`
+    button.ariaPressed = h === head
+  })
+  $('head_title').textContent = [head_name(head), with_score(head)].filter(Boolean).join(': ')
+  $('scores').replaceChildren(...patterns.flatMap(({ name, looks, even }, k) => {
+    const score = named(head).scores[k]
+    return [make('span', { title: looks }, make(named(head).name === name ? 'b' : 'span', {}, name),
+                 make('small', {}, make('br'), looks)),
+            meter(score, even), make('span', {}, percent(score))]
+  }))
+  const height = bits => `${100 * Math.min(1, bits / MOST_BITS)}%`
+  ;[...$('surprise').children].forEach((button, i) => {
+    const [bar, frame] = button.querySelectorAll('.column > *')
+    const bits = i ? step.bits[i - 1] : 0
+    bar.style.setProperty('--height', height(bits))
+    frame?.style.setProperty('--height', height(data.draws[i - 1]))
+    button.lastChild.textContent = i ? bits.toFixed(1) : ''
+  })
+  $('sample').replaceChildren(make('span', {}, data.prompt), step.sample)
+  draw_curve(step.step)
+  draw_facts(step)
+  show_token(token)
+}
+
+function draw_map(canvas, h) {
+  const style = getComputedStyle(document.documentElement)
+  const [r, g, b] = style.getPropertyValue('--accent').trim().split(' ')
+  const image = new ImageData(T, T)
+  for (let i = 0; i < T; i++)
+    for (let j = 0; j <= i; j++)        // the root makes small weights visible
+      image.data.set([r, g, b, 12 + 243 * Math.sqrt(weight(h, i, j))], 4 * (i * T + j))
+  canvas.getContext('2d').putImageData(image, 0, 0)
+}
+
+function draw_curve(step) {
+  const svg = $('curve'), width = svg.clientWidth, height = svg.clientHeight - 34
+  const all = [...curves.train_loss || [], ...curves.val_loss || []]
+  if (!all.length || !width) return
+  const last = Math.log1p(Math.max(1, ...all.map(([step]) => step)))
+  const own = steps.map(({ step, bits }) => [step, mean_nats(bits)])
+  const most = Math.max(...[...all, ...own].map(([, loss]) => loss))
+  const x = step => 34 + (width - 44) * Math.log1p(step) / last
+  const y = loss => 8 + (height - 8) * (1 - loss / most)
+  const line = points => points.map(
+    ([step, loss], i) => `${i ? 'L' : 'M'}${x(step).toFixed(1)} ${y(loss).toFixed(1)}`).join('')
+  const add = (tag, attributes, ...children) => {
+    const element = document.createElementNS('http://www.w3.org/2000/svg', tag)
+    for (const [name, value] of Object.entries(attributes)) element.setAttribute(name, value)
+    element.append(...children)
+    svg.append(element)
+  }
+  svg.replaceChildren()
+  for (let loss = 0; loss <= most; loss += most > 5 ? 2 : most > 2 ? 1 : .5)
+    add('text', { x: 26, y: y(loss) + 4, 'text-anchor': 'end' }, String(loss))
+  for (let tick = 1; x(tick) <= width; tick *= 10)
+    add('text', { x: x(tick), y: height + 18, 'text-anchor': 'middle' }, tick.toLocaleString('en'))
+  add('text', { x: width, y: height + 33, 'text-anchor': 'end' }, 'step (log scale)')
+  add('path', { d: `M34 ${y(0)}H${width}` })
+  add('path', { d: line(curves.train_loss) })
+  for (const [step, loss] of curves.val_loss)
+    add('circle', { cx: x(step), cy: y(loss), r: 3.5, fill: 'var(--ink)' })
+  if (step === null) return
+  if (data.draws)
+    add('path', { class: 'this', d: `M34 ${y(mean_nats(data.draws))}H${width}`,
+                  'stroke-dasharray': '4 4' })
+  add('path', { class: 'this', d: line(own) })
+  for (const [step, loss] of own) add('circle', { class: 'this', cx: x(step), cy: y(loss), r: 3 })
+  add('path', { class: 'this', d: `M${x(step)} 4V${y(0)}`, style: 'stroke-width: 2.5' })
+  svg.ariaLabel = `Loss by step, from ${most.toFixed(2)} to ${all.at(-1)[1].toFixed(2)} nats per `
+    + `token; the mark is at step ${step}.`
+}
+
+// The value logged at about this step, and when exactly; [] if there is none
+function nearest(column, step) {
+  const gap = ([logged]) => Math.abs(Math.log1p(logged) - Math.log1p(step))
+  const near = (curves[column] || []).reduce((a, b) => gap(b) < gap(a) ? b : a, [Infinity])
+  return gap(near) < .3 ? near : []
+}
+function draw_facts({ step, changes }) {
+  const facts = { 'train_loss': 'training loss', 'val_loss': 'validation loss',
+                  'lr': 'learning rate', 'grad_norm': 'gradient norm' }
+  $('facts').replaceChildren(...Object.entries(facts).flatMap(([column, name]) => {
+    const [logged, value] = nearest(column, step)
+    const when = value === undefined ? 'not logged here'
+      : logged === step ? '' : `at step ${logged.toLocaleString('en')}`
+    return [make('span', {}, name), make('b', {}, value === undefined ? ''
+      : String(Number(value.toPrecision(3)))), make('small', {}, when)]
+  }))
+  $('changed').textContent = changes
+    ? `Where the weights have changed since step ${steps[at - 1].step.toLocaleString('en')}: the `
+      + 'share of each part in the squared change, and its change relative to its size'
+    : steps.length > 1 ? 'Before the first change of the weights' : ''
+  const label = part => part === 'embedding' && data.is_tied ? 'embedding = output' : part
+  $('shares').replaceChildren(...Object.entries(changes || {}).flatMap(([part, [share, size]]) =>
+    [make('span', {}, label(part)), meter(share), make('span', {}, percent(share)),
+     make('small', {}, percent(size))]))
+}
+
+// ---- what depends on the token
+function choose(i) {
+  token = i
+  show_token(i)
+  const row = $('tokens'), button = row.children[i]       // on a phone, the row scrolls sideways
+  row.scrollTo({ left: button.offsetLeft - row.clientWidth / 2,
+                 top: button.offsetTop - row.clientHeight / 2 })
+}
+
+function show_token(i) {
+  const step = steps[at]
+  for (const id of ['tokens', 'looks', 'surprise']) mark($(id), i)
+  ;[...$('tokens').children].forEach((button, j) => {
+    button.ariaChecked = i === j
+    button.tabIndex = token === j ? 0 : -1
+  })
+  for (const frame of $('heads').querySelectorAll('i'))
+    Object.assign(frame.style, { top: `${100 * i / T}%`, height: `${100 / T}%` })
+  const looks = [...$('looks').children].map((button, j) => {
+    const share = j <= i ? weight(head, i, j) : 0
+    button.style.setProperty('--weight', share)
+    button.classList.toggle('later', j > i)
+    button.lastChild.textContent = share >= .01 ? percent(share) : ''
+    return [share, j]
+  })
+  $('looks_at').textContent = `${quoted(i)} looks most at ` + looks.filter(([share]) => share > .01)
+    .sort((a, b) => b[0] - a[0]).slice(0, 3).map(([share, j]) => `${quoted(j)} ${percent(share)}`)
+    .join(', ')
+  const next = i < T - 1 ? quoted(i + 1) : ''
+  $('next').textContent = `After ${quoted(i)}` + (next && `. The text goes on with ${next} (✓).`)
+  $('lens').replaceChildren(...step.lens.map((layer, l) => {
+    const [p, ...top] = next ? layer[i] : [null, ...layer[i]]
+    const row = make('div', { className: 'guesses' },
+                     make('small', {}, l ? `after layer ${l}` : 'after embedding'))
+    for (const [id, share] of top) {
+      const guess = make('span', {}, `${data.labels[id]} ${percent(share)}`)
+      guess.style.setProperty('--share', `${100 * share}%`)
+      guess.classList.toggle('right', next && id === tokens[i + 1].id)
+      row.append(guess)
+    }
+    row.append(make('small', {}, next && `${next} ${percent(p)}`))
+    return row
+  }))
+  $('bits').textContent = describe_bits(i)
+}
+
+function describe_bits(i) {
+  const total = steps[at].bits.reduce((a, b) => a + b, 0)
+  const sum = `All ${T - 1} tokens: ${total.toFixed(1)} bits`
+    + (data.draws ? `, of which the grammar draws ${data.draws.reduce((a, b) => a + b, 0)
+      .toFixed(1)}.` : '.')
+  if (!i) return sum
+  const bits = steps[at].bits[i - 1], drawn = data.draws?.[i - 1]
+  const by_grammar = !data.draws ? '' : drawn > 0
+    ? ` The grammar draws it, with a probability of ${percent(2 ** -drawn)}: ${drawn.toFixed(1)}`
+      + ' bits.' : ' The text before it determines it.'
+  return `${quoted(i)}: ${bits.toFixed(1)} bits, a probability of ${percent(2 ** -bits)}.`
+    + `${by_grammar} ${sum}`
+}
+
+build()
+draw()
+choose(token)
+addEventListener('resize', () => draw_curve(steps[at].step))
+matchMedia('(prefers-color-scheme: dark)').addEventListener('change', draw)

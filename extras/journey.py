@@ -1,0 +1,120 @@
+"""Show how a model reads a text, and how it came to do so in training, as a web page:
+python -m extras.journey --start=TEXT
+
+With the weights that train.py --keep_weights=powers keeps, a slider runs through the training."""
+from lib.settings import configure
+
+out_dir = 'out'             # a run, a checkpoint, or the folder of a Hugging Face model
+start = ''                  # the text, or FILE:path to read it from; at most 63 tokens
+to = 'journey.html'         # the page, a .html file
+dataset = ''                # NAME of data/NAME to measure heads on; '' = the one it was trained on
+settings = configure(globals())
+
+import base64
+import json
+from pathlib import Path
+
+import torch
+from torch import Tensor
+
+from extras.attention import attention_weights, read_ids
+from extras.draws import draws
+from extras.heads import Measure, introduced_words, read_texts
+from extras.kept import kept_files, read_curves, weight_changes
+from extras.lens import Lens, describe_tokens, look_through
+from lib.errors import require
+from lib.files import atomic
+from sample import LanguageModel, load, read_prompt
+from text.stories.teller import read_grammar
+
+TEMPLATE = Path(__file__).with_name('journey.html')
+SAMPLE_TOKENS = 60
+
+
+# ---- the model at one step
+def encode_weights(weights: Tensor) -> str:
+    """Attention weights (L, H, T, T) in base64: the lower triangle of each head, row by row, a byte
+    per weight, in 255ths."""
+    T = weights.shape[-1]
+    rows, columns = torch.tril_indices(T, T)
+    whole = (weights.cpu()[:, :, rows, columns] * 255).round().to(torch.uint8)
+    return base64.b64encode(whole.numpy().tobytes()).decode()
+
+
+def rounded(values: Tensor) -> list:
+    return [round(value, 4) for value in values.tolist()]
+
+
+def pack_lens(lens: Lens) -> list[list[list]]:
+    """For each layer and token: the probability of the token that comes next, then the ids and
+    probabilities of the likeliest."""
+    return [[[*rounded(row_next[t:t + 1]), *zip(row_ids[t].tolist(), rounded(row_p[t]))]
+             for t in range(len(row_p))]
+            for row_next, row_p, row_ids in zip(*lens[1:])]
+
+
+def read_step(lm: LanguageModel, prompt: str, measure: Measure) -> dict:
+    """All that the page shows of a model as it is at one step."""
+    ids, model = read_ids(lm, prompt), lm.model
+    idx = torch.tensor([ids], device=model.wte.weight.device)
+    lens = look_through(model, ids, lm.tokenizer.vocab_size)
+    return {'attention': encode_weights(torch.stack(attention_weights(model, idx))),
+            'heads': measure.describe(model), 'lens': pack_lens(lens),
+            'bits': [round(bits, 3) for bits in lens.bits],
+            'sample': lm.generate(prompt, max_new_tokens=SAMPLE_TOKENS)[len(prompt):]}
+
+
+def read_steps(lm: LanguageModel, files: list[tuple], prompt: str, measure: Measure):
+    """Yield what the page shows at each step; lm: the model of the last."""
+    before = None
+    for step, file in files:
+        now = lm if file == files[-1][1] else load(file, dtype='float32')
+        require(now.model.config == lm.model.config and now.tokenizer == lm.tokenizer,
+                f'{file}: its model has a different shape or tokenizer from that of '
+                f'{files[-1][1]}: move one of them away')
+        changes = weight_changes(before, now.model) if before else None
+        yield {'step': step, 'changes': changes, **read_step(now, prompt, measure)}
+        before = now.model
+
+
+# ---- the page
+def collect(run: Path, prompt: str, dataset: str) -> dict:
+    """The content of the page. Raises Error if the prompt has no tokens or too many."""
+    files = kept_files(run) or [(None, run)]
+    lm = load(files[-1][1], dtype='float32')
+    ids, config = read_ids(lm, prompt), lm.model.config
+    is_stories = lm.settings.get('dataset') == 'stories'
+    texts, source = read_texts(lm, dataset)
+    measure = Measure(texts, introduced_words(lm) if is_stories else [])
+    steps = list(read_steps(lm, files, prompt, measure))
+    shown = {i for step in steps for layer in step['lens'] for _, *top in layer for i, _ in top}
+    return {
+        'model': f'{config.arch}, {lm.model.num_params():,} parameters',
+        'layers': config.n_layer, 'heads': config.n_head, 'is_tied': config.tie_weights,
+        'tokens': describe_tokens(lm.tokenizer, ids), 'prompt': prompt,
+        'labels': {i: lm.tokenizer.label(i) for i in shown},
+        'draws': draws(read_grammar(), lm.tokenizer, prompt) if is_stories else None,
+        'measured': f'{len(texts)} {source}, {sum(map(len, texts)):,} tokens',
+        **measure.explain(), 'curves': read_curves(run), 'steps': steps}
+
+
+def write_page(content: dict, path: Path):
+    """Write the page. In the content `<` is escaped, so that no text ends the script element."""
+    text = json.dumps(content, ensure_ascii=False, separators=(',', ':')).replace('<', '\\u003c')
+    page = TEMPLATE.read_text(encoding='utf-8')
+    for kind in ('css', 'js'):
+        part = TEMPLATE.with_suffix(f'.{kind}').read_text(encoding='utf-8')
+        page = page.replace('{' + kind + '}', f'\n{part}')
+    with atomic(path) as temporary:
+        temporary.write_text(page.replace('{data}', text), encoding='utf-8')
+
+
+def main():
+    path = Path(to).expanduser()
+    require(path.suffix == '.html', f'to={to}: the name must end in .html')
+    write_page(collect(Path(out_dir).expanduser(), read_prompt(start), dataset), path)
+    print(f'written: {path}')
+
+
+if __name__ == '__main__':
+    main()
