@@ -16,16 +16,16 @@ MAX_LOGITS = 2 ** 25        # computed at once: 128 MiB in fp32
 
 @dataclass
 class GPTConfig:
-    """The shape of a GPT. Fields with a default are settings of train.py. Raises ValueError, naming
-    the field, if the shape is invalid.
+    """The config of a GPT. Fields with a default are settings of train.py. Raises ValueError,
+    naming the field, if one is invalid.
 
-    The two architectures differ in four places:
+    The main differences between the architectures:
         arch                qwen3                           gpt2
         positions           RoPE                            learned embedding
         norms               RMSNorm, with QK-norm           LayerNorm
         MLP                 SwiGLU                          GELU (tanh approximation)
         attention           multi-head or grouped-query     multi-head"""
-    vocab_size: int             # rows of the embedding matrix, at least the number of tokens
+    vocab_size: int             # rows of the embedding matrix; at least the tokenizer's
     arch: str = 'qwen3'         # qwen3 (RoPE, RMSNorm, SwiGLU) or gpt2 (learned positions, GELU)
     block_size: int = 256       # context length in tokens
     n_layer: int = 4            # number of blocks
@@ -57,8 +57,10 @@ class GPTConfig:
 def attend(q: Tensor, k: Tensor, v: Tensor, dropout: float = 0.0, mask=None) -> Tensor:
     """Causal attention (Vaswani et al. 2017): softmax(q k^T / sqrt(D) + mask) v, (B, H, T, D), for
     q (B, H, T, D) and k, v (B, K, S, D). The T queries belong to the last T of the S tokens.
-    mask: broadcastable to (T, S); None hides from each token those after it."""
+    mask: broadcastable to (T, S), added to the scores; None = causal."""
     H, K, T, S, D = q.shape[1], k.shape[1], q.shape[2], k.shape[2], q.shape[3]
+    if mask is not None:
+        mask = mask.to(q.dtype)
     is_short_cpu_training = q.device.type == 'cpu' and torch.is_grad_enabled() and T <= 512
     if not is_short_cpu_training:
         return fused_attend(q, k, v, dropout, mask)
@@ -72,8 +74,8 @@ def attend(q: Tensor, k: Tensor, v: Tensor, dropout: float = 0.0, mask=None) -> 
 
 
 def fused_attend(q: Tensor, k: Tensor, v: Tensor, dropout: float, mask) -> Tensor:
-    """The same with PyTorch's fused kernel, which never stores the scores: much faster and smaller,
-    except in training on a CPU with short sequences."""
+    """The same with PyTorch's fused kernel, which never materializes the scores: faster and lighter
+    on memory, except in CPU training on short sequences."""
     H, K, T, S = q.shape[1], k.shape[1], q.shape[2], k.shape[2]
     if mask is None and 1 < T < S:
         mask = causal_mask(T, S, q)
@@ -106,7 +108,7 @@ def rotate(x: Tensor, rope: tuple[Tensor, Tensor]) -> Tensor:
 
 class RMSNorm(nn.RMSNorm):
     """RMS normalization (Zhang and Sennrich 2019), computed in the dtype of its weight: fp32 in
-    training, where the squares of a 16-bit x could overflow."""
+    training, where the squares of an fp16 x could overflow."""
 
     def forward(self, x: Tensor) -> Tensor:
         return F.rms_norm(x.to(self.weight.dtype), self.normalized_shape, self.weight, self.eps)
@@ -115,7 +117,6 @@ class RMSNorm(nn.RMSNorm):
 class KVCache:
     """Preallocated keys and values of all tokens so far, (B, K, block_size, D) per layer, so that
     generation computes them once per token rather than at every step."""
-    mask = None                 # for attend: caches of a fixed length hide their unused end
 
     def __init__(self, config: GPTConfig, batch_size: int, device, dtype):
         shape = (batch_size, config.n_kv_head, config.block_size, config.head_dim)
@@ -153,19 +154,18 @@ class Attention(nn.Module):
             self.q_norm = RMSNorm(D, config.norm_eps)
             self.k_norm = RMSNorm(D, config.norm_eps)
 
-    def forward(self, x: Tensor, rope=None, cache: KVCache | None = None) -> Tensor:
+    def forward(self, x: Tensor, rope=None, cache: KVCache | None = None, mask=None) -> Tensor:
         B, T, _ = x.shape                                               # (B, T, C)
         H, K, D = self.n_head, self.n_kv_head, self.head_dim
-        q = self.q_norm(self.q_proj(x).view(B, T, H, D))                # queries: what it looks for
-        k = self.k_norm(self.k_proj(x).view(B, T, K, D))                # keys: what it offers
-        v = self.v_proj(x).view(B, T, K, D)                             # values: what it passes on
+        q = self.q_norm(self.q_proj(x).view(B, T, H, D))                # queries: what to look for
+        k = self.k_norm(self.k_proj(x).view(B, T, K, D))                # keys: what to offer
+        v = self.v_proj(x).view(B, T, K, D)                             # values: what to pass on
         if rope is not None:
             q, k = rotate(q, rope), rotate(k, rope)
         q, k, v = (t.transpose(1, 2) for t in (q, k, v))                # (B, H or K, T, D)
-        mask = None
         if cache is not None:
             k, v = cache.append(self.layer, k, v)                       # (B, K, S, D)
-            q, mask = q.to(k.dtype), cache.mask
+            q = q.to(k.dtype)
         dropout = self.dropout if self.training else 0.0
         y = attend(q, k, v, dropout, mask).to(x.dtype)                  # (B, H, T, D)
         return self.o_proj(y.transpose(1, 2).reshape(B, T, H * D))      # (B, T, C)
@@ -209,8 +209,8 @@ class Block(nn.Module):
         self.mlp = MLP(config)
         self.drop = nn.Dropout(config.dropout)
 
-    def forward(self, x: Tensor, rope=None, cache: KVCache | None = None) -> Tensor:
-        x = x + self.drop(self.attn(self.norm_1(x), rope, cache))
+    def forward(self, x: Tensor, rope=None, cache: KVCache | None = None, mask=None) -> Tensor:
+        x = x + self.drop(self.attn(self.norm_1(x), rope, cache, mask))
         x = x + self.drop(self.mlp(self.norm_2(x)))
         return x
 
@@ -249,9 +249,9 @@ class GPT(nn.Module):
     def num_params(self) -> int:
         return sum(p.numel() for p in self.parameters())            # a tied matrix counts once
 
-    def hidden(self, idx: Tensor, cache: KVCache | None = None) -> Tensor:
+    def hidden(self, idx: Tensor, cache: KVCache | None = None, mask=None) -> Tensor:
         """Final hidden states (B, T, C) of ids (B, T). With a cache, the ids follow the tokens in
-        it and are appended to it."""
+        it and are appended to it. A mask replaces the causal one; see attend."""
         T, block_size = idx.shape[1], self.config.block_size
         check(T <= block_size, f'{T} tokens exceed block_size={block_size}')
         start = 0 if cache is None else cache.length
@@ -264,7 +264,7 @@ class GPT(nn.Module):
             rope = rotary(positions, self.config.head_dim, self.config.rope_theta)
         x = self.drop(x)
         for block in self.h:
-            x = block(x, rope, cache)                                   # (B, T, C)
+            x = block(x, rope, cache, mask)                             # (B, T, C)
         if cache is not None:
             cache.length += T
         return self.norm_f(x)
@@ -275,25 +275,26 @@ class GPT(nn.Module):
         x = self.hidden(idx)                                            # (B, T, C)
         if targets is None:
             return self.lm_head(x)                                      # (B, T, V)
-        return self.loss(x.flatten(0, 1), targets.flatten())
+        is_large = targets.numel() * self.config.vocab_size > MAX_LOGITS
+        if is_large and not torch.compiler.is_compiling():
+            return self.loss_in_pieces(x.flatten(0, 1), targets.flatten())
+        logits = self.lm_head(x)                                        # (B, T, V)
+        return F.cross_entropy(logits.float().flatten(0, 1), targets.flatten(), ignore_index=-1)
 
-    def loss(self, x: Tensor, targets: Tensor) -> Tensor:
+    def loss_in_pieces(self, x: Tensor, targets: Tensor) -> Tensor:
         """Mean cross-entropy of targets (N,) given final hidden states x (N, C).
 
-        A large vocabulary needs most of the memory here: GPT-2's logits of 12 x 1,024 tokens take
-        2.5 GB. So they are computed in pieces, and again in the backward pass. The compiler finds
-        a better way on its own."""
-        rows = max(1, MAX_LOGITS // self.config.vocab_size)
-        if len(x) <= rows or torch.compiler.is_compiling():
-            return self.sum_of_losses(x, targets) / (targets >= 0).sum()
-        total = 0.0
-        for piece, piece_targets in zip(x.split(rows), targets.split(rows)):
-            total += checkpoint(self.sum_of_losses, piece, piece_targets, use_reentrant=False)
-        return total / (targets >= 0).sum()
+        With a large vocabulary, the logits dominate memory use: GPT-2's for 12 x 1,024 tokens take
+        2.5 GB. So they are computed in pieces and recomputed in the backward pass."""
+        def sum_of_losses(x, targets):
+            logits = self.lm_head(x).float()                            # (rows, V)
+            return F.cross_entropy(logits, targets, ignore_index=-1, reduction='sum')
 
-    def sum_of_losses(self, x: Tensor, targets: Tensor) -> Tensor:
-        logits = self.lm_head(x).float()                                # (N, V)
-        return F.cross_entropy(logits, targets, ignore_index=-1, reduction='sum')
+        rows = max(1, MAX_LOGITS // self.config.vocab_size)
+        total = 0.0
+        for piece in zip(x.split(rows), targets.split(rows)):
+            total += checkpoint(sum_of_losses, *piece, use_reentrant=False)
+        return total / (targets >= 0).sum()
 
     @torch.inference_mode()
     def generate(self, idx: Tensor, max_new_tokens: int, temperature: float = 1.0, top_k: int = 0,
@@ -302,18 +303,18 @@ class GPT(nn.Module):
         """Yield the next ids (B,) after prompts idx (B, T): max_new_tokens times, or until every
         row has ended.
 
-        The repetition penalty applies first (not to eot), then temperature (0 = greedy), top_k
-        (0 = off) and top_p (1 = off). A row that has produced eot repeats it. Row i depends only
+        The repetition penalty applies first (not to eot), then top_k (0 = off), temperature
+        (0 = greedy) and top_p (1 = off). A row that has produced eot repeats it. Row i depends only
         on its prompt and seed + i. Ids from vocab_size up are padding ids and never sampled.
 
-        Only the last block_size tokens of a prompt are used. A full context is cut to its last
-        half, so the cache is rebuilt only every block_size / 2 steps."""
+        The model sees only the last block_size tokens of a prompt. A full context is cut to its
+        last half, so the cache is rebuilt only every block_size / 2 steps."""
         B, block_size, V = len(idx), self.config.block_size, self.config.vocab_size
         generators = [torch.Generator().manual_seed(int(seed) + i) for i in range(B)]
         ended = torch.zeros(B, dtype=torch.bool, device=idx.device)
         seen = torch.zeros(B, V, dtype=torch.bool, device=idx.device).scatter(1, idx, True)
         cache = self.new_cache(B)
-        context = idx[:, -block_size:]                      # what the next token attends to
+        context = idx[:, -block_size:]                      # what the next token is predicted from
         new = context                                       # tokens not in the cache yet
         for _ in range(max_new_tokens):
             if context.shape[1] > block_size:
@@ -342,15 +343,15 @@ class GPT(nn.Module):
         dtype = torch.float32 if weight.device.type == 'cpu' else weight.dtype
         return KVCache(self.config, batch_size, weight.device, dtype)
 
-    def next_logits(self, idx: Tensor, cache: KVCache) -> Tensor:
+    def next_logits(self, idx: Tensor, cache: KVCache, mask=None) -> Tensor:
         """fp32 logits (B, V) of the token after ids (B, T), which are not in the cache yet."""
-        return self.lm_head(self.hidden(idx, cache)[:, -1]).float()
+        return self.lm_head(self.hidden(idx, cache, mask)[:, -1]).float()
 
 
 # ---- parts of generate
 def penalize(logits: Tensor, seen: Tensor, penalty: float, eot: int | None) -> Tensor:
-    """Repetition penalty (Keskar et al. 2019): lower the logits (B, V) of tokens in the mask seen
-    (B, V), except end-of-text."""
+    """Repetition penalty (Keskar et al. 2019): lower the logits (B, V) of the tokens marked in
+    `seen` (B, V), except end-of-text."""
     if eot is not None:
         seen = seen.clone()
         seen[:, eot] = False
@@ -414,7 +415,7 @@ def check_ranges(config: GPTConfig):
     for name in ('n_kv_head', 'head_dim', 'n_inner'):
         check(getattr(config, name) >= 0, f'{name}={getattr(config, name)} must not be negative')
     check(config.head_dim > 0 or config.n_embd % config.n_head == 0,
-          f'n_embd={config.n_embd} is not divisible by n_head={config.n_head}; or set head_dim')
+          f'n_embd={config.n_embd} is not divisible by n_head={config.n_head}')
     check(config.n_layer <= 1000, f'n_layer={config.n_layer} must be at most 1000')
     check(0 <= config.dropout < 1, f'dropout={config.dropout} must be at least 0 and below 1')
     check(0 < config.rope_theta < 1e12, f'rope_theta={config.rope_theta} is out of range')

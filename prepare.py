@@ -5,7 +5,7 @@ file, split them into train and val, train or load a tokenizer, and write the to
 
     ids = [i for document in documents for i in (*encode(document), eot)]
 
-The rest of the code is there to keep only a few MB of text in memory at a time."""
+The rest of the code streams the text, so that the corpus never has to fit in memory."""
 from lib.settings import configure
 
 # the source
@@ -18,24 +18,21 @@ text_column = 'text'        # column with the text, in a dataset, .jsonl, .csv o
 num_stories = 60000         # number of stories to generate
 # the dataset
 name = ''                   # NAME in data/NAME; '' = derived from the source (plus _gpt2 or _char)
-tokenizer = 'bpe'           # bpe (trained on the text), gpt2, char, or a folder with tokenizer.json
-vocab_size = 0              # bpe vocabulary size; 0 = 4096, or 2048 for stories and short texts
+tokenizer = 'bpe'           # bpe (trained on the text), gpt2, char, or where a tokenizer.json is
+vocab_size = 0              # bpe vocabulary size; 0 = 4096, or 2048 for stories and small corpora
 val_fraction = 0.05         # fraction held out for validation, unless the source has a split for it
 seed = 1337                 # random seed for the stories and the split
 overwrite = False           # replace an existing dataset of this name
 settings = configure(globals())
 
 # Imported after the settings, so that --help and errors in settings appear immediately.
-import difflib
 import json
 import logging
 import mmap
-import re
 import shlex
 import sys
 import tempfile
 import time
-from hashlib import blake2b
 from itertools import islice
 from pathlib import Path
 
@@ -48,17 +45,16 @@ from lib.terminal import fit, show_progress, warn
 from lib.tokenizer import Tokenizer, cut, load_tokenizer
 from text.advice import next_command
 from text.corpus import Corpus, divide, new_files, texts_of, write_documents
-from text.readers import Piece, find_files, read_dataset, read_files
-from text.stories.teller import GRAMMAR, read_grammar, tell_stories
+from text.source import check_settings, dataset_folder, fingerprint, local_files, read_source
 from text.vocabulary import train_bpe
 
-VOCABULARY_TEXT = 1 << 26         # maximum bytes of text to train the bpe on
+VOCABULARY_TEXT = 1 << 26         # maximum bytes of text to train the tokenizer on
 SMALL_TEXT = 1_000_000            # below this many bytes, vocab_size defaults to 2048
 
 
 # ---- the four steps
 def make_dataset(folder: Path, splits: dict, about: dict) -> dict:
-    """Run the four steps, print a report, and return the content of meta.json."""
+    """Run the four steps, print a report, and return the contents of meta.json."""
     began = time.time()
     folder.parent.mkdir(exist_ok=True)
     with tempfile.TemporaryFile(dir=folder.parent) as file:
@@ -95,7 +91,7 @@ def make_tokenizer(kind: str, vocab_size: int, raw, corpus: Corpus, train) -> To
 
 def write_dataset(folder: Path, tokenizer: Tokenizer, raw, corpus: Corpus, sides: dict,
                   about: dict) -> dict:
-    """Write the files of a dataset. Returns the content of meta.json, which includes `about`."""
+    """Write the files of a dataset. Returns the contents of meta.json, which includes `about`."""
     dtype = np.uint16 if tokenizer.vocab_size <= 1 << 16 else np.uint32
     meta = {
         'format': FORMAT,
@@ -127,51 +123,8 @@ def write_dataset(folder: Path, tokenizer: Tokenizer, raw, corpus: Corpus, sides
 
 
 # ---- the command
-def dataset_folder() -> Path:
-    """data/NAME: the setting, or by default the last part of the source's path."""
-    target = name
-    if not target:
-        # The first path, up to its first wildcard: texts/*.txt,more/ -> texts
-        first = re.split(r'/?[^/]*[*?[]', (input or dataset).split(',')[0].strip())[0]
-        path = Path(first).expanduser().resolve()
-        target = path.stem if path.is_file() else path.name
-        if tokenizer in ('gpt2', 'char'):
-            target += f'_{tokenizer}'
-    require(target == Path(target).name and target not in ('', '..'),
-            f'name={target} is not a valid folder name')
-    return Path('data', target)
-
-
-def local_files() -> list[Path]:
-    """The source's local files."""
-    if input:
-        return find_files(input)
-    if dataset == 'stories':
-        return [GRAMMAR]
-    return [path for path in Path(dataset).expanduser().rglob('*') if path.is_file()]
-
-
-def read_source(files: list[Path]) -> tuple[dict, str | None]:
-    """Return {split: its documents} and the license; the key is '' if the source has no splits."""
-    if input:
-        return {'': read_files(files, text_column, separator)}, None
-    if dataset == 'stories':
-        stories = tell_stories(read_grammar(), num_stories, seed)
-        return {'': (Piece(text, nats=nats) for text, nats in stories)}, 'MIT'
-    source = 'roneneldan/TinyStories' if dataset == 'tinystories' else dataset
-    return read_dataset(source, text_column, dataset_config, split)
-
-
-def fingerprint(files: list[Path]) -> str:
-    """Hash of the settings and local files that determine a dataset."""
-    files = sorted(files) + sorted(Path(tokenizer).expanduser().glob('*.json'))
-    values = {key: value for key, value in settings.items() if key not in ('name', 'overwrite')}
-    content = repr([values, [(path.name, checksum(path)) for path in files]])
-    return blake2b(content.encode(), digest_size=8).hexdigest()
-
-
 def report(meta: dict, duplicates: int):
-    """Print the sizes of the dataset."""
+    """Print the dataset's statistics."""
     train, val = meta['train'], meta['val']
     lines = [f'documents  {train["documents"]:,} train, {val["documents"]:,} val, '
              f'{duplicates:,} dropped as duplicates',
@@ -196,32 +149,14 @@ def warn_of_lost_text(tok, meta: dict):
              f'are unknown, {tok.lost / max(1, tok.visible):.1%} of the text is lost')
 
 
-def check_settings():
-    """Raise Error for settings that are out of range or contradict each other."""
-    require(0 < val_fraction < 1, f'val_fraction={val_fraction} is not between 0 and 1')
-    require(vocab_size == 0 or 257 <= vocab_size <= 1 << 24,
-            f'vocab_size={vocab_size}: bpe needs at least 257 tokens (all bytes and end-of-text) '
-            'and at most 16,777,216')
-    require(dataset, 'dataset is empty: name one, or use --input')
-    require('vocab_size' not in settings.given or tokenizer == 'bpe',
-            f'vocab_size applies only to --tokenizer=bpe; {tokenizer} has its own: omit it')
-    near = difflib.get_close_matches(tokenizer, ('bpe', 'gpt2', 'char'), 1, cutoff=0.5)
-    require(tokenizer in near or not near or Path(tokenizer).expanduser().exists(),
-            f'tokenizer={tokenizer}: did you mean {"".join(near)}?')
-    require(not input or 'dataset' not in settings.given,
-            '--input replaces --dataset: omit one of them')
-    require('num_stories' not in settings.given or (dataset == 'stories' and not input),
-            'num_stories applies only to --dataset=stories: omit it')
-
-
 def main():
     logging.disable(logging.CRITICAL)           # silence library logs; real failures raise
-    check_settings()
-    folder = dataset_folder()
+    check_settings(settings)
+    folder = dataset_folder(settings)
     try:
-        files = local_files()
+        files = local_files(settings)
         about = {'source': input or dataset, 'command': shlex.join(['python', *sys.argv]),
-                 'fingerprint': fingerprint(files)}
+                 'fingerprint': fingerprint(settings, files)}
         if (folder / 'meta.json').exists() and not overwrite:
             meta = open_dataset(folder.name)[0]
             require(meta['fingerprint'] == about['fingerprint'],
@@ -230,7 +165,7 @@ def main():
                     'be resumed)')
             print(f'{folder} is up to date')
         else:
-            splits, about['license'] = read_source(files)
+            splits, about['license'] = read_source(settings, files)
             meta = make_dataset(folder, splits, about)
     except BrokenPipeError:                     # stdout was closed, e.g. by `| head`
         raise

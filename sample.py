@@ -7,15 +7,15 @@ out_dir = 'out'             # a run's folder, a checkpoint, or the folder of a H
 start = ''                  # the prompt, or FILE:path to read it from a file; '' = a new document
 interactive = False         # continue prompts typed at the keyboard instead of start
 num_samples = 3             # number of samples, generated as one batch
-max_new_tokens = 300        # maximum tokens per sample; end-of-text stops it earlier
+max_new_tokens = 300        # maximum tokens per sample; end-of-text ends a sample early
 temperature = 0.8           # lower is more conservative, higher more diverse; 0 = greedy
 top_k = 0                   # sample from the k most likely tokens; 0 = off
-top_p = 1.0                 # nucleus: smallest set of tokens with this total probability; 1 = off
-repetition_penalty = 1.0    # above 1 makes tokens that have occurred less likely; 1 = off
+top_p = 1.0                 # nucleus: the fewest tokens with at least this probability; 1 = off
+repetition_penalty = 1.0    # above 1 makes tokens already seen less likely; 1 = off
 seed = 1337                 # random seed; sample i uses seed + i
 device = 'auto'             # cuda, mps or cpu; auto = the first of these that is available
 dtype = 'auto'              # dtype of the weights: bfloat16, float16 or float32; auto = the fastest
-compile = False             # torch.compile first (half a minute) to generate one text much faster
+compile = False             # torch.compile first (half a minute): much faster for a single sample
 settings = configure(globals())
 SAMPLING = ('max_new_tokens', 'temperature', 'top_k', 'top_p', 'repetition_penalty', 'seed')
 
@@ -37,8 +37,8 @@ from model import GPT
 
 
 class LanguageModel:
-    """A model and its tokenizer. The methods take the sampling settings above as keyword arguments,
-    with the same defaults."""
+    """A model and its tokenizer. The methods take the settings named in SAMPLING as keyword
+    arguments, with the same defaults."""
 
     def __init__(self, model: GPT, tokenizer: Tokenizer, settings: dict | None = None):
         self.model = model
@@ -81,7 +81,7 @@ def check_sampling(**sampling):
     """Raise Error for a setting that is unknown, not a number, or out of range."""
     for name, value in sampling.items():
         require(name in (*SAMPLING, 'num_samples'),
-                f'{name} is not a sampling setting; those are {", ".join(SAMPLING)}')
+                f'{name} is not a sampling setting; choose from {", ".join(SAMPLING)}')
         kind = Real if type(settings[name]) is float else Integral
         require(isinstance(value, kind) and type(value) is not bool,
                 f'{name}={value!r} must be {"an integer" if kind is Integral else "a number"}')
@@ -97,7 +97,7 @@ def check_sampling(**sampling):
 
 def load(path='out', device: str = 'auto', dtype: str = 'auto',
          compile: bool = False) -> LanguageModel:
-    """Load the model of a run's folder, a checkpoint or a Hugging Face folder, ready to sample.
+    """Load a model from a run's folder, a checkpoint or a Hugging Face folder, to sample from it.
 
     Raises Error if there is none."""
     checkpoint = checkpoints.load(path)
@@ -140,7 +140,7 @@ def print_samples(lm: LanguageModel, prompt: str):
 
 def print_stream(prompt: str, texts) -> int:
     """Print a prompt and its continuation as it is generated. Returns the number of tokens."""
-    tokens = -1                                 # stream ends with a text that is no token
+    tokens = -1                                 # the last text is a final flush, not a token
     print(prompt, end='')
     for text in texts:
         print(text, end='', flush=True)
@@ -161,7 +161,7 @@ def talk(lm: LanguageModel):
             break
         try:
             print_stream('', lm.stream(prompt))
-        except KeyboardInterrupt:               # stops this text, not the loop
+        except KeyboardInterrupt:               # stops this completion, not the loop
             print()
         except Error as e:                      # e.g. a character not in the alphabet
             print(f'error: {e}', file=sys.stderr)

@@ -1,13 +1,13 @@
 """Train a GPT on a dataset from prepare.py: python train.py [config/NAME.py] [--key=value ...]
 
-First the settings, then a few functions, then the run from top to bottom. On several GPUs:
+Settings first, then helper functions, then the run from top to bottom. On several GPUs:
 torchrun --standalone --nproc_per_node=8 train.py [config/NAME.py] [--key=value ...]"""
 from lib.settings import configure
 
 # run
 out_dir = 'out'             # folder for checkpoints, log.csv and loss.png
 dataset = 'stories'         # NAME in data/NAME, written by prepare.py
-init_from = 'scratch'       # scratch, resume, auto (resume if a run exists), or the path of a model
+init_from = 'scratch'       # scratch, resume, auto (resume if there is a run), or a model to load
 overwrite = False           # replace the run in out_dir
 seed = 1337                 # random seed for weights, batches and dropout
 max_minutes = 0.0           # stop and save after this many minutes; 0 = no limit
@@ -15,9 +15,9 @@ max_minutes = 0.0           # stop and save after this many minutes; 0 = no limi
 eval_interval = 250         # steps between evaluations and checkpoints; 0 = only at the end
 eval_tokens = 0             # number of validation tokens to evaluate on; 0 = all
 log_interval = 10           # steps between rows of log.csv
-keep_weights = 'best'       # best, evaluations (a file each), or powers (also at step 1, 2, 4, ...)
+keep_weights = 'best'       # weights to keep: best, evaluations (one file each), or powers (more)
 wandb_project = ''          # also log to this Weights & Biases project; '' = off
-# model: n_layer, n_head, n_embd, block_size, dropout and all other fields of GPTConfig in model.py
+# model: n_layer, n_head, n_embd, block_size, dropout and the other fields of GPTConfig in model.py
 # optimization
 optimizer = 'adamw'         # adamw, or muon (for matrices in the blocks, with AdamW for the rest)
 learning_rate = 1e-3        # peak learning rate, reached after the warmup
@@ -37,15 +37,10 @@ output_lr_scale = 1.0       # learning rate multiplier for the output matrix, if
 device = 'auto'             # cuda, mps or cpu; auto = the first of these that is available
 dtype = 'auto'              # bfloat16, float16 or float32; auto = the fastest on this hardware
 compile = 'auto'            # use torch.compile; auto = only on CUDA
-verify = False              # also verify the checksums of files over 1 GB
+verify = False              # also verify the checksums of dataset files over 1 GB
 
-# The fields of GPTConfig are settings, too, e.g. --n_layer=4; settings.shape holds those given.
+# The fields of GPTConfig are settings, too, e.g. --n_layer=4; settings.model holds those given.
 settings = configure(globals(), dataclass='model.py:GPTConfig', resume=True)
-
-import signal
-
-if __name__ == '__main__':  # let Ctrl-C kill the process during the imports
-    signal.signal(signal.SIGINT, signal.SIG_DFL)
 
 # Imported after the settings, so that --help and errors in settings appear immediately.
 import math
@@ -57,9 +52,9 @@ import torch
 from torch import nn
 
 from lib import checkpoint as checkpoints
+from lib import checks
 from lib.dataset import Validation, open_dataset
 from lib.device import StopSignals, compile_and_parallelize, fit_micro_batch, start_hardware
-from lib.errors import require
 from lib.log import Log
 from lib.muon import Muon
 from lib.tokenizer import load_tokenizer
@@ -77,44 +72,16 @@ def learning_rate_at(step: int) -> float:
     return min_lr + (learning_rate - min_lr) * remaining
 
 
-def check_settings(world_size: int):
-    """Raise Error for settings that are out of range or contradict each other."""
-    require(out_dir, 'out_dir is empty')
-    choices = {'optimizer': ('adamw', 'muon'), 'schedule': ('cosine', 'linear'),
-               'keep_weights': ('best', 'evaluations', 'powers'),
-               'compile': ('auto', 'True', 'False')}
-    for name, allowed in choices.items():
-        require(settings[name] in allowed,
-                f'{name}={settings[name]!r} is not one of {", ".join(allowed)}')
-    for name, value in settings.items():
-        is_number = type(value) in (int, float)
-        require(not is_number or value >= 0, f'{name}={value} must not be negative')
-    for name in ('max_iters', 'batch_size', 'log_interval'):
-        require(1 <= settings[name] < 1 << 31, f'{name}={settings[name]} must be at least 1 and '
-                                               'below 2 ** 31')
-    require(batch_size <= 1 << 20, f'batch_size={batch_size} must be at most {1 << 20:,}')
-    require(batch_size % world_size == 0,
-            f'batch_size={batch_size} is not divisible by the number of processes ({world_size})')
-    share = batch_size // world_size
-    require(share % (micro_batch_size or 1) == 0,
-            f'micro_batch_size={micro_batch_size} does not divide the {share} sequences per step '
-            'of each process')
-    require(min_lr <= learning_rate, f'min_lr={min_lr} is above learning_rate={learning_rate}')
-    require(beta1 < 1 and beta2 < 1, f'beta1={beta1} and beta2={beta2} must be below 1')
-    require(embedding_lr_scale > 0 and output_lr_scale > 0,
-            'embedding_lr_scale and output_lr_scale must be above 0')
-
-
 def make_model(checkpoint: dict | None, n_tokens: int, device: torch.device) -> GPT:
     """The model of a checkpoint, or a new one, on the device."""
     torch.manual_seed(seed)
     if checkpoint:
-        changes = {name: settings.shape[name] for name in ('block_size', 'dropout')
-                   if name in settings.shape}
+        changes = {name: settings.model[name] for name in ('block_size', 'dropout')
+                   if name in settings.model}
         return checkpoints.build_model(checkpoint, **changes).to(device)
     if device.type == 'cuda':
-        n_tokens = math.ceil(n_tokens / 64) * 64        # faster matrix products on GPUs
-    return checkpoints.new_model(device, vocab_size=n_tokens, **settings.shape)
+        n_tokens = math.ceil(n_tokens / 64) * 64        # faster matmuls on GPUs
+    return checkpoints.new_model(device, vocab_size=n_tokens, **settings.model)
 
 
 def make_optimizer(model: GPT, torch_dtype: torch.dtype) -> torch.optim.Optimizer:
@@ -123,25 +90,17 @@ def make_optimizer(model: GPT, torch_dtype: torch.dtype) -> torch.optim.Optimize
 
     A group's learning rate is the scheduled one times lr_scale. Its weight decay is divided by
     lr_scale, so that all weights decay at the same rate."""
-    params = {'matrices': [], 'embeddings': [], 'output': [], 'vectors': []}
-    for name, p in model.named_parameters():    # a tied output matrix is wte.weight
-        if p.ndim < 2:
-            params['vectors'].append(p)
-        elif name.startswith('h.') and p.ndim == 2:
-            params['matrices'].append(p)
-        elif name.startswith('lm_head.'):
-            params['output'].append(p)
-        else:
-            params['embeddings'].append(p)
-    require(params['output'] or output_lr_scale == 1,
-            'output_lr_scale needs tie_weights=False: a tied output matrix is the embedding')
-    scales = {'embeddings': embedding_lr_scale, 'output': output_lr_scale}
+    matrices = [p for p in model.h.parameters() if p.ndim == 2]
+    vectors = [p for p in model.parameters() if p.ndim < 2]
+    output = [] if model.config.tie_weights else [model.lm_head.weight]
+    grouped = {*matrices, *vectors, *output}
+    embeddings = [p for p in model.parameters() if p not in grouped]
     groups = []
-    for kind in params:
-        scale = scales.get(kind, 1.0)
-        decay = 0.0 if kind == 'vectors' else weight_decay / scale
-        groups.append({'params': params[kind], 'lr_scale': scale, 'weight_decay': decay,
-                       'use_muon': kind == 'matrices'})
+    for params, lr_scale, decay in ((matrices, 1.0, weight_decay), (vectors, 1.0, 0.0),
+                                    (embeddings, embedding_lr_scale, weight_decay),
+                                    (output, output_lr_scale, weight_decay)):
+        groups.append({'params': params, 'lr_scale': lr_scale, 'weight_decay': decay / lr_scale,
+                       'use_muon': params is matrices})
     groups = [group for group in groups if group['params']]
     if optimizer == 'muon':
         return Muon(groups, learning_rate, (beta1, beta2), torch_dtype)
@@ -150,8 +109,7 @@ def make_optimizer(model: GPT, torch_dtype: torch.dtype) -> torch.optim.Optimize
 
 
 def windows_per_epoch(tokens: int, block_size: int) -> int:
-    """Number of block_size windows in an epoch: one fewer than would fit, to leave room for a
-    random offset."""
+    """Number of block_size windows in an epoch, with room left for a random offset."""
     return max(1, (tokens - block_size) // block_size)
 
 
@@ -173,7 +131,7 @@ def get_batch(data, block_size: int, seed: int, sequences: range) -> tuple[np.nd
 
     A run's sequences are numbered from 0, and each step takes the next batch_size of them. A batch
     depends only on the arguments: a resumed run needs no data loader state, and several processes
-    take slices of the same batch. Costs one copy of the tokens from the memory map."""
+    take slices of the same batch. Only these tokens are read from the memory map."""
     windows = windows_per_epoch(len(data), block_size)
     rows = []
     for i in sequences:
@@ -231,124 +189,100 @@ def sample_text(model: GPT, tokenizer) -> str:
     return text
 
 
-def training_step(model, opt, scaler, batches, grad_accum_steps: int, autocast):
-    """One optimizer step on grad_accum_steps micro-batches of ids x, y (micro, T). Returns the mean
-    loss and the gradient norm, as scalars on the device.
-
-    Gradients accumulate over the micro-batches: dividing each loss by their number makes the sum
-    the gradient of the mean loss."""
-    total = 0.0
-    for i, (x, y) in enumerate(batches, start=1):
-        if hasattr(model, 'require_backward_grad_sync'):    # DDP: all-reduce only after the last
-            model.require_backward_grad_sync = i == grad_accum_steps
-        with autocast:
-            loss = model(x, y) / grad_accum_steps
-        scaler.scale(loss).backward()           # the scaler acts in fp16 only
-        total += loss.detach()
-    scaler.unscale_(opt)
-    norm = nn.utils.clip_grad_norm_(model.parameters(), grad_clip or math.inf)
-    scaler.step(opt)                            # fp16: skips the step if gradients overflow
-    scaler.update()
-    opt.zero_grad()
-    return total, norm
-
-
 def is_due(step: int, interval: int) -> bool:
     """Whether this is the last step or a multiple of `interval`; 0 = only the last."""
     return step == max_iters or (interval > 0 and step % interval == 0)
 
 
-def keeps_weights(step: int) -> bool:
-    """Whether the weights of this step get a file of their own, by keep_weights."""
-    is_power_of_two = step & (step - 1) == 0
-    is_kept = {'best': False, 'evaluations': is_due(step, eval_interval),
-               'powers': is_due(step, eval_interval) or is_power_of_two}
-    return is_kept[keep_weights]
-
-
 # ---- the run
 if __name__ == '__main__':
     hardware = start_hardware(device, dtype)
-    check_settings(hardware.world_size)
-    out = Path(out_dir).expanduser()
-    is_resumed = init_from == 'resume' or (init_from == 'auto' and (out / 'ckpt.pt').exists())
+    checks.check_settings(settings, hardware.world_size)
 
     # data and model
     meta, train_data, val_data = open_dataset(dataset, verify)
     tokenizer = load_tokenizer(meta['tokenizer'])
-    checkpoint = checkpoints.load_start(settings, meta, tokenizer, is_resumed)
+    checkpoint = checkpoints.load_start(settings, meta, tokenizer)      # None for a new model
     model = make_model(checkpoint, tokenizer.vocab_size, hardware.device).train()
     block_size = model.config.block_size
-    require(len(train_data) > block_size,
-            f'the train split has {len(train_data)} tokens; lower block_size below that')
+    checks.check_fit(settings, model.config, len(train_data))
     validation = Validation(meta, val_data, tokenizer, eval_tokens, block_size)
 
-    # optimizer
+    # optimizer; each process trains on its share of a step's sequences, in micro-batches
     opt = make_optimizer(model, hardware.dtype)
     scaler = torch.amp.GradScaler(hardware.device.type, enabled=hardware.dtype == torch.float16)
-    share = batch_size // hardware.world_size   # this process's sequences per step
+    share = batch_size // hardware.world_size
     micro = micro_batch_size or fit_micro_batch(model, hardware.autocast, share)
+    grad_accum_steps = share // micro
     parallel_model = compile_and_parallelize(model, compile)
 
     # progress, and the run's folder, created last so that a rejected run leaves none
-    progress = {'step': 0, 'evaluated_at': -1, 'best_val_loss': math.inf}
-    if is_resumed:
-        progress = {name: checkpoint[name] for name in progress}
+    first_step, best_val_loss = 0, math.inf
+    if settings.is_resumed:
+        first_step, best_val_loss = checkpoint['step'], checkpoint['best_val_loss']
         checkpoints.load_optimizer(opt, scaler, checkpoint)
-    step = progress['step']
+    out = Path(out_dir).expanduser()
+    checkpoints.claim_folder(out, settings)
+    log = Log(settings, first_step, hardware, model, validation.floor)
+    checkpoints.delete_old(out, settings)
+    kept_steps = checkpoints.kept_steps(settings)
+    log.announce(meta, model, micro, kept_steps)
+    if settings.is_resumed:
+        log.announce_resume(checkpoint, learning_rate_at(first_step + 1))
     about = {'tokenizer': tokenizer.spec, 'settings': dict(settings),
              'data': checkpoints.checksums(meta)}
-    checkpoints.claim_folder(out, is_resumed, overwrite)
-    log = Log(settings, step, batch_size * block_size, hardware, model, validation.floor,
-              is_resumed)
-    if not is_resumed:
-        checkpoints.delete_old(out)
-    log.announce(meta, model, micro)
-    if keep_weights != 'best':
-        kept = sum(map(keeps_weights, range(step, max_iters + 1)))
-        log.announce_weights(kept, model.num_params())
-    if is_resumed:
-        log.announce_resume(checkpoint, learning_rate_at(step + 1))
-    is_pretrained = checkpoint is not None
+    is_new_model = checkpoint is None
     checkpoint = None                           # free its memory
     stop = StopSignals(max_minutes)
+    step = first_step
 
     # ---- the training loop: evaluate and save when due, then stop or take one more step
     while True:
-        progress['step'] = step
-        is_stopping = step < max_iters and stop.requested()
-        is_evaluating = (is_due(step, eval_interval) and progress['evaluated_at'] != step
-                         and not is_stopping)   # a resumed run evaluates then, as if never stopped
-        if is_evaluating:
+        is_last = step == max_iters or stop.requested()
+        if is_due(step, eval_interval) and (step > first_step or not settings.is_resumed):
             log.pause('evaluating')
             val_loss = evaluate(model, validation, micro, hardware.autocast, hardware.rank,
                                 hardware.world_size)
             log.evaluation(step, val_loss, validation.bits_per_byte(val_loss))
             log.sample(sample_text(model, tokenizer))
-            progress['evaluated_at'] = step
-            if val_loss < progress['best_val_loss']:
-                progress['best_val_loss'] = val_loss
-                if step > 0 or is_pretrained:   # never an untrained model
-                    checkpoints.save(out / 'best.pt', model, **about, **progress)
+            if val_loss < best_val_loss:
+                best_val_loss = val_loss
+                if step > 0 or not is_new_model:            # never an untrained model
+                    checkpoints.save(out / 'best.pt', model, step=step,
+                                     best_val_loss=best_val_loss, **about)
             log.go_on()
-        if keeps_weights(step):
-            checkpoints.save(out / 'weights' / f'{step:07}.pt', model, **about, **progress)
-        if is_evaluating or is_stopping:
-            log.read_pending(step)              # raises Error if a loss is not finite
-            checkpoints.save(out / 'ckpt.pt', model, **about, **progress,
-                             optimizer=opt.state_dict(), scaler=scaler.state_dict())
-        if is_stopping or step == max_iters:
+        if step in kept_steps:
+            checkpoints.save(out / 'weights' / f'{step:07}.pt', model, step=step,
+                             best_val_loss=best_val_loss, **about)
+        if is_last or is_due(step, eval_interval):
+            log.read_pending(step)                          # raises Error if a loss is not finite
+            checkpoints.save(out / 'ckpt.pt', model, step=step, best_val_loss=best_val_loss,
+                             optimizer=opt.state_dict(), scaler=scaler.state_dict(), **about)
+        if is_last:
             break
 
+        # one optimizer step: gradients accumulate over the micro-batches, and dividing each loss
+        # by their number makes the sum the gradient of the mean loss
         step += 1
         lr = learning_rate_at(step)
         for group in opt.param_groups:
             group['lr'] = lr * group['lr_scale']
         batches = micro_batches(step, train_data, block_size, share, micro, hardware)
-        loss, norm = training_step(parallel_model, opt, scaler, batches, share // micro,
-                                   hardware.autocast)
-        log.step(step, loss, norm, lr, is_due(step, log_interval) or is_due(step, eval_interval))
+        total_loss = 0.0
+        for i, (x, y) in enumerate(batches, start=1):                   # (micro, T) each
+            if hardware.world_size > 1:                     # all-reduce gradients only at the last
+                parallel_model.require_backward_grad_sync = i == grad_accum_steps
+            with hardware.autocast:
+                loss = parallel_model(x, y) / grad_accum_steps
+            scaler.scale(loss).backward()                   # a no-op except in fp16
+            total_loss += loss.detach()
+        scaler.unscale_(opt)
+        norm = nn.utils.clip_grad_norm_(model.parameters(), grad_clip or math.inf)
+        scaler.step(opt)                                    # fp16: skipped if gradients overflow
+        scaler.update()
+        opt.zero_grad()
+        log.step(step, total_loss, norm, lr,
+                 is_due(step, log_interval) or is_due(step, eval_interval))
 
-    best = progress['best_val_loss']
-    log.close(step, best, validation.bits_per_byte(best))
+    log.close(step, best_val_loss, validation.bits_per_byte(best_val_loss))
     stop.end_process(is_finished=step == max_iters)

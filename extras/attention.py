@@ -27,7 +27,7 @@ def attention_weights(model: GPT, idx: Tensor) -> list[Tensor]:
     weights = []
 
     def record(layer: Attention, inputs: tuple):
-        x, rope, _ = inputs                                         # x (1, T, C)
+        x, rope, *_ = inputs                                        # x (1, T, C)
         weights.append(layer_weights(layer, x, rope))
 
     hooks = [block.attn.register_forward_pre_hook(record) for block in model.h]

@@ -65,6 +65,7 @@ class CompiledGPT(nn.Module):
 
 class StepCache(KVCache):
     """The tensors of a KVCache, for one step. On a CPU `length` is a number."""
+    mask = None
 
     def __init__(self, length, k: list[Tensor], v: list[Tensor]):
         self.length, self.k, self.v = length, k, v
@@ -88,8 +89,8 @@ class GraphCache(StepCache):
 
 def decode(model: GPT, idx: Tensor, length, k: list[Tensor], v: list[Tensor]) -> Tensor:
     """Logits (B, V) after ids (B, 1), which follow `length` tokens with keys k and values v."""
-    kind = GraphCache if idx.is_cuda else StepCache
-    return model.next_logits(idx, kind(length, k, v))
+    cache = GraphCache(length, k, v) if idx.is_cuda else StepCache(length, k, v)
+    return model.next_logits(idx, cache, cache.mask)
 
 
 # ---- CPU

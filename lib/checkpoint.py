@@ -1,9 +1,8 @@
 """Checkpoints, saved atomically with a checksum. Loading verifies it and never executes code.
 
 A checkpoint is a dict of plain types and tensors: format, model (a state_dict), model_config,
-tokenizer (the spec of a Tokenizer), settings (of train.py), step, evaluated_at (a step),
-best_val_loss, and data (checksums of the dataset). ckpt.pt also has optimizer and scaler,
-for resuming."""
+tokenizer (the spec of a Tokenizer), settings (of train.py), step, best_val_loss, and data
+(checksums of the dataset). ckpt.pt also has optimizer and scaler, for resuming."""
 import difflib
 import os
 from dataclasses import asdict
@@ -32,14 +31,15 @@ def save(path, model: GPT, **content):
                'model_config': asdict(model.config), **content}
     with atomic(path) as temporary:
         torch.save(content, temporary)
-        seal = SEAL + checksum(temporary).encode()          # torch.load does not verify one
+        seal = SEAL + checksum(temporary).encode()          # torch.load verifies no checksum
         with open(temporary, 'ab') as f:
             f.write(seal)
 
 
 def load(source, from_hub: bool = False) -> dict:
-    """The checkpoint, on the CPU, at `source`: a file, a run's folder (best.pt, or else ckpt.pt), a
-    nanoGPT checkpoint, or a Hugging Face model (a folder or, with from_hub=True, a name).
+    """Load a checkpoint onto the CPU. `source` is a file, a run's folder (best.pt, or else
+    ckpt.pt), a nanoGPT checkpoint, or a Hugging Face model (a folder or, with from_hub=True, a
+    name).
 
     Raises Error if it is missing or damaged."""
     source = os.path.expanduser(source)
@@ -100,8 +100,8 @@ def make_config(**fields) -> GPTConfig:
 
 
 def new_model(device: torch.device, **fields) -> GPT:
-    """A GPT of these config fields with initial weights, on the device. Raises Error if a field is
-    invalid, or if the memory cannot hold it in training."""
+    """A freshly initialized GPT with these config fields, on the device. Raises Error if a field is
+    invalid, or if the model is too large to train in this memory."""
     config = make_config(**fields)
     with torch.device('meta'):                  # allocates no memory
         require_memory(GPT(config).num_params(), device)
@@ -109,8 +109,8 @@ def new_model(device: torch.device, **fields) -> GPT:
 
 
 def build_model(checkpoint: dict, **changes) -> GPT:
-    """The model of a checkpoint. `changes` override fields of its GPTConfig: dropout, or a
-    smaller block_size. Raises Error for an invalid one."""
+    """The model of a checkpoint. `changes` override fields of its GPTConfig: dropout, or
+    block_size. Raises Error for an invalid one."""
     config = make_config(**{**checkpoint['model_config'], **changes})
     state = dict(checkpoint['model'])
     if config.arch == 'gpt2':
@@ -130,8 +130,8 @@ def build_model(checkpoint: dict, **changes) -> GPT:
 
 
 def require_finite_logits(model: GPT, source):
-    """Raise Error if a model cannot predict: its weights are damaged, or too large for their
-    dtype."""
+    """Raise Error if a model's logits are not finite: its weights are damaged, or too large for
+    their dtype."""
     with torch.inference_mode():
         logits = model(torch.zeros(1, 1, dtype=torch.long, device=model.wte.weight.device))
     require(logits.isfinite().all(),
@@ -149,30 +149,30 @@ def load_optimizer(optimizer, scaler, checkpoint: dict):
 
 
 # ---- starting a run
-def load_start(settings, meta: dict, tokenizer: Tokenizer, is_resumed: bool) -> dict | None:
-    """The checkpoint a run starts from: its own if is_resumed, the one init_from names, or None.
+def load_start(settings, meta: dict, tokenizer: Tokenizer) -> dict | None:
+    """The checkpoint a run starts from: its own if it is resumed, the one init_from names, or None.
 
-    Raises Error if it contradicts the dataset, the tokenizer or a setting that cannot change."""
+    Raises Error if it does not match the dataset, the tokenizer or a setting that cannot change."""
     out = Path(settings['out_dir']).expanduser()
     checkpoint = None
-    if is_resumed:
+    if settings.is_resumed:
         checkpoint = read(out / 'ckpt.pt')
         check_resume(settings, meta, checkpoint, out)
     elif settings['init_from'] not in ('scratch', 'auto'):
         checkpoint = load(settings['init_from'], from_hub=True)
-    require_same_start(checkpoint['step'] if is_resumed else 0, out)
+    require_same_start(checkpoint['step'] if settings.is_resumed else 0, out)
     if checkpoint is None:
         return None
     require(load_tokenizer(checkpoint['tokenizer']) == tokenizer,
             f'data/{settings["dataset"]} uses a different tokenizer from the checkpoint; prepare '
             "it again with the checkpoint's tokenizer")
     weights = checkpoint['model_config']
-    may_differ = {'dropout'} if is_resumed else {'dropout', 'block_size'}
+    may_differ = {'dropout'} if settings.is_resumed else {'dropout', 'block_size'}
     wrong = [f'{name}={value} (the checkpoint has {weights[name]})'
-             for name, value in settings.shape.items()
+             for name, value in settings.model.items()
              if name not in may_differ and value != weights[name]]
-    require(not wrong, f'{", ".join(wrong)}: the shape of trained weights cannot change; omit it, '
-                       'or train a new model in a different out_dir')
+    require(not wrong, f'{", ".join(wrong)}: the architecture of a trained model cannot change; '
+                       'omit it, or train a new model in a different out_dir')
     return checkpoint
 
 
@@ -202,7 +202,7 @@ def require_same_start(step: int, out: Path):
         steps = [0] * distributed.get_world_size()
         distributed.all_gather_object(steps, step)
         require(len(set(steps)) == 1,
-                f'the processes start at steps {steps}: they all need the same {out}')
+                f'the processes start at steps {steps}: every machine needs the same {out}/ckpt.pt')
 
 
 def checksums(meta: dict) -> dict:
@@ -210,7 +210,18 @@ def checksums(meta: dict) -> dict:
     return {split: meta[split]['checksum'] for split in ('train', 'val')}
 
 
-def claim_folder(out: Path, is_resumed: bool, overwrite: bool):
+def kept_steps(settings) -> set[int]:
+    """The steps whose weights get a file of their own, by keep_weights and eval_interval."""
+    kind, max_iters = settings['keep_weights'], settings['max_iters']
+    if kind == 'best':
+        return set()
+    steps = {0, max_iters, *range(0, max_iters, settings['eval_interval'] or max_iters)}
+    if kind == 'powers':
+        steps |= {2 ** i for i in range(max_iters.bit_length()) if 2 ** i <= max_iters}
+    return steps
+
+
+def claim_folder(out: Path, settings):
     """Create and lock out_dir, in the first process only. Raises Error if it holds a run that is
     neither resumed nor replaced."""
     if not is_first_process():
@@ -218,14 +229,14 @@ def claim_folder(out: Path, is_resumed: bool, overwrite: bool):
     log = out / 'log.csv'
     has_run = (out / 'ckpt.pt').exists() or (out / 'best.pt').exists()
     has_rows = log.exists() and len(log.read_bytes().splitlines()) > 2      # header and step 0
-    require(is_resumed or overwrite or not (has_run or has_rows),
+    require(settings.is_resumed or settings['overwrite'] or not (has_run or has_rows),
             f'{out} holds a run: continue it with --init_from=resume, replace it with '
             '--overwrite=True, or choose a different --out_dir')
     acquire_lock(out)
 
 
-def delete_old(out: Path):
+def delete_old(out: Path, settings):
     """Delete the files of the run that a new one replaces."""
-    if is_first_process():
+    if is_first_process() and not settings.is_resumed:
         for path in (out / 'ckpt.pt', out / 'best.pt', out / 'loss.png', *out.glob('weights/*.pt')):
             path.unlink(missing_ok=True)

@@ -61,14 +61,16 @@ def checksum_of_meta(meta: dict) -> str:
 
 # ---- evaluation
 def bits_per_byte(nats: float, size: int) -> float:
-    """Bits per byte of a text of `size` bytes and `nats` in total; comparable across tokenizers."""
+    """Bits per byte, given a total loss of `nats` over a text of `size` bytes: comparable across
+    tokenizers."""
     return nats / size / math.log(2)
 
 
 class Validation:
     """The validation split, or its first eval_tokens tokens, packed into windows.
 
-    floor: entropy in nats per token, which no model can beat on average; None if unknown."""
+    floor: -ln p(text) under the true distribution, in nats per token, which no model can beat on
+    average; None if unknown."""
 
     def __init__(self, meta: dict, val, tokenizer, eval_tokens: int, block_size: int):
         self.eot = meta['eot']

@@ -37,7 +37,7 @@ def pick_device(device: str = 'auto') -> torch.device:
 
 
 def pick_dtype(dtype: str, device: torch.device) -> torch.dtype:
-    """The torch.dtype of matrix products; auto = the fastest that the hardware supports natively.
+    """The torch.dtype of matmuls; auto = the fastest that the hardware supports natively.
 
     torch.cuda.is_bf16_supported() is also true where bf16 is emulated, which is slow."""
     if dtype == 'auto':
@@ -58,9 +58,9 @@ def pick_dtype(dtype: str, device: torch.device) -> torch.dtype:
 
 
 class Hardware(NamedTuple):
-    """What this process computes with."""
+    """The device, dtype and rank of this process."""
     device: torch.device
-    dtype: torch.dtype          # dtype of matrix products
+    dtype: torch.dtype          # dtype of matmuls
     autocast: torch.autocast    # context manager that applies it
     rank: int                   # index of this process
     world_size: int             # number of processes
@@ -150,8 +150,8 @@ def require_memory(num_params: int, device: torch.device):
 
 
 def fit_micro_batch(model: nn.Module, autocast, share: int) -> int:
-    """Sequences per micro-batch: the most that every process can hold and that divide `share`, the
-    sequences per step of a process.
+    """Sequences per micro-batch: the largest divisor of `share`, the sequences per step of each
+    process, that fits on every process.
 
     On a GPU it is extrapolated from the measured peaks of one and two sequences, based on the
     card's total memory rather than what is free now: the same card always gives the same number."""
@@ -173,7 +173,7 @@ def fit_micro_batch(model: nn.Module, autocast, share: int) -> int:
 
 
 def measure_peaks(model: nn.Module, autocast, device: torch.device) -> list[int]:
-    """Peak bytes on a GPU with one and with two sequences; fewer if memory runs out."""
+    """Peak bytes on a GPU with one and with two sequences; a shorter list if memory runs out."""
     peaks = []
     with contextlib.suppress(torch.OutOfMemoryError):
         for n in (1, 2):
@@ -188,8 +188,8 @@ def measure_peaks(model: nn.Module, autocast, device: torch.device) -> list[int]
 
 
 def max_speed(model: nn.Module, device: torch.device) -> float | None:
-    """Tokens per second if training used every FLOP of the GPUs; None if their peak is unknown. The
-    fraction of it that a run reaches is its MFU (Chowdhery et al. 2022, appendix B)."""
+    """Tokens per second at the GPUs' peak FLOP/s; None if the peak is unknown. The fraction of it
+    that a run reaches is its MFU (Chowdhery et al. 2022, appendix B)."""
     if device.type != 'cuda':
         return None
     words = torch.cuda.get_device_name(device).replace('-', ' ').split()

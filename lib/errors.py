@@ -28,7 +28,8 @@ def brief(error: BaseException) -> str:
 
 
 def extra(name: str, needed_by: str = ''):
-    """The module extras/NAME.py; None if it is missing, or Error if something needs it."""
+    """The module extras/NAME.py; None if it is missing. Raises Error instead if something needs
+    it, or if a package that it imports is missing."""
     try:
         return importlib.import_module(f'extras.{name}')
     except ModuleNotFoundError as e:

@@ -30,7 +30,7 @@ def atomic(path):
             temporary.unlink(missing_ok=True)
         is_full_disk = re.search('inline_container|iostream', str(e))     # torch.save's wording
         if isinstance(e, OSError) or is_full_disk:
-            raise Error(f'cannot write {path}: {e}; no other file has changed') from e
+            raise Error(f'cannot write {path}: {e}; no file was changed') from e
         raise
 
 
@@ -50,7 +50,8 @@ def sync(path):
 
 
 def checksum(file, size: int = sys.maxsize) -> str:
-    """CRC-32, as 8 hex digits, of up to `size` bytes of a file: a path, or an open file's rest."""
+    """CRC-32, as 8 hex digits, of up to `size` bytes of a file given as a path, or of the rest of
+    an open file."""
     crc = 0
     with contextlib.nullcontext(file) if hasattr(file, 'read') else open(file, 'rb') as f:
         while block := f.read(min(size, 1 << 20)):
@@ -73,5 +74,5 @@ def acquire_lock(folder: Path):
         return HELD[-1].acquire(timeout=0)
     except Timeout as e:
         raise Error(f'{folder} is in use by another run; wait, or use a different folder') from e
-    except OSError:                                         # some file systems have no locks
+    except OSError:                                         # some file systems do not support locks
         return contextlib.nullcontext()

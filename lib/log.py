@@ -23,17 +23,16 @@ class Log:
     """Writes log.csv; shows a progress bar on a terminal and prints a line per row elsewhere. Only
     the first process writes and prints."""
 
-    def __init__(self, settings: dict, step: int, tokens_per_step: int, hardware, model,
-                 floor: float | None, is_resumed: bool):
+    def __init__(self, settings, step: int, hardware, model, floor: float | None):
         """step: steps done so far. Later rows, left by a crash, are dropped: those steps are
-        trained again. floor: the lowest possible validation loss, in nats per token, if known."""
+        trained again. floor: the validation loss that no model beats on average, if known."""
         self.settings = settings
         self.out = Path(settings['out_dir']).expanduser()
         self.path = self.out / 'log.csv'
         self.max_iters = settings['max_iters']
         self.hardware = hardware
         self.is_writer = is_writer = hardware.rank == 0
-        self.tokens_per_step = tokens_per_step
+        self.tokens_per_step = settings['batch_size'] * model.config.block_size
         self.floor = floor
         self.max_speed = max_speed(model, hardware.device)
         self.tracker = None                     # a Weights & Biases run
@@ -48,7 +47,7 @@ class Log:
         if is_writer:
             if settings['wandb_project']:       # first, because it can fail
                 self.tracker = extra('tracking', needed_by='wandb_project').start(settings)
-            rows = read_rows(self.path, step) if is_resumed else []
+            rows = read_rows(self.path, step) if settings.is_resumed else []
             with atomic(self.path) as temporary:
                 with open(temporary, 'w', newline='', encoding='utf-8') as f:
                     csv.writer(f).writerows([COLUMNS, *rows])
@@ -65,7 +64,7 @@ class Log:
         except OSError:
             drop_output()
 
-    def announce(self, meta: dict, model, micro: int):
+    def announce(self, meta: dict, model, micro: int, kept_steps: set[int]):
         """Print what is about to be trained, on what, and how."""
         config, settings = model.config, self.settings
         tokens, device = meta['train']['tokens'], self.hardware.device
@@ -84,11 +83,9 @@ class Log:
         dtype = str(self.hardware.dtype).removeprefix('torch.')
         self.say(f'device  {name}, {dtype}, {self.hardware.world_size} process(es), micro-batches '
                  f'of {micro} sequences')
-
-    def announce_weights(self, files: int, num_params: int):
-        """Print how much disk space the kept weights will use."""
-        self.say(f'keep    {files:,} files in {self.out / "weights"}, '
-                 f'{files * 4 * num_params / 1e6:,.0f} MB')
+        if kept_steps:
+            size = len(kept_steps) * 4 * model.num_params() / 1e6
+            self.say(f'keep    {len(kept_steps):,} files in {self.out / "weights"}, {size:,.0f} MB')
 
     def announce_resume(self, checkpoint: dict, next_lr: float):
         """Print where a run resumes and which settings changed; warn about a jump in the
@@ -131,7 +128,7 @@ class Log:
         self.bar.update(step - self.bar.n)
 
     def read_pending(self, step: int) -> tuple[float, float]:
-        """The last step's loss and gradient norm. Raises Error if one since the last row is not
+        """The last step's loss and gradient norm. Raises Error if any since the last row is not
         finite."""
         if not self.pending:
             return math.nan, math.nan
@@ -140,7 +137,7 @@ class Log:
         self.pending = []
         for at, (loss, norm) in enumerate(zip(losses, norms), step - len(losses) + 1):
             self.require_finite(at, 'loss', loss)
-            if self.hardware.dtype != torch.float16:        # GradScaler skips its overflows
+            if self.hardware.dtype != torch.float16:        # GradScaler skips steps that overflow
                 self.require_finite(at, 'gradient norm', norm)
         return losses[-1], norms[-1]
 

@@ -8,7 +8,7 @@ class Muon(torch.optim.AdamW):
 
     Muon orthogonalizes each matrix's momentum, so that its update changes all directions equally.
     Scaling matches the RMS of an AdamW update (Liu et al. 2025), so both can share a learning rate
-    and weight decay. Matrix products are in `dtype`."""
+    and weight decay. The matmuls of its iteration are in `dtype`."""
 
     def __init__(self, groups: list[dict], lr: float, betas: tuple[float, float],
                  dtype: torch.dtype = torch.bfloat16):

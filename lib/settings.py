@@ -6,6 +6,7 @@ import ast
 import difflib
 import re
 import shutil
+import signal
 import sys
 import textwrap
 from pathlib import Path
@@ -17,12 +18,13 @@ ROOT = Path(__file__).resolve().parent.parent
 
 class Settings(dict):
     """A script's settings by name. `given` holds the names set by a config file or an argument,
-    `shape` the dataclass fields set that way."""
+    `model` the dataclass fields set that way; is_resumed: whether a checkpoint set others."""
 
     def __init__(self, values: dict):
         super().__init__(values)
         self.given = set()
-        self.shape = {}
+        self.model = {}
+        self.is_resumed = False
 
 
 def configure(script: dict, dataclass: str = '', resume: bool = False,
@@ -30,13 +32,15 @@ def configure(script: dict, dataclass: str = '', resume: bool = False,
     """Set the settings of a script, given its globals(), and return them.
 
     Later values win, in this order: defaults, the settings saved in the checkpoint that init_from
-    resumes (with resume=True), then config files and --key=value arguments as given. The command
+    resumes (with resume=True), then config files and --key=value arguments, in order. The command
     line is read only if the script is __main__; `argv` replaces it. With a dataclass 'FILE:CLASS',
-    its fields are settings too, and those that were set are in `.shape`.
+    its fields are settings too, and those that were set are in `.model`.
 
     Raises Error for an unknown setting or a value of the wrong type."""
     if argv is None:
         argv = command_line(script)
+    if resume and script['__name__'] == '__main__':     # until train.py handles signals itself,
+        signal.signal(signal.SIGINT, signal.SIG_DFL)    # Ctrl-C kills it, also while it imports
     settings = Settings({name: value for name, value in script.items()
                          if not name.startswith('_') and type(value) in (bool, int, float, str)})
     fields = read_fields(dataclass) if dataclass else {}
@@ -60,14 +64,15 @@ def configure(script: dict, dataclass: str = '', resume: bool = False,
         if name in settings:
             settings[name] = value
         else:
-            settings.shape[name] = value
-    settings.given = set(given)
+            settings.model[name] = value
+    settings.given, settings.is_resumed = set(given), bool(saved)
     script.update(settings)
     return settings
 
 
 def command_line(script: dict) -> list[str]:
-    """The arguments of a script, [] if it is imported. From now on its errors are one line."""
+    """The arguments of a script, [] if it is imported. From then on, an Error is printed as one
+    line."""
     if script['__name__'] != '__main__':
         return []
     sys.excepthook = print_error
@@ -81,7 +86,7 @@ def parse_option(argument: str, defaults: dict) -> dict:
     """{name: value} of an argument --name=value, parsed as the setting's type."""
     name, equals, text = argument.removeprefix('--').partition('=')
     example = f'--{name}=...' if name in defaults else '--key=value'
-    require(argument.startswith('--') and equals, f'{argument}: write {example}')
+    require(argument.startswith('--') and equals, f'{argument}: expected {example}')
     kind = type(defaults.get(name, ''))
     value = text
     if kind is bool and text in ('True', 'False'):
@@ -191,5 +196,5 @@ def print_help(script: dict, settings: dict, fields: dict, dataclass: str):
     print('\nsettings, as --key=value or in a config file:')
     show(settings, script['__file__'])
     if fields:
-        print('\nmodel shape:')
+        print('\nmodel config:')
         show(fields, ROOT / dataclass.partition(':')[0])

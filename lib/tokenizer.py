@@ -17,7 +17,7 @@ EOT = '<|endoftext|>'
 PIECE = 1 << 12                 # maximum bytes of a piece of text
 WORKERS = min(os.cpu_count() or 1, 16)
 # Cutting text before a single space or after a single newline, between visible characters, does
-# not change the tokens of bpe or gpt2: no token crosses such a border.
+# not change the tokens of bpe or gpt2: no token crosses such a boundary.
 BORDER = re.compile(r'(?<=\S)(?= \S)|(?<=\S\n)(?=\S)')
 # GPT-2's pre-tokenization regex, rearranged so that most words match without the slow lookahead.
 WORDS = r"(?:'(?:[sdmt]|ll|ve|re)| ?\p{L}+| ?\p{N}+| ?[^\s\p{L}\p{N}]+)|\s+(?!\S)|\s"
@@ -36,7 +36,7 @@ class Tokenizer:
 
     eot is the id of end-of-text, which follows every document; no text encodes to it, and it
     decodes to ''. vocab_size counts all ids, including eot. spec is a dict of plain types that
-    rebuilds the tokenizer: {'kind': 'bpe', 'json': content of a tokenizer.json}, {'kind': 'gpt2'}
+    rebuilds the tokenizer: {'kind': 'bpe', 'json': contents of a tokenizer.json}, {'kind': 'gpt2'}
     or {'kind': 'char', 'alphabet': its characters}."""
     waiting_ids = frozenset()   # ids after which decode_stream waits for the next
 
@@ -68,7 +68,7 @@ class Tokenizer:
             and self.encode(every_token) == other.encode(every_token)
 
     def setup(self):
-        """Set eot, vocab_size, and what encodes."""
+        """Set eot, vocab_size and the encoder."""
         if self.kind == 'char':
             alphabet = self.spec['alphabet']
             self.index = {character: i for i, character in enumerate(alphabet)}
@@ -127,7 +127,7 @@ class Tokenizer:
         ids = [int(i) for i in ids if i != self.eot]
         for i in ids:
             if not 0 <= i < self.vocab_size:
-                raise Error(f'{i} is not a token id: those are 0 to {self.vocab_size - 1}')
+                raise Error(f'{i} is not a token id: valid ids are 0 to {self.vocab_size - 1}')
         return self.decode_ids(ids)
 
     def decode_ids(self, ids: list[int]) -> str:
@@ -158,7 +158,7 @@ class Tokenizer:
         return '<eot>' if i == self.eot else repr(self.text_of(i))[1:-1].replace(' ', '·')
 
     def text_of(self, i: int) -> str:
-        """The text of one id inside a text."""
+        """The text of one id as it appears mid-text."""
         return self.decode([i])
 
 
@@ -174,7 +174,8 @@ def to_utf8(text: str) -> bytes:
 def cut(raw, start: int, end: int):
     """Yield (text, is_last) for the UTF-8 bytes raw[start:end], in pieces of at most PIECE bytes.
 
-    A piece ends at the first BORDER in its second half, where cutting does not change tokens."""
+    A piece ends at the first BORDER in its second half, where cutting does not change tokens, or
+    else at PIECE bytes."""
     while end - start > PIECE:
         text = str(raw[start:start + PIECE], 'utf-8', 'ignore')     # drop a partial character
         border = BORDER.search(text, len(text) // 2)

@@ -16,6 +16,7 @@ from hypothesis import strategies as st
 import model as model_file
 import train
 from lib import checkpoint as checkpoints
+from lib.checks import check_fit
 from lib.dataset import Validation, read_windows, window_cuts
 from lib.errors import Error
 from lib.muon import Muon, orthogonalize
@@ -252,8 +253,8 @@ def test_the_cache_gives_what_rereading_the_window_gives(shape, prompt, dtype, t
 @pytest.mark.parametrize('shape', ['gpt2', 'qwen3'])
 def test_generation_reads_each_token_once_between_restarts(shape, monkeypatch):
     read, hidden = [], GPT.hidden
-    monkeypatch.setattr(GPT, 'hidden', lambda self, idx, cache: (
-        read.append((cache.length, idx.shape[1])) or hidden(self, idx, cache)))
+    monkeypatch.setattr(GPT, 'hidden', lambda self, idx, cache, mask: (
+        read.append((cache.length, idx.shape[1])) or hidden(self, idx, cache, mask)))
     rows_of(make(shape), torch.randint(50, (2, 5)), 30)
     restart = [(0, 8), *((n, 1) for n in range(8, 16))]
     assert read == [(0, 5), *((n, 1) for n in range(5, 16)), *restart, *restart]
@@ -391,7 +392,7 @@ def test_the_output_matrix_has_a_learning_rate_of_its_own_only_if_untied(monkeyp
     scaled = [p for group in opt.param_groups if group['lr_scale'] == 4 for p in group['params']]
     assert len(scaled) == 1 and scaled[0] is model.lm_head.weight
     with pytest.raises(Error, match='output_lr_scale needs tie_weights=False'):
-        groups_of(make(), monkeypatch)
+        check_fit({'output_lr_scale': 4.0}, make().config, 1000)
 
 
 def test_muon_updates_matrices_as_torch_does(monkeypatch):
@@ -496,7 +497,7 @@ def test_bits_and_floor_are_of_the_tokens_that_are_evaluated():
 
 # ---- checkpoints
 def save(path, model, **more):
-    content = {'tokenizer': SPEC, 'settings': {'seed': 5}, 'step': 3, 'evaluated_at': 3,
+    content = {'tokenizer': SPEC, 'settings': {'seed': 5}, 'step': 3,
                'best_val_loss': 1.5, 'data': {}}
     checkpoints.save(path, model, **{**content, **more})
 
@@ -586,7 +587,7 @@ def test_the_loss_in_pieces_is_the_loss(monkeypatch):
     targets[1:3, 5:] = -1
     held, results = [], []
     model.lm_head.register_forward_hook(lambda module, inputs, logits: held.append(len(logits)))
-    for most, pieces in ((2 ** 25, [64]), (50 * 7, [7] * 9 + [1])):
+    for most, pieces in ((2 ** 25, [4]), (50 * 7, [7] * 9 + [1])):
         monkeypatch.setattr('model.MAX_LOGITS', most)
         model.zero_grad()
         held.clear()

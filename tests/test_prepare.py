@@ -337,7 +337,7 @@ def test_files_above_1_gb_are_verified_on_request(small, monkeypatch):
     ('--vocab=3', 'vocab_size'), ('--vocab_size=big', 'int'), ('--vocab_size=100', '257'),
     ('--val_fraction=0', 'val_fraction'), ('--val_fraction=1', 'val_fraction'),
     ('nosuch.py', 'nosuch.py'), ('--num_stories=0', 'no text'), ('--dataset=no/such', 'no/such'),
-    ('--dataset=.', 'dataset'), ('--dataset=', 'dataset is empty'), ('--input=nothing.txt', 'nothing.txt'),
+    ('--dataset=.', 'dataset'), ('--dataset=', 'dataset is an empty'), ('--input=nothing.txt', 'nothing.txt'),
     ('--input=x.xyz', 'x.xyz'), ('--input=,', 'input'), ('--input=empty.txt', 'no text'),
     ('--input=spaces.txt', 'no text'), ('--input=one.txt', 'short'),
     ('--input=bad.jsonl', 'bad.jsonl cannot be read: line 2'), ('--input=column.jsonl', 'title'),

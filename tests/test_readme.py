@@ -16,6 +16,7 @@ import pytest
 import torch
 from conftest import ROOT, copy_project, read_log
 
+from lib.checks import check_settings
 from lib.settings import configure
 from model import GPT, GPTConfig
 
@@ -126,10 +127,8 @@ def test_every_command_is_of_a_known_kind():
 def test_every_setting_of_every_command_exists(command):
     settings = parse(command)
     if program_of(command) == 'train.py':
-        check = imported('train.py')['check_settings']
-        check.__globals__.update(settings, settings=settings)
         numbers = re.findall(r'--(?:nnodes|nproc_per_node)=(\d+)', command)
-        check(math.prod(int(number) for number in numbers))
+        check_settings(settings, math.prod(int(number) for number in numbers))
 
 
 def test_every_setting_that_is_named_exists():
@@ -155,13 +154,6 @@ def test_the_table_of_recipes_is_complete_and_has_their_sizes():
         header = (ROOT / name).read_text(encoding='utf-8')
         for size in sizes.split(' to '):
             assert f' {size} parameters' in header or f'({size}' in header, (name, size)
-
-
-def test_every_message_in_the_troubleshooting_table_is_one():
-    source = ''.join(path.read_text(encoding='utf-8') for path in ROOT.glob('lib/*.py'))
-    table = README.partition('| message | what to do |')[2].partition('\n\n')[0]
-    messages = re.findall(r'^\| `([^`]+)`', table.replace('=cuda', '={device}'), re.M)
-    assert len(messages) > 3 and all(message in source for message in messages)
 
 
 def test_every_speed_is_one_that_was_measured():

@@ -9,8 +9,10 @@ import pytest
 import torch
 from conftest import ROOT, TEXT, read_log
 
+from lib.checks import check_settings
 from lib.settings import assigned_names, configure, read_fields
 from model import GPT, GPTConfig
+from text.source import dataset_folder
 
 RECIPES = sorted((ROOT / 'config').glob('*.py'))
 VOCABULARY = {'gpt2': 50257, 'char': 66, 'bpe': 4096}       # and 1,440 of the stories
@@ -40,20 +42,16 @@ def test_a_recipe_builds_what_it_states(recipe):
     assert commands
     for command in commands:                        # `(9.9M)` behind each, if there are several
         train, settings = configured('train.py', str(recipe), *arguments_of(command))
-        config = {**read_fields('model.py:GPTConfig'), **settings.shape}
+        config = {**read_fields('model.py:GPTConfig'), **settings.model}
         millions = (re.search(r'\(([\d.]+)M', command) or [0, stated])[1]
         assert settings['out_dir'] == f'out/{recipe.stem}'
-        folder = prepare['dataset_folder']
-        folder.__globals__.update(said)
-        assert folder() == Path('data', settings['dataset'])
-        check = train['check_settings']
-        check.__globals__.update(settings, settings=settings)
-        check(1)
+        assert dataset_folder(said) == Path('data', settings['dataset'])
+        check_settings(settings, world_size=1)
         for number, unit in re.findall(r'([\d.]+)([MB]) tokens', text):
             tokens = settings['max_iters'] * settings['batch_size'] * config['block_size']
             assert f'{tokens / {"M": 1e6, "B": 1e9}[unit]:.3g}' == number
         if settings['init_from'] == 'gpt2':         # the shape is that of these weights
-            shape = configured('train.py', str(ROOT / 'config/gpt2.py'))[1].shape
+            shape = configured('train.py', str(ROOT / 'config/gpt2.py'))[1].model
             config = {**config, **shape}
         vocabulary = said['vocab_size'] or VOCABULARY[said['tokenizer']]
         if said['dataset'] == 'stories' and not said['input']:
@@ -70,9 +68,9 @@ def test_a_recipe_repeats_no_default(recipe):
     assert len(names) == len(set(names)) > 3
     _, settings = configured('train.py', str(recipe))
     if settings['init_from'] != 'scratch':          # the weights have a shape of their own
-        names = [name for name in names if name not in settings.shape]
+        names = [name for name in names if name not in settings.model]
     for name in names:
-        value = {**settings, **settings.shape}[name]
+        value = {**settings, **settings.model}[name]
         assert value != defaults[name], f'{name} = {value!r} is the default'
 
 

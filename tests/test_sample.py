@@ -321,7 +321,8 @@ def test_the_step_that_is_compiled_gives_the_logits_of_the_model(shape):
             model.next_logits(idx[:, :5], cache)
             for n in range(5, 9):
                 length = torch.tensor([n]) if kind is compiled.GraphCache else n
-                found = model.next_logits(idx[:, n:n + 1], kind(length, cache.k, cache.v))
+                step = kind(length, cache.k, cache.v)
+                found = model.next_logits(idx[:, n:n + 1], step, step.mask)
                 expected = model(idx[:, :n + 1])[:, -1]
                 assert (found - expected).abs().max() < 1e-4 * expected.abs().max()
 
