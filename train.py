@@ -131,7 +131,7 @@ def get_batch(data, block_size: int, seed: int, sequences: range) -> tuple[np.nd
 
     A run's sequences are numbered from 0, and each step takes the next batch_size of them. A batch
     depends only on the arguments: a resumed run needs no data loader state, and several processes
-    take slices of the same batch. Only these tokens are read from the memory map."""
+    take slices of the same batch. Windows may begin and end within a document."""
     windows = windows_per_epoch(len(data), block_size)
     rows = []
     for i in sequences:
@@ -151,7 +151,7 @@ def micro_batches(step: int, data, block_size: int, share: int, micro: int, hard
         x, y = (torch.from_numpy(ids) for ids in batch)
         if hardware.device.type == 'cuda':      # pinned memory: copies overlap with compute
             x, y = x.pin_memory(), y.pin_memory()
-        torch.manual_seed(hash((seed, first)))  # a resumed run gets the same dropout masks
+        torch.manual_seed(seed + first)         # a resumed run gets the same dropout masks
         yield x.to(hardware.device, non_blocking=True), y.to(hardware.device, non_blocking=True)
 
 
