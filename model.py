@@ -37,6 +37,7 @@ class GPTConfig:
     dropout: float = 0.0        # dropout probability; above 0 helps when training for many epochs
     bias: bool = False          # biases in linear layers and norms (gpt2 only)
     tie_weights: bool = True    # share the embedding matrix with the output layer
+    fused_attention: bool = True    # False = the plain formula; in CPU training faster up to T 512
     rope_theta: float = 10000.0     # base of the RoPE frequencies (qwen3 only)
     norm_eps: float = 0.0       # epsilon of the norms; 0 = 1e-5, or 1e-6 for qwen3
 
@@ -54,39 +55,26 @@ class GPTConfig:
 
 
 # ---- attention
-def attend(q: Tensor, k: Tensor, v: Tensor, dropout: float = 0.0, mask=None) -> Tensor:
+def attend(q: Tensor, k: Tensor, v: Tensor, dropout: float = 0.0, mask=None,
+           fused: bool = False) -> Tensor:
     """Causal attention (Vaswani et al. 2017): softmax(q k^T / sqrt(D) + mask) v, (B, H, T, D), for
     q (B, H, T, D) and k, v (B, K, S, D). The T queries belong to the last T of the S tokens.
-    mask: broadcastable to (T, S), added to the scores; None = causal."""
+    mask: broadcastable to (T, S), added to the scores; None = causal.
+
+    fused: compute the same with PyTorch's kernel, which never materializes the scores."""
     H, K, T, S, D = q.shape[1], k.shape[1], q.shape[2], k.shape[2], q.shape[3]
+    if mask is None and (1 < T < S or not fused):
+        mask = torch.full((T, S), -math.inf, device=q.device).triu(S - T + 1)
     if mask is not None:
         mask = mask.to(q.dtype)
-    is_short_cpu_training = q.device.type == 'cpu' and torch.is_grad_enabled() and T <= 512
-    if not is_short_cpu_training:
-        return fused_attend(q, k, v, dropout, mask)
+    if fused:
+        is_causal = mask is None and T > 1
+        return F.scaled_dot_product_attention(q, k, v, mask, dropout, is_causal, enable_gqa=H != K)
     if H != K:                                              # GQA: repeat for each query head
         k, v = k.repeat_interleave(H // K, dim=1), v.repeat_interleave(H // K, dim=1)
-    if mask is None:
-        mask = causal_mask(T, S, q)
     scores = (q / math.sqrt(D)) @ k.mT + mask                           # (B, H, T, S)
     weights = F.dropout(scores.softmax(dim=-1), dropout)                # (B, H, T, S)
     return weights @ v                                                  # (B, H, T, D)
-
-
-def fused_attend(q: Tensor, k: Tensor, v: Tensor, dropout: float, mask) -> Tensor:
-    """The same with PyTorch's fused kernel, which never materializes the scores: faster and lighter
-    on memory, except in CPU training on short sequences."""
-    H, K, T, S = q.shape[1], k.shape[1], q.shape[2], k.shape[2]
-    if mask is None and 1 < T < S:
-        mask = causal_mask(T, S, q)
-    is_causal = mask is None and T > 1
-    return F.scaled_dot_product_attention(q, k, v, mask, dropout, is_causal, enable_gqa=H != K)
-
-
-def causal_mask(T: int, S: int, like: Tensor) -> Tensor:
-    """0 where a query may attend to a key, -inf where the key is later: (T, S)."""
-    mask = torch.full((T, S), -math.inf, dtype=like.dtype, device=like.device)
-    return mask.triu(S - T + 1)
 
 
 def rotary(positions: Tensor, head_dim: int, theta: float) -> tuple[Tensor, Tensor]:
@@ -144,13 +132,14 @@ class Attention(nn.Module):
         self.n_kv_head = config.n_kv_head
         self.head_dim = config.head_dim
         self.dropout = config.dropout
+        self.fused = config.fused_attention
         C, H, K, D = config.n_embd, config.n_head, config.n_kv_head, config.head_dim
         self.q_proj = nn.Linear(C, H * D, config.bias)
         self.k_proj = nn.Linear(C, K * D, config.bias)
         self.v_proj = nn.Linear(C, K * D, config.bias)
         self.o_proj = nn.Linear(H * D, C, config.bias)
         self.q_norm = self.k_norm = nn.Identity()
-        if config.arch == 'qwen3':
+        if config.arch != 'gpt2':
             self.q_norm = RMSNorm(D, config.norm_eps)
             self.k_norm = RMSNorm(D, config.norm_eps)
 
@@ -167,7 +156,7 @@ class Attention(nn.Module):
             k, v = cache.append(self.layer, k, v)                       # (B, K, S, D)
             q = q.to(k.dtype)
         dropout = self.dropout if self.training else 0.0
-        y = attend(q, k, v, dropout, mask).to(x.dtype)                  # (B, H, T, D)
+        y = attend(q, k, v, dropout, mask, self.fused).to(x.dtype)      # (B, H, T, D)
         return self.o_proj(y.transpose(1, 2).reshape(B, T, H * D))      # (B, T, C)
 
 
@@ -177,7 +166,7 @@ class MLP(nn.Module):
 
     def __init__(self, config: GPTConfig):
         super().__init__()
-        self.is_gated = config.arch == 'qwen3'
+        self.is_gated = config.arch != 'gpt2'
         if self.is_gated:
             self.gate_proj = nn.Linear(config.n_embd, config.n_inner, config.bias)
         self.up_proj = nn.Linear(config.n_embd, config.n_inner, config.bias)
@@ -269,16 +258,20 @@ class GPT(nn.Module):
             cache.length += T
         return self.norm_f(x)
 
-    def forward(self, idx: Tensor, targets: Tensor | None = None) -> Tensor:
+    def logits(self, x: Tensor) -> Tensor:
+        """Logits (..., V) of final hidden states (..., C)."""
+        return self.lm_head(x)
+
+    def forward(self, idx: Tensor, targets: Tensor | None = None, mask=None) -> Tensor:
         """Logits (B, T, V) for ids (B, T). With targets (B, T), their mean cross-entropy in nats
         instead; targets of -1 are ignored."""
-        x = self.hidden(idx)                                            # (B, T, C)
+        x = self.hidden(idx, mask=mask)                                 # (B, T, C)
         if targets is None:
-            return self.lm_head(x)                                      # (B, T, V)
+            return self.logits(x)                                       # (B, T, V)
         is_large = targets.numel() * self.config.vocab_size > MAX_LOGITS
         if is_large and not torch.compiler.is_compiling():
             return self.loss_in_pieces(x.flatten(0, 1), targets.flatten())
-        logits = self.lm_head(x)                                        # (B, T, V)
+        logits = self.logits(x)                                         # (B, T, V)
         return F.cross_entropy(logits.float().flatten(0, 1), targets.flatten(), ignore_index=-1)
 
     def loss_in_pieces(self, x: Tensor, targets: Tensor) -> Tensor:
@@ -287,7 +280,7 @@ class GPT(nn.Module):
         With a large vocabulary, the logits dominate memory use: GPT-2's for 12 x 1,024 tokens take
         2.5 GB. So they are computed in pieces and recomputed in the backward pass."""
         def sum_of_losses(x, targets):
-            logits = self.lm_head(x).float()                            # (rows, V)
+            logits = self.logits(x).float()                             # (rows, V)
             return F.cross_entropy(logits, targets, ignore_index=-1, reduction='sum')
 
         rows = max(1, MAX_LOGITS // self.config.vocab_size)
@@ -297,45 +290,26 @@ class GPT(nn.Module):
         return total / (targets >= 0).sum()
 
     @torch.inference_mode()
-    def generate(self, idx: Tensor, max_new_tokens: int, temperature: float = 1.0, top_k: int = 0,
-                 top_p: float = 1.0, repetition_penalty: float = 1.0, eot: int | None = None,
-                 seed: int = 0, vocab_size: int | None = None):
+    def generate(self, idx: Tensor, max_new_tokens: int, eot: int | None = None, **sampling):
         """Yield the next ids (B,) after prompts idx (B, T): max_new_tokens times, or until every
-        row has ended.
-
-        The repetition penalty applies first (not to eot), then top_k (0 = off), temperature
-        (0 = greedy) and top_p (1 = off). A row that has produced eot repeats it. Row i depends only
-        on its prompt and seed + i. Ids from vocab_size up are padding ids and never sampled.
+        row has produced eot. The other arguments are Sampler's: temperature, top_k, ...
 
         The model sees only the last block_size tokens of a prompt. A full context is cut to its
         last half, so the cache is rebuilt only every block_size / 2 steps."""
-        B, block_size, V = len(idx), self.config.block_size, self.config.vocab_size
-        generators = [torch.Generator().manual_seed(int(seed) + i) for i in range(B)]
-        ended = torch.zeros(B, dtype=torch.bool, device=idx.device)
-        seen = torch.zeros(B, V, dtype=torch.bool, device=idx.device).scatter(1, idx, True)
-        cache = self.new_cache(B)
-        context = idx[:, -block_size:]                      # what the next token is predicted from
-        new = context                                       # tokens not in the cache yet
+        block_size = self.config.block_size
+        sampler = Sampler(idx, self.config.vocab_size, eot, **sampling)
+        cache = self.new_cache(len(idx))
+        context = new = idx[:, -block_size:]                # new: not in the cache yet
         for _ in range(max_new_tokens):
             if context.shape[1] > block_size:
                 context = new = context[:, -max(1, block_size // 2):]
                 cache.length = 0
-            logits = self.next_logits(new, cache)                       # (B, V)
-            if repetition_penalty != 1:
-                logits = penalize(logits, seen, repetition_penalty, eot)
-            if vocab_size is not None:
-                logits[:, vocab_size:] = -math.inf
-            draw = torch.cat([torch.rand(1, generator=generator) for generator in generators])
-            next_id = choose(logits, draw.to(idx.device), temperature, top_k, top_p)    # (B,)
-            if eot is not None:
-                next_id = next_id.masked_fill(ended, eot)
-                ended |= next_id == eot
-            new = next_id[:, None]                                      # (B, 1)
-            seen.scatter_(1, new, True)
-            context = torch.cat((context, new), dim=1)
+            next_id = sampler.choose(self.next_logits(new, cache))      # (B,)
             yield next_id
-            if eot is not None and ended.all():
+            if sampler.ended.all():
                 return
+            new = next_id[:, None]                                      # (B, 1)
+            context = torch.cat((context, new), dim=1)
 
     def new_cache(self, batch_size: int) -> KVCache:
         """An empty cache; fp32 on CPUs, where attention is faster in fp32 than in bf16."""
@@ -345,18 +319,42 @@ class GPT(nn.Module):
 
     def next_logits(self, idx: Tensor, cache: KVCache, mask=None) -> Tensor:
         """fp32 logits (B, V) of the token after ids (B, T), which are not in the cache yet."""
-        return self.lm_head(self.hidden(idx, cache, mask)[:, -1]).float()
+        return self.logits(self.hidden(idx, cache, mask)[:, -1]).float()
 
 
-# ---- parts of generate
-def penalize(logits: Tensor, seen: Tensor, penalty: float, eot: int | None) -> Tensor:
-    """Repetition penalty (Keskar et al. 2019): lower the logits (B, V) of the tokens marked in
-    `seen` (B, V), except end-of-text."""
-    if eot is not None:
-        seen = seen.clone()
-        seen[:, eot] = False
-    lower = torch.where(logits > 0, logits / penalty, logits * penalty)
-    return torch.where(seen, lower, logits)
+# ---- choosing the next token
+class Sampler:
+    """Chooses the next ids of B texts from their logits.
+
+    The repetition penalty applies first (not to eot), then top_k (0 = off), temperature
+    (0 = greedy) and top_p (1 = off). A row that has produced eot repeats it. Row i depends only on
+    its prompt and seed + i. Ids from n_tokens up are padding and never chosen."""
+
+    def __init__(self, idx: Tensor, vocab_size: int, eot: int | None = None,
+                 temperature: float = 1.0, top_k: int = 0, top_p: float = 1.0,
+                 repetition_penalty: float = 1.0, seed: int = 0, n_tokens: int | None = None):
+        B = len(idx)
+        self.eot, self.n_tokens = eot, n_tokens
+        self.temperature, self.top_k, self.top_p = temperature, top_k, top_p
+        self.repetition_penalty = repetition_penalty
+        self.generators = [torch.Generator().manual_seed(int(seed) + i) for i in range(B)]
+        self.ended = torch.zeros(B, dtype=torch.bool, device=idx.device)
+        seen = torch.zeros(B, vocab_size, dtype=torch.bool, device=idx.device)
+        self.seen = seen.scatter(1, idx, True)                          # (B, V)
+
+    def choose(self, logits: Tensor) -> Tensor:
+        """The next ids (B,) given logits (B, V)."""
+        if self.repetition_penalty != 1:
+            logits = penalize(logits, self.seen, self.repetition_penalty, self.eot)
+        if self.n_tokens is not None:
+            logits[:, self.n_tokens:] = -math.inf
+        draw = torch.cat([torch.rand(1, generator=generator) for generator in self.generators])
+        next_id = choose(logits, draw.to(logits.device), self.temperature, self.top_k, self.top_p)
+        if self.eot is not None:
+            next_id = next_id.masked_fill(self.ended, self.eot)
+            self.ended |= next_id == self.eot
+        self.seen.scatter_(1, next_id[:, None], True)
+        return next_id
 
 
 def choose(logits: Tensor, draw: Tensor, temperature: float, top_k: int, top_p: float) -> Tensor:
@@ -370,6 +368,16 @@ def choose(logits: Tensor, draw: Tensor, temperature: float, top_k: int, top_p: 
     if top_p < 1:
         p = keep_top_p(p, top_p)
     return sample(p, draw)
+
+
+def penalize(logits: Tensor, seen: Tensor, penalty: float, eot: int | None) -> Tensor:
+    """Repetition penalty (Keskar et al. 2019): lower the logits (B, V) of the tokens marked in
+    `seen` (B, V), except end-of-text."""
+    if eot is not None:
+        seen = seen.clone()
+        seen[:, eot] = False
+    lower = torch.where(logits > 0, logits / penalty, logits * penalty)
+    return torch.where(seen, lower, logits)
 
 
 def keep_top_k(logits: Tensor, k: int) -> Tensor:

@@ -43,7 +43,7 @@ class LanguageModel:
     def __init__(self, model: GPT, tokenizer: Tokenizer, settings: dict | None = None):
         self.model = model
         self.tokenizer = tokenizer
-        self.settings = settings or {}          # settings of the training run
+        self.settings = settings or {}          # those of the training run
 
     def generate(self, prompt: str = '', **sampling) -> str:
         """The prompt and its continuation."""
@@ -74,7 +74,7 @@ class LanguageModel:
             warn(f'the prompt has {len(ids):,} tokens; only the last {block_size:,} are used')
         idx = torch.tensor([ids] * num_samples, device=self.model.wte.weight.device)
         return self.model.generate(idx, **sampling, eot=self.tokenizer.eot,
-                                   vocab_size=self.tokenizer.vocab_size)
+                                   n_tokens=self.tokenizer.vocab_size)
 
 
 def check_sampling(**sampling):

@@ -45,7 +45,6 @@ settings = configure(globals(), dataclass='model.py:GPTConfig', resume=True)
 # Imported after the settings, so that --help and errors in settings appear immediately.
 import math
 from functools import lru_cache
-from pathlib import Path
 
 import numpy as np
 import torch
@@ -55,8 +54,8 @@ from lib import checkpoint as checkpoints
 from lib import checks
 from lib.dataset import Validation, open_dataset
 from lib.device import StopSignals, compile_and_parallelize, fit_micro_batch, start_hardware
-from lib.log import Log
 from lib.muon import Muon
+from lib.run import Run
 from lib.tokenizer import load_tokenizer
 from model import GPT
 
@@ -76,7 +75,7 @@ def make_model(checkpoint: dict | None, n_tokens: int, device: torch.device) -> 
     """The model of a checkpoint, or a new one, on the device."""
     torch.manual_seed(seed)
     if checkpoint:
-        changes = {name: settings.model[name] for name in ('block_size', 'dropout')
+        changes = {name: settings.model[name] for name in checkpoints.MAY_DIFFER
                    if name in settings.model}
         return checkpoints.build_model(checkpoint, **changes).to(device)
     if device.type == 'cuda':
@@ -95,12 +94,15 @@ def make_optimizer(model: GPT, torch_dtype: torch.dtype) -> torch.optim.Optimize
     output = [] if model.config.tie_weights else [model.lm_head.weight]
     grouped = {*matrices, *vectors, *output}
     embeddings = [p for p in model.parameters() if p not in grouped]
-    groups = []
-    for params, lr_scale, decay in ((matrices, 1.0, weight_decay), (vectors, 1.0, 0.0),
-                                    (embeddings, embedding_lr_scale, weight_decay),
-                                    (output, output_lr_scale, weight_decay)):
-        groups.append({'params': params, 'lr_scale': lr_scale, 'weight_decay': decay / lr_scale,
-                       'use_muon': params is matrices})
+    groups = [
+        {'params': matrices, 'lr_scale': 1.0, 'weight_decay': weight_decay},
+        {'params': vectors, 'lr_scale': 1.0, 'weight_decay': 0.0},
+        {'params': embeddings, 'lr_scale': embedding_lr_scale,
+         'weight_decay': weight_decay / embedding_lr_scale},
+        {'params': output, 'lr_scale': output_lr_scale,
+         'weight_decay': weight_decay / output_lr_scale}]
+    for group in groups:
+        group['use_muon'] = group['params'] is matrices
     groups = [group for group in groups if group['params']]
     if optimizer == 'muon':
         return Muon(groups, learning_rate, (beta1, beta2), torch_dtype)
@@ -183,7 +185,7 @@ def sample_text(model: GPT, tokenizer) -> str:
     prompt = torch.tensor([[tokenizer.eot]], device=model.wte.weight.device)
     model.eval()
     ids = model.generate(prompt, 150, temperature=0.8, eot=tokenizer.eot, seed=seed,
-                         vocab_size=tokenizer.vocab_size)
+                         n_tokens=tokenizer.vocab_size)
     text = tokenizer.decode([int(i) for i in ids])
     model.train()
     return text
@@ -216,48 +218,25 @@ if __name__ == '__main__':
     grad_accum_steps = share // micro
     parallel_model = compile_and_parallelize(model, compile)
 
-    # progress, and the run's folder, created last so that a rejected run leaves none
-    first_step, best_val_loss = 0, math.inf
-    if settings.is_resumed:
-        first_step, best_val_loss = checkpoint['step'], checkpoint['best_val_loss']
-        checkpoints.load_optimizer(opt, scaler, checkpoint)
-    out = Path(out_dir).expanduser()
-    checkpoints.claim_folder(out, settings)
-    log = Log(settings, first_step, hardware, model, validation.floor)
-    checkpoints.delete_old(out, settings)
-    kept_steps = checkpoints.kept_steps(settings)
-    log.announce(meta, model, micro, kept_steps)
-    if settings.is_resumed:
-        log.announce_resume(checkpoint, learning_rate_at(first_step + 1))
-    about = {'tokenizer': tokenizer.spec, 'settings': dict(settings),
-             'data': checkpoints.checksums(meta)}
-    is_new_model = checkpoint is None
+    # the run's folder, created last so that a rejected run leaves none
+    run = Run(settings, hardware, model, opt, scaler, meta, validation, checkpoint, micro)
     checkpoint = None                           # free its memory
     stop = StopSignals(max_minutes)
-    step = first_step
+    step = run.step
+    resumed_at = step if settings.is_resumed else None
 
     # ---- the training loop: evaluate and save when due, then stop or take one more step
     while True:
         is_last = step == max_iters or stop.requested()
-        if is_due(step, eval_interval) and (step > first_step or not settings.is_resumed):
-            log.pause('evaluating')
+        if is_due(step, eval_interval) and step != resumed_at:
+            run.log.pause('evaluating')
             val_loss = evaluate(model, validation, micro, hardware.autocast, hardware.rank,
                                 hardware.world_size)
-            log.evaluation(step, val_loss, validation.bits_per_byte(val_loss))
-            log.sample(sample_text(model, tokenizer))
-            if val_loss < best_val_loss:
-                best_val_loss = val_loss
-                if step > 0 or not is_new_model:            # never an untrained model
-                    checkpoints.save(out / 'best.pt', model, step=step,
-                                     best_val_loss=best_val_loss, **about)
-            log.go_on()
-        if step in kept_steps:
-            checkpoints.save(out / 'weights' / f'{step:07}.pt', model, step=step,
-                             best_val_loss=best_val_loss, **about)
-        if is_last or is_due(step, eval_interval):
-            log.read_pending(step)                          # raises Error if a loss is not finite
-            checkpoints.save(out / 'ckpt.pt', model, step=step, best_val_loss=best_val_loss,
-                             optimizer=opt.state_dict(), scaler=scaler.state_dict(), **about)
+            run.record(step, val_loss, sample_text(model, tokenizer))   # saves the best weights
+        if step in run.kept_steps:
+            run.save(f'weights/{step:07}.pt', step)
+        if (is_last or is_due(step, eval_interval)) and step != resumed_at:
+            run.save_to_resume(step)
         if is_last:
             break
 
@@ -281,8 +260,8 @@ if __name__ == '__main__':
         scaler.step(opt)                                    # fp16: skipped if gradients overflow
         scaler.update()
         opt.zero_grad()
-        log.step(step, total_loss, norm, lr,
-                 is_due(step, log_interval) or is_due(step, eval_interval))
+        run.log.step(step, total_loss, norm, lr,
+                     is_due(step, log_interval) or is_due(step, eval_interval))
 
-    log.close(step, best_val_loss, validation.bits_per_byte(best_val_loss))
+    run.close(step)
     stop.end_process(is_finished=step == max_iters)

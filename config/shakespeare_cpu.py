@@ -9,6 +9,7 @@ dataset = 'shakespeare'
 n_layer, n_head, n_embd = 3, 3, 144
 block_size = 64
 tie_weights = False
+fused_attention = False
 optimizer = 'muon'
 learning_rate = 6.5e-3
 min_lr = 0.0

@@ -5,6 +5,7 @@ out_dir = 'out/stories'
 n_layer = 2
 block_size = 160                    # stories average about 120 tokens
 tie_weights = False
+fused_attention = False
 learning_rate = 2.5e-3
 min_lr = 0.0
 output_lr_scale = 20.0              # high, to match the grammar's word probabilities precisely

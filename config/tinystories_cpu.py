@@ -7,6 +7,7 @@ out_dir = 'out/tinystories_cpu'
 dataset = 'tinystories'
 n_embd = 192
 tie_weights = False
+fused_attention = False
 optimizer = 'muon'
 learning_rate = 4e-3
 min_lr = 0.0

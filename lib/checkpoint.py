@@ -13,11 +13,13 @@ from torch import distributed
 
 from lib.device import is_first_process, require_memory
 from lib.errors import Error, brief, extra, require
-from lib.files import acquire_lock, atomic, checksum
+from lib.files import atomic, checksum
 from lib.tokenizer import Tokenizer, load_tokenizer
 from model import GPT, GPTConfig
 
 FORMAT = 2
+MAY_DIFFER = {'dropout', 'fused_attention', 'block_size'}      # from the weights a run starts from
+DERIVED = {'n_kv_head': 0, 'head_dim': 0, 'n_inner': 0, 'norm_eps': 0.0}    # 0 = from other fields
 SEAL = b'slm:'                  # a checkpoint ends with this and the CRC-32 of everything before it
 
 
@@ -85,7 +87,7 @@ def read_settings(path) -> dict:
     """A checkpoint's settings, without loading its tensors. Raises Error if it cannot be read."""
     require(os.path.isfile(path), f'{path}: there is no run to resume; drop init_from')
     try:
-        return dict(torch.load(path, mmap=True, weights_only=True)['settings'])
+        return dict(torch.load(path, 'cpu', mmap=True, weights_only=True)['settings'])
     except Exception as e:                      # damaged files can raise any exception
         raise Error(f'{path}: cannot read this checkpoint: {brief(e)}; use another one') from e
 
@@ -118,14 +120,12 @@ def build_model(checkpoint: dict, **changes) -> GPT:
         require(config.block_size <= learned, f'block_size={config.block_size} exceeds the '
                                               f'{learned} positions that this model has learned')
         state['wpe.weight'] = state['wpe.weight'][:config.block_size]
-    with torch.device('meta'):                  # no memory: the weights are assigned below
+    with torch.random.fork_rng(devices=[]):     # the initial weights, which are replaced, use RNG
         model = GPT(config)
     try:
-        model.load_state_dict(state, assign=True)
+        model.load_state_dict(state)
     except RuntimeError as e:
         raise Error(f'the weights of the checkpoint do not match its config: {brief(e)}') from e
-    if config.tie_weights:
-        model.lm_head.weight = model.wte.weight
     return model
 
 
@@ -167,10 +167,12 @@ def load_start(settings, meta: dict, tokenizer: Tokenizer) -> dict | None:
             f'data/{settings["dataset"]} uses a different tokenizer from the checkpoint; prepare '
             "it again with the checkpoint's tokenizer")
     weights = checkpoint['model_config']
-    may_differ = {'dropout'} if settings.is_resumed else {'dropout', 'block_size'}
+    fixed = weights.keys() - MAY_DIFFER
+    if settings.is_resumed:
+        fixed.add('block_size')
     wrong = [f'{name}={value} (the checkpoint has {weights[name]})'
              for name, value in settings.model.items()
-             if name not in may_differ and value != weights[name]]
+             if name in fixed and value not in (weights[name], DERIVED.get(name))]
     require(not wrong, f'{", ".join(wrong)}: the architecture of a trained model cannot change; '
                        'omit it, or train a new model in a different out_dir')
     return checkpoint
@@ -208,35 +210,3 @@ def require_same_start(step: int, out: Path):
 def checksums(meta: dict) -> dict:
     """The checksums of a dataset's splits, which a checkpoint records."""
     return {split: meta[split]['checksum'] for split in ('train', 'val')}
-
-
-def kept_steps(settings) -> set[int]:
-    """The steps whose weights get a file of their own, by keep_weights and eval_interval."""
-    kind, max_iters = settings['keep_weights'], settings['max_iters']
-    if kind == 'best':
-        return set()
-    steps = {0, max_iters, *range(0, max_iters, settings['eval_interval'] or max_iters)}
-    if kind == 'powers':
-        steps |= {2 ** i for i in range(max_iters.bit_length()) if 2 ** i <= max_iters}
-    return steps
-
-
-def claim_folder(out: Path, settings):
-    """Create and lock out_dir, in the first process only. Raises Error if it holds a run that is
-    neither resumed nor replaced."""
-    if not is_first_process():
-        return
-    log = out / 'log.csv'
-    has_run = (out / 'ckpt.pt').exists() or (out / 'best.pt').exists()
-    has_rows = log.exists() and len(log.read_bytes().splitlines()) > 2      # header and step 0
-    require(settings.is_resumed or settings['overwrite'] or not (has_run or has_rows),
-            f'{out} holds a run: continue it with --init_from=resume, replace it with '
-            '--overwrite=True, or choose a different --out_dir')
-    acquire_lock(out)
-
-
-def delete_old(out: Path, settings):
-    """Delete the files of the run that a new one replaces."""
-    if is_first_process() and not settings.is_resumed:
-        for path in (out / 'ckpt.pt', out / 'best.pt', out / 'loss.png', *out.glob('weights/*.pt')):
-            path.unlink(missing_ok=True)

@@ -38,6 +38,7 @@ class Log:
         self.tracker = None                     # a Weights & Biases run
         self.first_step = step
         self.began = self.clock = time.perf_counter()
+        self.last_lr = None                     # of the step before the resume
         self.state = ''                         # loss and speed, shown on the bar
         self.pending = []                       # (loss, norm) since the last row, on the device
         self.bar = tqdm(total=self.max_iters, initial=step, disable=None if is_writer else True,
@@ -87,18 +88,16 @@ class Log:
             size = len(kept_steps) * 4 * model.num_params() / 1e6
             self.say(f'keep    {len(kept_steps):,} files in {self.out / "weights"}, {size:,.0f} MB')
 
-    def announce_resume(self, checkpoint: dict, next_lr: float):
-        """Print where a run resumes and which settings changed; warn about a jump in the
-        learning rate, e.g. after raising max_iters."""
+    def announce_resume(self, checkpoint: dict):
+        """Print where a run resumes and which settings changed. The next step warns if the
+        learning rate jumps, e.g. after raising max_iters."""
         saved, settings = checkpoint['settings'], self.settings
         changes = [f', {name}: {saved[name]} -> {settings[name]}' for name in settings
                    if name in saved and settings[name] != saved[name]
                    and name not in ('init_from', 'out_dir', 'overwrite', 'max_minutes')]
         self.say(f'resume  {self.out}/ckpt.pt at step {checkpoint["step"]}' + ''.join(changes))
-        group = checkpoint['optimizer']['param_groups'][0]
-        last_lr = group['lr'] / group['lr_scale']
-        if self.is_writer and checkpoint['step'] > 1 and next_lr > 1.5 * last_lr:
-            warn(f'the learning rate jumps from {last_lr:.1e} to {next_lr:.1e}')
+        if checkpoint['step'] > 1:
+            self.last_lr = checkpoint['optimizer']['param_groups'][0]['lr']
 
     def sample(self, text: str):
         """Print a sample, indented."""
@@ -109,6 +108,9 @@ class Log:
     def step(self, step: int, loss: torch.Tensor, norm: torch.Tensor, lr: float, is_due: bool):
         """Record a step's loss and gradient norm (scalars on the device), and write a row if one is
         due. Only then do we wait for the device."""
+        if self.last_lr is not None and lr > 1.5 * self.last_lr and self.is_writer:
+            warn(f'the learning rate jumps from {self.last_lr:.1e} to {lr:.1e}')
+        self.last_lr = None
         self.pending.append((loss, norm))
         if not is_due:
             self.bar.update(step - self.bar.n)

@@ -165,7 +165,7 @@ def exact_gelu(mlp, x):             # logits differ by as little as 0.03 % of th
     return mlp.down_proj(F.gelu(mlp.gate_proj(x)) * h if mlp.is_gated else F.gelu(h))
 
 
-def sliding_window(q, k, v, dropout=0.0, mask=None):
+def sliding_window(q, k, v, dropout=0.0, mask=None, fused=False):
     positions = torch.arange(q.shape[2])
     distance = positions[:, None] - positions
     return F.scaled_dot_product_attention(q, k, v, (distance >= 0) & (distance < 128),

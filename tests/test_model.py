@@ -356,7 +356,7 @@ def test_ids_without_a_token_are_never_sampled_however_large_their_logits():
     for sampling in ({'temperature': 0}, {'temperature': 0, 'repetition_penalty': 9.0},
                      {'temperature': 9.0}, {'top_k': 45}, {'top_p': 0.9},
                      {'top_k': 3, 'top_p': 0.99}):
-        assert (rows_of(model, idx, 20, vocab_size=40, **sampling) < 40).all()
+        assert (rows_of(model, idx, 20, n_tokens=40, **sampling) < 40).all()
 
 
 # ---- optimizers

@@ -193,7 +193,7 @@ def test_dropout_masks_are_a_function_of_the_seed_and_the_first_sequence(letters
         for first in range(8, 16, micro):                           # those of step 2
             x, y = map(torch.from_numpy,
                        train.get_batch(done['train_data'], 16, 1337, range(first, first + micro)))
-            torch.manual_seed(hash((1337, first)))
+            torch.manual_seed(1337 + first)
             parts.append(model(x, y).item())
         torch.manual_seed(0)                                        # whatever was drawn before
         batches = done['micro_batches'](2, done['train_data'], 16, 8, micro, done['hardware'])

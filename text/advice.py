@@ -35,6 +35,8 @@ def fitting_settings(tokens: int, has_gpu: bool) -> dict:
         shape = {'n_layer': 4, 'n_head': 4, 'n_embd': 256, 'dropout': 0.1}
     elif tokens < 2_000_000 or not has_gpu:
         shape = {'n_layer': 4, 'n_head': 4, 'n_embd': 256}
+    if not has_gpu:
+        shape['fused_attention'] = False
     if tokens <= 256:
         shape['block_size'] = max(1, tokens // 2)
     return {**shape, 'max_iters': max_iters, 'eval_interval': max_iters // 8}

@@ -1,0 +1,94 @@
+"""A training run: its folder, progress, log and checkpoints."""
+import math
+from pathlib import Path
+
+from lib import checkpoint as checkpoints
+from lib.device import is_first_process
+from lib.errors import require
+from lib.files import acquire_lock
+from lib.log import Log
+
+
+class Run:
+    """step and best_val_loss are those of the checkpoint that the run resumes, or else 0 and inf.
+
+    Creates out_dir and prints what will be trained. Raises Error if out_dir holds a run that is
+    neither resumed nor replaced; then nothing has been written."""
+
+    def __init__(self, settings, hardware, model, opt, scaler, meta: dict, validation,
+                 checkpoint: dict | None, micro: int):
+        self.model, self.opt, self.scaler = model, opt, scaler
+        self.validation = validation
+        self.out = Path(settings['out_dir']).expanduser()
+        self.about = {'tokenizer': meta['tokenizer'], 'settings': dict(settings),
+                      'data': checkpoints.checksums(meta)}
+        self.is_trained = checkpoint is not None            # else step 0 has no best.pt
+        self.step, self.best_val_loss = 0, math.inf
+        if settings.is_resumed:
+            self.step, self.best_val_loss = checkpoint['step'], checkpoint['best_val_loss']
+            checkpoints.load_optimizer(opt, scaler, checkpoint)
+        self.kept_steps = kept_steps(settings)
+        claim_folder(self.out, settings)
+        self.log = Log(settings, self.step, hardware, model, validation.floor)
+        delete_old(self.out, settings)
+        self.log.announce(meta, model, micro, self.kept_steps)
+        if settings.is_resumed:
+            self.log.announce_resume(checkpoint)
+
+    def record(self, step: int, val_loss: float, sample: str):
+        """Log an evaluation and a sample, and save the weights if they are the best so far."""
+        self.log.evaluation(step, val_loss, self.validation.bits_per_byte(val_loss))
+        self.log.sample(sample)
+        if val_loss < self.best_val_loss:
+            self.best_val_loss = val_loss
+            if step > 0 or self.is_trained:
+                self.save('best.pt', step)
+        self.log.go_on()
+
+    def save(self, name: str, step: int, **more):
+        """Write a checkpoint to out_dir."""
+        checkpoints.save(self.out / name, self.model, step=step, best_val_loss=self.best_val_loss,
+                         **self.about, **more)
+
+    def save_to_resume(self, step: int):
+        """Write ckpt.pt. Raises Error instead if a loss since the last row of the log is not
+        finite."""
+        self.log.read_pending(step)
+        self.save('ckpt.pt', step, optimizer=self.opt.state_dict(), scaler=self.scaler.state_dict())
+
+    def close(self, step: int):
+        """Plot the losses, and print the results and the next command."""
+        best = self.best_val_loss
+        self.log.close(step, best, self.validation.bits_per_byte(best))
+
+
+def kept_steps(settings) -> set[int]:
+    """The steps whose weights get a file of their own, by keep_weights and eval_interval."""
+    kind, max_iters = settings['keep_weights'], settings['max_iters']
+    if kind == 'best':
+        return set()
+    steps = {0, max_iters, *range(0, max_iters, settings['eval_interval'] or max_iters)}
+    if kind == 'powers':
+        steps |= {2 ** i for i in range(max_iters.bit_length()) if 2 ** i <= max_iters}
+    return steps
+
+
+def claim_folder(out: Path, settings):
+    """Create and lock out_dir, in the first process only. Raises Error if it holds a run that is
+    neither resumed nor replaced."""
+    if not is_first_process():
+        return
+    log = out / 'log.csv'
+    has_run = (out / 'ckpt.pt').exists() or (out / 'best.pt').exists()
+    has_rows = log.exists() and len(log.read_bytes().splitlines()) > 2      # header and step 0
+    require(settings.is_resumed or settings['overwrite'] or not (has_run or has_rows),
+            f'{out} holds a run: continue it with --init_from=resume, replace it with '
+            '--overwrite=True, or choose a different --out_dir')
+    acquire_lock(out)
+
+
+def delete_old(out: Path, settings):
+    """Delete the files of the run that a new one replaces."""
+    if is_first_process() and not settings.is_resumed:
+        for path in (out / 'ckpt.pt', out / 'best.pt', out / 'loss.png', *out.glob('weights/*.pt')):
+            path.unlink(missing_ok=True)
