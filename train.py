@@ -232,7 +232,8 @@ if __name__ == '__main__':
             run.log.pause('evaluating')
             val_loss = evaluate(model, validation, micro, hardware.autocast, hardware.rank,
                                 hardware.world_size)
-            run.record(step, val_loss, sample_text(model, tokenizer))   # saves the best weights
+            run.record(step, val_loss)                      # saves the best weights
+            run.log.sample(sample_text(model, tokenizer))
         if step in run.kept_steps:
             run.save(f'weights/{step:07}.pt', step)
         if (is_last or is_due(step, eval_interval)) and step != resumed_at:

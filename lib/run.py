@@ -35,15 +35,14 @@ class Run:
         if settings.is_resumed:
             self.log.announce_resume(checkpoint)
 
-    def record(self, step: int, val_loss: float, sample: str):
-        """Log an evaluation and a sample, and save the weights if they are the best so far."""
+    def record(self, step: int, val_loss: float):
+        """Log an evaluation, and save the weights if they are the best so far. Raises Error if the
+        loss is not finite."""
         self.log.evaluation(step, val_loss, self.validation.bits_per_byte(val_loss))
-        self.log.sample(sample)
         if val_loss < self.best_val_loss:
             self.best_val_loss = val_loss
             if step > 0 or self.is_trained:
                 self.save('best.pt', step)
-        self.log.go_on()
 
     def save(self, name: str, step: int, **more):
         """Write a checkpoint to out_dir."""

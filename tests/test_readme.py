@@ -17,7 +17,7 @@ import torch
 from conftest import ROOT, copy_project, read_log
 
 from lib.checks import check_settings
-from lib.settings import configure
+from lib.settings import configure, read_fields
 from model import GPT, GPTConfig
 
 PAGES = {path.relative_to(ROOT).as_posix(): path.read_text(encoding='utf-8')
@@ -134,6 +134,7 @@ def test_every_setting_of_every_command_exists(command):
 def test_every_setting_that_is_named_exists():
     programs = ('prepare.py', 'train.py', 'sample.py')
     known = {name for program in programs for name in imported(program)['settings']}
+    known |= read_fields('model.py:GPTConfig').keys()
     named = set(re.findall(r'^--([a-z_]+)(?=[= ]|$)', '\n'.join(QUOTED), re.M))
     assert len(named) > 8 and sorted(named - known - {'help', 'key'}) == []
 
