@@ -2,9 +2,9 @@
 import os
 import sys
 
-# Let OpenMP's threads wait for each other only briefly before they sleep: with the default, a CPU
-# that also runs another program trains at less than a third of its speed. Read when torch loads.
-os.environ.setdefault('GOMP_SPINCOUNT', '1000')
+# Let OpenMP's threads wait for each other only briefly before they sleep: with the default, two
+# cores that also run another program train at less than a third of their speed.
+os.environ.setdefault('GOMP_SPINCOUNT', '2000')             # read when torch is imported
 if sys.version_info < (3, 11):  # noqa: UP036       # before any module that needs it
     sys.stderr.write('error: Python 3.11 or later is needed; this is ' + sys.version[:4] + '\n')
     sys.exit(2)
