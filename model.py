@@ -66,6 +66,7 @@ def attend(q: Tensor, k: Tensor, v: Tensor, dropout: float = 0.0, mask=None,
     if mask is None and (1 < T < S or not fused):
         mask = torch.full((T, S), -math.inf, device=q.device).triu(S - T + 1)
     if mask is not None:
+        check(mask.is_floating_point(), 'mask must be floats: it is added to the scores')
         mask = mask.to(q.dtype)
     if fused:
         is_causal = mask is None and T > 1

@@ -92,10 +92,12 @@ def make_optimizer(model: GPT, torch_dtype: torch.dtype) -> torch.optim.Optimize
     matrices = [p for p in model.h.parameters() if p.ndim == 2]
     vectors = [p for p in model.parameters() if p.ndim < 2]
     output = [] if model.config.tie_weights else [model.lm_head.weight]
-    grouped = {*matrices, *vectors, *output}
-    embeddings = [p for p in model.parameters() if p not in grouped]
+    embeddings = [module.weight for module in model.modules() if isinstance(module, nn.Embedding)]
+    grouped = {*matrices, *vectors, *output, *embeddings}
+    others = [p for p in model.parameters() if p not in grouped]        # none, until you add some
     groups = [
         {'params': matrices, 'lr_scale': 1.0, 'weight_decay': weight_decay},
+        {'params': others, 'lr_scale': 1.0, 'weight_decay': weight_decay},
         {'params': vectors, 'lr_scale': 1.0, 'weight_decay': 0.0},
         {'params': embeddings, 'lr_scale': embedding_lr_scale,
          'weight_decay': weight_decay / embedding_lr_scale},

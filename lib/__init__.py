@@ -6,5 +6,6 @@ import sys
 # cores that also run another program train at less than a third of their speed.
 os.environ.setdefault('GOMP_SPINCOUNT', '2000')             # read when torch is imported
 if sys.version_info < (3, 11):  # noqa: UP036       # before any module that needs it
-    sys.stderr.write('error: Python 3.11 or later is needed; this is ' + sys.version[:4] + '\n')
+    version = sys.version.split()[0]
+    sys.stderr.write('error: Python 3.11 or later is needed; this is ' + version + '\n')
     sys.exit(2)

@@ -163,7 +163,8 @@ def fit_micro_batch(model: nn.Module, autocast, share: int) -> int:
         if most == 2:
             optimizer_state = 8 * model.num_params()        # bytes: two fp32 numbers per parameter
             memory = 0.85 * torch.cuda.get_device_properties(device).total_memory
-            most = int((memory - optimizer_state - peaks[0]) / (peaks[1] - peaks[0]))
+            per_sequence = max(1, peaks[1] - peaks[0])
+            most = int((memory - optimizer_state - peaks[0]) / per_sequence)
     if distributed.is_initialized():                        # all processes take the smallest
         smallest = torch.tensor(most, device=device)
         distributed.all_reduce(smallest, distributed.ReduceOp.MIN)

@@ -100,13 +100,9 @@ class Log:
             self.last_lr = checkpoint['optimizer']['param_groups'][0]['lr']
 
     def sample(self, text: str):
-        """Print a sample, indented, and end the pause."""
+        """Print a sample, indented."""
         for line in text.splitlines():
             self.say(line, indent=' ' * 8)
-        # Restart the clock, so that the pause does not count towards tokens/s.
-        self.clock = time.perf_counter()
-        self.bar.set_postfix_str(self.state, refresh=False)
-        self.bar.unpause()
 
     # ---- rows
     def step(self, step: int, loss: torch.Tensor, norm: torch.Tensor, lr: float, is_due: bool):
@@ -177,8 +173,14 @@ class Log:
             self.tracker.log(row, step=row['step'])
 
     def pause(self, text: str):
-        """Show on the bar what is happening instead of training, until a sample is printed."""
+        """Show on the bar what is happening instead of training, until go_on."""
         self.bar.set_postfix_str(text)
+
+    def go_on(self):
+        """Restart the clock, so that the pause does not count towards tokens/s."""
+        self.clock = time.perf_counter()
+        self.bar.set_postfix_str(self.state, refresh=False)
+        self.bar.unpause()
 
     # ---- the end
     def close(self, step: int, best_val_loss: float, best_bits_per_byte: float):

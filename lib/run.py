@@ -54,6 +54,7 @@ class Run:
         finite."""
         self.log.read_pending(step)
         self.save('ckpt.pt', step, optimizer=self.opt.state_dict(), scaler=self.scaler.state_dict())
+        self.log.go_on()
 
     def close(self, step: int):
         """Plot the losses, and print the results and the next command."""
