@@ -25,7 +25,7 @@ class GPTConfig:
         norms               RMSNorm, with QK-norm           LayerNorm
         MLP                 SwiGLU                          GELU (tanh approximation)
         attention           multi-head or grouped-query     multi-head"""
-    vocab_size: int             # rows of the embedding matrix; at least the tokenizer's
+    vocab_size: int             # rows of the embedding matrix, possibly padded
     arch: str = 'qwen3'         # qwen3 (RoPE, RMSNorm, SwiGLU) or gpt2 (learned positions, GELU)
     block_size: int = 256       # context length in tokens
     n_layer: int = 4            # number of blocks
@@ -37,7 +37,7 @@ class GPTConfig:
     dropout: float = 0.0        # dropout probability; above 0 helps when training for many epochs
     bias: bool = False          # biases in linear layers and norms (gpt2 only)
     tie_weights: bool = True    # share the embedding matrix with the output layer
-    fused_attention: bool = True    # False = the plain formula; in CPU training faster up to T 512
+    fused_attention: bool = True    # False = the formula; faster in CPU training up to 512 tokens
     rope_theta: float = 10000.0     # base of the RoPE frequencies (qwen3 only)
     norm_eps: float = 0.0       # epsilon of the norms; 0 = 1e-5, or 1e-6 for qwen3
 
@@ -55,27 +55,30 @@ class GPTConfig:
 
 
 # ---- attention
-def attend(q: Tensor, k: Tensor, v: Tensor, dropout: float = 0.0, mask=None,
-           fused: bool = False) -> Tensor:
-    """Causal attention (Vaswani et al. 2017): softmax(q k^T / sqrt(D) + mask) v, (B, H, T, D), for
-    q (B, H, T, D) and k, v (B, K, S, D). The T queries belong to the last T of the S tokens.
-    mask: broadcastable to (T, S), added to the scores; None = causal.
-
-    fused: compute the same with PyTorch's kernel, which never materializes the scores."""
-    H, K, T, S, D = q.shape[1], k.shape[1], q.shape[2], k.shape[2], q.shape[3]
-    if mask is None and (1 < T < S or not fused):
-        mask = torch.full((T, S), -math.inf, device=q.device).triu(S - T + 1)
-    if mask is not None:
-        check(mask.is_floating_point(), 'mask must be floats: it is added to the scores')
-        mask = mask.to(q.dtype)
-    if fused:
-        is_causal = mask is None and T > 1
-        return F.scaled_dot_product_attention(q, k, v, mask, dropout, is_causal, enable_gqa=H != K)
+def attend(q: Tensor, k: Tensor, v: Tensor, mask: Tensor, dropout: float = 0.0) -> Tensor:
+    """Attention (Vaswani et al. 2017): softmax(q k^T / sqrt(D) + mask) v, (B, H, T, D), for
+    q (B, H, T, D), k and v (B, K, S, D) and a mask broadcastable to (T, S)."""
+    H, K, D = q.shape[1], k.shape[1], q.shape[3]
     if H != K:                                              # GQA: repeat for each query head
         k, v = k.repeat_interleave(H // K, dim=1), v.repeat_interleave(H // K, dim=1)
-    scores = (q / math.sqrt(D)) @ k.mT + mask                           # (B, H, T, S)
+    scores = (q / math.sqrt(D)) @ k.mT + mask.to(q.dtype)               # (B, H, T, S)
     weights = F.dropout(scores.softmax(dim=-1), dropout)                # (B, H, T, S)
     return weights @ v                                                  # (B, H, T, D)
+
+
+def fused_attend(q: Tensor, k: Tensor, v: Tensor, mask: Tensor | None, dropout: float = 0.0):
+    """The same with PyTorch's kernel, which never materializes the scores. mask: None = causal, if
+    T is S or 1; faster than a tensor."""
+    is_causal = mask is None and q.shape[2] > 1
+    is_grouped = q.shape[1] != k.shape[1]
+    if mask is not None:
+        mask = mask.to(q.dtype)
+    return F.scaled_dot_product_attention(q, k, v, mask, dropout, is_causal, enable_gqa=is_grouped)
+
+
+def causal_mask(T: int, S: int, device) -> Tensor:
+    """0 where one of the last T of S tokens may attend, -inf at the tokens after it: (T, S)."""
+    return torch.full((T, S), -math.inf, device=device).triu(S - T + 1)
 
 
 def rotary(positions: Tensor, head_dim: int, theta: float) -> tuple[Tensor, Tensor]:
@@ -157,7 +160,8 @@ class Attention(nn.Module):
             k, v = cache.append(self.layer, k, v)                       # (B, K, S, D)
             q = q.to(k.dtype)
         dropout = self.dropout if self.training else 0.0
-        y = attend(q, k, v, dropout, mask, self.fused).to(x.dtype)      # (B, H, T, D)
+        attention = fused_attend if self.fused else attend
+        y = attention(q, k, v, mask, dropout).to(x.dtype)               # (B, H, T, D)
         return self.o_proj(y.transpose(1, 2).reshape(B, T, H * D))      # (B, T, C)
 
 
@@ -230,8 +234,8 @@ class GPT(nn.Module):
                 nn.init.normal_(module.weight, std=0.02)
             if isinstance(module, nn.Linear) and module.bias is not None:
                 nn.init.zeros_(module.bias)
-        # Each block adds two outputs to the residual stream. Scaling down their weights keeps its
-        # variance independent of depth (Radford et al. 2019).
+        # Each block adds two outputs to the residual stream. Scaling down the weights of these two
+        # layers keeps its variance at init independent of depth (Radford et al. 2019).
         for block in self.h:
             for layer in (block.attn.o_proj, block.mlp.down_proj):
                 nn.init.normal_(layer.weight, std=0.02 / math.sqrt(2 * self.config.n_layer))
@@ -241,7 +245,8 @@ class GPT(nn.Module):
 
     def hidden(self, idx: Tensor, cache: KVCache | None = None, mask=None) -> Tensor:
         """Final hidden states (B, T, C) of ids (B, T). With a cache, the ids follow the tokens in
-        it and are appended to it. A mask replaces the causal one; see attend."""
+        it and are appended to it. A mask (T, S) of floats, added to the scores, replaces the
+        causal one."""
         T, block_size = idx.shape[1], self.config.block_size
         check(T <= block_size, f'{T} tokens exceed block_size={block_size}')
         start = 0 if cache is None else cache.length
@@ -253,6 +258,8 @@ class GPT(nn.Module):
         else:
             rope = rotary(positions, self.config.head_dim, self.config.rope_theta)
         x = self.drop(x)
+        if mask is None and (not self.config.fused_attention or (T > 1 and cache is not None)):
+            mask = causal_mask(T, start + T, idx.device)                # (T, S)
         for block in self.h:
             x = block(x, rope, cache, mask)                             # (B, T, C)
         if cache is not None:
@@ -271,15 +278,15 @@ class GPT(nn.Module):
             return self.logits(x)                                       # (B, T, V)
         is_large = targets.numel() * self.config.vocab_size > MAX_LOGITS
         if is_large and not torch.compiler.is_compiling():
-            return self.loss_in_pieces(x.flatten(0, 1), targets.flatten())
+            return self.chunked_loss(x.flatten(0, 1), targets.flatten())
         logits = self.logits(x)                                         # (B, T, V)
         return F.cross_entropy(logits.float().flatten(0, 1), targets.flatten(), ignore_index=-1)
 
-    def loss_in_pieces(self, x: Tensor, targets: Tensor) -> Tensor:
+    def chunked_loss(self, x: Tensor, targets: Tensor) -> Tensor:
         """Mean cross-entropy of targets (N,) given final hidden states x (N, C).
 
         With a large vocabulary, the logits dominate memory use: GPT-2's for 12 x 1,024 tokens take
-        2.5 GB. So they are computed in pieces and recomputed in the backward pass."""
+        2.5 GB. So they are computed in chunks and recomputed in the backward pass."""
         def sum_of_losses(x, targets):
             logits = self.logits(x).float()                             # (rows, V)
             return F.cross_entropy(logits, targets, ignore_index=-1, reduction='sum')

@@ -12,14 +12,14 @@ from lib.settings import configure
 dataset = 'stories'         # stories, tinystories, or the name or folder of a Hugging Face dataset
 dataset_config = ''         # configuration of the Hugging Face dataset; '' = its default
 split = ''                  # split to train on; '' = train. A validation or test split is held out
-input = ''                  # local files, folders and globs, comma-separated; replaces dataset
+input = ''                  # comma-separated local files, folders and globs, instead of dataset
 separator = '<|endoftext|>'     # separates documents in a .txt file; '' = one document per file
 text_column = 'text'        # column with the text, in a dataset, .jsonl, .csv or .parquet file
 num_stories = 60000         # number of stories to generate
 # the dataset
 name = ''                   # NAME in data/NAME; '' = derived from the source (plus _gpt2 or _char)
-tokenizer = 'bpe'           # bpe (trained on the text), gpt2, char, or where a tokenizer.json is
-vocab_size = 0              # bpe vocabulary size; 0 = 4096, or 2048 for stories and small corpora
+tokenizer = 'bpe'           # bpe (trained on the text), gpt2, char, or a folder or repo with one
+vocab_size = 0              # maximum bpe vocabulary; 0 = 4096, 2048 for stories and small corpora
 val_fraction = 0.05         # fraction held out for validation, unless the source has a split for it
 seed = 1337                 # random seed for the stories and the split
 overwrite = False           # replace an existing dataset of this name

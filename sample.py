@@ -10,7 +10,7 @@ num_samples = 3             # number of samples, generated as one batch
 max_new_tokens = 300        # maximum tokens per sample; end-of-text ends a sample early
 temperature = 0.8           # lower is more conservative, higher more diverse; 0 = greedy
 top_k = 0                   # sample from the k most likely tokens; 0 = off
-top_p = 1.0                 # nucleus: the fewest tokens with at least this probability; 1 = off
+top_p = 1.0                 # nucleus: smallest set of tokens with at least this total p; 1 = off
 repetition_penalty = 1.0    # above 1 makes tokens already seen less likely; 1 = off
 seed = 1337                 # random seed; sample i uses seed + i
 device = 'auto'             # cuda, mps or cpu; auto = the first of these that is available
@@ -37,8 +37,8 @@ from model import GPT
 
 
 class LanguageModel:
-    """A model and its tokenizer. The methods take the settings named in SAMPLING as keyword
-    arguments, with the same defaults."""
+    """A model and its tokenizer. generate, stream and rows take the settings named in SAMPLING as
+    keyword arguments, with the same defaults."""
 
     def __init__(self, model: GPT, tokenizer: Tokenizer, settings: dict | None = None):
         self.model = model

@@ -15,7 +15,7 @@ max_minutes = 0.0           # stop and save after this many minutes; 0 = no limi
 eval_interval = 250         # steps between evaluations and checkpoints; 0 = only at the end
 eval_tokens = 0             # number of validation tokens to evaluate on; 0 = all
 log_interval = 10           # steps between rows of log.csv
-keep_weights = 'best'       # weights to keep: best, evaluations (one file each), or powers (more)
+keep_weights = 'best'       # best, evaluations (of each), or powers (also at steps 1, 2, 4, ...)
 wandb_project = ''          # also log to this Weights & Biases project; '' = off
 # model: n_layer, n_head, n_embd, block_size, dropout and the other fields of GPTConfig in model.py
 # optimization
@@ -252,11 +252,11 @@ if __name__ == '__main__':
         batches = micro_batches(step, train_data, block_size, share, micro, hardware)
         total_loss = 0.0
         for i, (x, y) in enumerate(batches, start=1):                   # (micro, T) each
-            if hardware.world_size > 1:                     # all-reduce gradients only at the last
+            if hardware.world_size > 1:                     # all-reduce only at the last
                 parallel_model.require_backward_grad_sync = i == grad_accum_steps
             with hardware.autocast:
                 loss = parallel_model(x, y) / grad_accum_steps
-            scaler.scale(loss).backward()                   # a no-op except in fp16
+            scaler.scale(loss).backward()                   # scaling is a no-op except in fp16
             total_loss += loss.detach()
         scaler.unscale_(opt)
         norm = nn.utils.clip_grad_norm_(model.parameters(), grad_clip or math.inf)

@@ -2,8 +2,8 @@
 import os
 import sys
 
-# Let OpenMP's threads wait for each other only briefly before they sleep: with the default, two
-# cores that also run another program train at less than a third of their speed.
+# OpenMP's threads spin only briefly before they sleep. By default, training on two cores that also
+# run another program drops to less than a third of its speed.
 os.environ.setdefault('GOMP_SPINCOUNT', '2000')             # read when torch is imported
 if sys.version_info < (3, 11):  # noqa: UP036       # before any module that needs it
     version = sys.version.split()[0]

@@ -18,22 +18,21 @@ from lib.tokenizer import Tokenizer, load_tokenizer
 from model import GPT, GPTConfig
 
 FORMAT = 2
-MAY_DIFFER = {'dropout', 'fused_attention', 'block_size'}      # from the weights a run starts from
+MAY_DIFFER = {'dropout', 'fused_attention', 'block_size'}      # from the checkpoint of a start
 DERIVED = {'n_kv_head': 0, 'head_dim': 0, 'n_inner': 0, 'norm_eps': 0.0}    # 0 = from other fields
 SEAL = b'slm:'                  # a checkpoint ends with this and the CRC-32 of everything before it
 
 
 # ---- files
 def save(path, model: GPT, **content):
-    """Write a checkpoint atomically, in the first process only. Raises Error if it cannot be
-    written."""
+    """Write a checkpoint atomically, on rank 0 only. Raises Error if it cannot be written."""
     if not is_first_process():
         return
     content = {'format': FORMAT, 'model': model.state_dict(),
                'model_config': asdict(model.config), **content}
     with atomic(path) as temporary:
         torch.save(content, temporary)
-        seal = SEAL + checksum(temporary).encode()          # torch.load verifies no checksum
+        seal = SEAL + checksum(temporary).encode()          # torch.load does not verify checksums
         with open(temporary, 'ab') as f:
             f.write(seal)
 
@@ -103,7 +102,7 @@ def make_config(**fields) -> GPTConfig:
 
 def new_model(device: torch.device, **fields) -> GPT:
     """A freshly initialized GPT with these config fields, on the device. Raises Error if a field is
-    invalid, or if the model is too large to train in this memory."""
+    invalid, or if the model is too large for the device's memory."""
     config = make_config(**fields)
     with torch.device('meta'):                  # allocates no memory
         require_memory(GPT(config).num_params(), device)
@@ -111,8 +110,8 @@ def new_model(device: torch.device, **fields) -> GPT:
 
 
 def build_model(checkpoint: dict, **changes) -> GPT:
-    """The model of a checkpoint. `changes` override fields of its GPTConfig: dropout, or
-    block_size. Raises Error for an invalid one."""
+    """The model of a checkpoint. `changes` override fields of its GPTConfig that are
+    in MAY_DIFFER. Raises Error for an invalid one."""
     config = make_config(**{**checkpoint['model_config'], **changes})
     state = dict(checkpoint['model'])
     if config.arch == 'gpt2':
@@ -120,7 +119,7 @@ def build_model(checkpoint: dict, **changes) -> GPT:
         require(config.block_size <= learned, f'block_size={config.block_size} exceeds the '
                                               f'{learned} positions that this model has learned')
         state['wpe.weight'] = state['wpe.weight'][:config.block_size]
-    with torch.random.fork_rng(devices=[]):     # the initial weights, which are replaced, use RNG
+    with torch.random.fork_rng(devices=[]):     # initializing must not change the RNG state
         model = GPT(config)
     try:
         model.load_state_dict(state)
@@ -164,8 +163,8 @@ def load_start(settings, meta: dict, tokenizer: Tokenizer) -> dict | None:
     if checkpoint is None:
         return None
     require(load_tokenizer(checkpoint['tokenizer']) == tokenizer,
-            f'data/{settings["dataset"]} uses a different tokenizer from the checkpoint; prepare '
-            "it again with the checkpoint's tokenizer")
+            f'data/{settings["dataset"]} does not use the tokenizer of the checkpoint; prepare it '
+            'again with that tokenizer')
     weights = checkpoint['model_config']
     fixed = weights.keys() - MAY_DIFFER
     if settings.is_resumed:
@@ -174,7 +173,7 @@ def load_start(settings, meta: dict, tokenizer: Tokenizer) -> dict | None:
              for name, value in settings.model.items()
              if name in fixed and value not in (weights[name], DERIVED.get(name))]
     require(not wrong, f'{", ".join(wrong)}: the architecture of a trained model cannot change; '
-                       'omit it, or train a new model in a different out_dir')
+                       'omit this, or train a new model in a different out_dir')
     return checkpoint
 
 

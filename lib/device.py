@@ -13,7 +13,7 @@ from torch import distributed, nn
 from lib.errors import Error, require
 from lib.terminal import warn
 
-TOKENS_ON_CPU = 8192            # per micro-batch on a CPU; more costs memory and is no faster
+TOKENS_ON_CPU = 8192            # per micro-batch, unless on CUDA; more costs memory, no speed
 # Peak dense 16-bit TFLOP/s, by a word in a GPU's name
 PEAK_TFLOPS = {'H200': 989, 'H100': 989, 'A100': 312, 'L4': 121, 'T4': 65, '4090': 165, '3090': 71}
 
@@ -108,7 +108,7 @@ def can_compile(compile: str, device: torch.device) -> bool:
         torch.compile(lambda x: x + 1)(torch.ones(1, device=device))
         return True
     except Exception as e:                                  # compilers fail in many ways
-        warn('not compiled: ' + str(e).strip().partition('\n')[0])
+        warn('torch.compile failed, running eagerly: ' + str(e).strip().partition('\n')[0])
         return False
 
 
@@ -145,7 +145,7 @@ def require_memory(num_params: int, device: torch.device):
         memory = os.sysconf('SC_PAGE_SIZE') * os.sysconf('SC_PHYS_PAGES')
     else:                                                   # Windows
         return
-    require(size < memory, f'training {num_params:,} parameters needs at least {size / 1e9:.0f} GB '
+    require(size < memory, f'training {num_params:,} parameters needs about {size / 1e9:.0f} GB '
                            f'of memory; {device} has {memory / 1e9:.0f} GB: use a smaller model')
 
 
@@ -153,7 +153,7 @@ def fit_micro_batch(model: nn.Module, autocast, share: int) -> int:
     """Sequences per micro-batch: the largest divisor of `share`, the sequences per step of each
     process, that fits on every process.
 
-    On a GPU it is extrapolated from the measured peaks of one and two sequences, based on the
+    On a GPU it is extrapolated from the peak memory of one and two sequences, based on the
     card's total memory rather than what is free now: the same card always gives the same number."""
     device = model.wte.weight.device
     most = TOKENS_ON_CPU // model.config.block_size
@@ -236,7 +236,7 @@ class StopSignals:
         """Whether to stop before the next step. All processes of a run return the same."""
         is_late = time.monotonic() > self.deadline
         if distributed.is_initialized():
-            flags = torch.tensor([self.status, is_late])    # on the CPU: no wait for the GPU
+            flags = torch.tensor([self.status, is_late])    # on the CPU: no GPU sync
             distributed.all_reduce(flags, distributed.ReduceOp.MAX)
             self.status, is_late = flags.tolist()
         return bool(self.status or is_late)

@@ -16,12 +16,12 @@ from lib.terminal import fit, warn
 
 COLUMNS = ['step', 'tokens', 'train_loss', 'val_loss', 'bits_per_byte', 'lr', 'grad_norm',
            'tokens_per_second']
-FILES = ['best.pt', 'ckpt.pt', 'log.csv', 'loss.png']       # what a run writes to out_dir
+FILES = ['best.pt', 'ckpt.pt', 'log.csv', 'loss.png']       # named at the end of a run
 
 
 class Log:
     """Writes log.csv; shows a progress bar on a terminal and prints a line per row elsewhere. Only
-    the first process writes and prints."""
+    rank 0 writes and prints."""
 
     def __init__(self, settings, step: int, hardware, model, floor: float | None):
         """step: steps done so far. Later rows, left by a crash, are dropped: those steps are
@@ -107,7 +107,7 @@ class Log:
     # ---- rows
     def step(self, step: int, loss: torch.Tensor, norm: torch.Tensor, lr: float, is_due: bool):
         """Record a step's loss and gradient norm (scalars on the device), and write a row if one is
-        due. Only then do we wait for the device."""
+        due. Only then does this sync with the device."""
         if self.last_lr is not None and lr > 1.5 * self.last_lr and self.is_writer:
             warn(f'the learning rate jumps from {self.last_lr:.1e} to {lr:.1e}')
         self.last_lr = None
@@ -145,7 +145,7 @@ class Log:
 
     def require_finite(self, step: int, name: str, value: float):
         require(math.isfinite(value), f'step {step}: the {name} is {value}: lower learning_rate; '
-                                      f'the last good checkpoint is in {self.out}')
+                                      f'the last good checkpoint, if any, is in {self.out}')
 
     def evaluation(self, step: int, val_loss: float, bits_per_byte: float):
         """Write a row with the validation loss. Raises Error if it is not finite."""

@@ -6,9 +6,10 @@ from torch import Tensor
 class Muon(torch.optim.AdamW):
     """Muon (Jordan et al. 2024) for parameter groups with use_muon=True, AdamW for the others.
 
-    Muon orthogonalizes each matrix's momentum, so that its update changes all directions equally.
-    Scaling matches the RMS of an AdamW update (Liu et al. 2025), so both can share a learning rate
-    and weight decay. The matmuls of its iteration are in `dtype`."""
+    Muon orthogonalizes each matrix's momentum, so that the update is about equally large in all
+    directions.
+    Updates are scaled to the RMS of AdamW's (Liu et al. 2025), so both can share a learning rate
+    and weight decay. The Newton-Schulz matmuls run in `dtype`."""
 
     def __init__(self, groups: list[dict], lr: float, betas: tuple[float, float],
                  dtype: torch.dtype = torch.bfloat16):
@@ -43,7 +44,7 @@ class Muon(torch.optim.AdamW):
     def nesterov_momenta(self, matrices: list[Tensor]) -> list[Tensor]:
         """Update each matrix's momentum and return its Nesterov momentum.
 
-        The decay rises from 0.85 to 0.95 over 300 steps, because early gradients go stale fast."""
+        The momentum warms up from 0.85 to 0.95 over 300 steps: early gradients go stale fast."""
         momenta = []
         for p in matrices:
             state = self.state[p]

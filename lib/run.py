@@ -13,7 +13,7 @@ class Run:
     """step and best_val_loss are those of the checkpoint that the run resumes, or else 0 and inf.
 
     Creates out_dir and prints what will be trained. Raises Error if out_dir holds a run that is
-    neither resumed nor replaced; then nothing has been written."""
+    neither resumed nor replaced; in that case nothing is written."""
 
     def __init__(self, settings, hardware, model, opt, scaler, meta: dict, validation,
                  checkpoint: dict | None, micro: int):
@@ -63,7 +63,7 @@ class Run:
 
 
 def kept_steps(settings) -> set[int]:
-    """The steps whose weights get a file of their own, by keep_weights and eval_interval."""
+    """The steps whose weights get a file of their own, as set by keep_weights and eval_interval."""
     kind, max_iters = settings['keep_weights'], settings['max_iters']
     if kind == 'best':
         return set()
@@ -74,7 +74,7 @@ def kept_steps(settings) -> set[int]:
 
 
 def claim_folder(out: Path, settings):
-    """Create and lock out_dir, in the first process only. Raises Error if it holds a run that is
+    """Create and lock out_dir, on rank 0 only. Raises Error if it holds a run that is
     neither resumed nor replaced."""
     if not is_first_process():
         return

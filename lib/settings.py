@@ -18,7 +18,8 @@ ROOT = Path(__file__).resolve().parent.parent
 
 class Settings(dict):
     """A script's settings by name. `given` holds the names set by a config file or an argument,
-    `model` the dataclass fields set that way; is_resumed: whether a checkpoint set others."""
+    `model` the dataclass fields set that way; is_resumed: whether the others come from a
+    checkpoint."""
 
     def __init__(self, values: dict):
         super().__init__(values)
@@ -40,7 +41,7 @@ def configure(script: dict, dataclass: str = '', resume: bool = False,
     if argv is None:
         argv = command_line(script)
     if resume and script['__name__'] == '__main__':     # until train.py handles signals itself,
-        signal.signal(signal.SIGINT, signal.SIG_DFL)    # Ctrl-C kills it, also while it imports
+        signal.signal(signal.SIGINT, signal.SIG_DFL)    # Ctrl-C kills it, even during imports
     settings = Settings({name: value for name, value in script.items()
                          if not name.startswith('_') and type(value) in (bool, int, float, str)})
     fields = read_fields(dataclass) if dataclass else {}

@@ -16,8 +16,8 @@ from lib.errors import Error, brief, extra, require
 EOT = '<|endoftext|>'
 PIECE = 1 << 12                 # maximum bytes of a piece of text
 WORKERS = min(os.cpu_count() or 1, 16)
-# Cutting text before a single space or after a single newline, between visible characters, does
-# not change the tokens of bpe or gpt2: no token crosses such a boundary.
+# Cutting text before a single space or after a single newline, between non-whitespace characters,
+# does not change the tokens of bpe or gpt2: no token crosses such a boundary.
 BORDER = re.compile(r'(?<=\S)(?= \S)|(?<=\S\n)(?=\S)')
 # GPT-2's pre-tokenization regex, rearranged so that most words match without the slow lookahead.
 WORDS = r"(?:'(?:[sdmt]|ll|ve|re)| ?\p{L}+| ?\p{N}+| ?[^\s\p{L}\p{N}]+)|\s+(?!\S)|\s"

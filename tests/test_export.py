@@ -165,7 +165,7 @@ def exact_gelu(mlp, x):             # logits differ by as little as 0.03 % of th
     return mlp.down_proj(F.gelu(mlp.gate_proj(x)) * h if mlp.is_gated else F.gelu(h))
 
 
-def sliding_window(q, k, v, dropout=0.0, mask=None, fused=False):
+def sliding_window(q, k, v, mask=None, dropout=0.0):
     positions = torch.arange(q.shape[2])
     distance = positions[:, None] - positions
     return F.scaled_dot_product_attention(q, k, v, (distance >= 0) & (distance < 128),
@@ -175,7 +175,7 @@ def sliding_window(q, k, v, dropout=0.0, mask=None, fused=False):
 @pytest.mark.parametrize('shape', ['gpt2', 'qwen3 grouped'])
 @pytest.mark.parametrize('owner, name, change', [
     (MLP, 'forward', relu_squared), (MLP, 'forward', exact_gelu),
-    (model_module, 'attend', sliding_window)])
+    (model_module, 'fused_attend', sliding_window)])
 def test_a_changed_model_is_refused_before_anything_is_written(
         tmp_path, monkeypatch, shape, owner, name, change):
     lm = make_lm('bpe', shape)

@@ -21,7 +21,17 @@ from lib.dataset import Validation, read_windows, window_cuts
 from lib.errors import Error
 from lib.muon import Muon, orthogonalize
 from lib.tokenizer import load_tokenizer
-from model import GPT, GPTConfig, attend, choose, keep_top_p, rotary, rotate
+from model import (
+    GPT,
+    GPTConfig,
+    attend,
+    causal_mask,
+    choose,
+    fused_attend,
+    keep_top_p,
+    rotary,
+    rotate,
+)
 
 SHAPES = {
     'gpt2': {'arch': 'gpt2', 'bias': True},
@@ -53,7 +63,7 @@ ALONE = """
 import sys
 sys.path.insert(0, '.')
 import torch
-from model import GPT, GPTConfig
+from model import GPT, GPTConfig, causal_mask, fused_attend
 ids = torch.tensor([ord(c) - 32 for c in 'the cat sat on the mat. ' * 40])
 for arch in ('gpt2', 'qwen3'):
     torch.manual_seed(0)
@@ -146,26 +156,23 @@ def test_fused_attention_and_the_formula_are_causal_attention(n_kv_head):
     torch.manual_seed(0)
     q, k, v = qkv = [torch.randn(3, heads, 12, 8, requires_grad=True)
                      for heads in (4, n_kv_head, n_kv_head)]
-    exact, formula = exact_attention(*qkv), attend(*qkv)            # in training on a CPU
-    fused = F.scaled_dot_product_attention(*qkv, is_causal=True, enable_gqa=True)
-    with torch.no_grad():
-        inference = attend(*qkv)                                    # by the fused kernel
-        last = attend(q[:, :, -1:], k, v)                           # one query, all keys
-        some = attend(q[:, :, -5:], k, v)
-        shut = torch.zeros(12).masked_fill(torch.arange(12) >= 7, -math.inf)
-        masked = attend(q[:, :, 6:7], k, v, mask=shut[None])
-    for y in (formula, fused, inference):
+    causal = causal_mask(12, 12, 'cpu')
+    exact, formula, fused = exact_attention(*qkv), attend(*qkv, causal), fused_attend(*qkv, None)
+    shut = torch.zeros(12).masked_fill(torch.arange(12) >= 7, -math.inf)
+    for y in (formula, fused, fused_attend(*qkv, causal)):
         assert torch.allclose(y.double(), exact, atol=1e-5)
-    assert torch.allclose(last, inference[:, :, -1:], atol=1e-6)
-    for y in (some, attend(q[:, :, -5:], k, v)):
-        assert torch.allclose(y, inference[:, :, -5:], atol=1e-5)
-    assert torch.allclose(masked, inference[:, :, 6:7], atol=1e-6)
+    assert torch.allclose(fused_attend(q[:, :, -1:], k, v, None), formula[:, :, -1:], atol=1e-6)
+    for function in (attend, fused_attend):
+        some = function(q[:, :, -5:], k, v, causal_mask(5, 12, 'cpu'))
+        assert torch.allclose(some, formula[:, :, -5:], atol=1e-5)
+        masked = function(q[:, :, 6:7], k, v, shut[None])
+        assert torch.allclose(masked, formula[:, :, 6:7], atol=1e-6)
     direction = torch.randn_like(formula)
     for a, b in zip(*(torch.autograd.grad(y, qkv, direction) for y in (formula, fused))):
         assert torch.allclose(a, b, atol=1e-5)
-    mean = sum(attend(*qkv, dropout=0.5) for _ in range(2000)) / 2000
+    mean = sum(attend(*qkv, causal, dropout=0.5) for _ in range(2000)) / 2000
     assert (mean - formula).abs().max() < 0.25
-    assert not torch.equal(attend(*qkv, dropout=0.5), formula)
+    assert not torch.equal(attend(*qkv, causal, dropout=0.5), formula)
 
 
 def test_rotated_products_depend_on_distance_only():
