@@ -39,9 +39,7 @@ def configure(script: dict, dataclass: str = '', resume: bool = False,
 
     Raises Error for an unknown setting or a value of the wrong type."""
     if argv is None:
-        argv = command_line(script)
-    if resume and script['__name__'] == '__main__':     # until train.py handles signals itself,
-        signal.signal(signal.SIGINT, signal.SIG_DFL)    # Ctrl-C kills it, even during imports
+        argv = command_line(script, resume)
     settings = Settings({name: value for name, value in script.items()
                          if not name.startswith('_') and type(value) in (bool, int, float, str)})
     fields = read_fields(dataclass) if dataclass else {}
@@ -71,12 +69,14 @@ def configure(script: dict, dataclass: str = '', resume: bool = False,
     return settings
 
 
-def command_line(script: dict) -> list[str]:
+def command_line(script: dict, resume: bool) -> list[str]:
     """The arguments of a script, [] if it is imported. From then on, an Error is printed as one
     line."""
     if script['__name__'] != '__main__':
         return []
     sys.excepthook = print_error
+    if resume:                                          # until train.py handles signals itself,
+        signal.signal(signal.SIGINT, signal.SIG_DFL)    # Ctrl-C kills it, even during imports
     for stream in (sys.stdout, sys.stderr):
         if hasattr(stream, 'reconfigure'):              # replace unencodable characters with ?
             stream.reconfigure(errors='replace')
