@@ -12,6 +12,10 @@ from torch import Tensor, nn
 from torch.utils.checkpoint import checkpoint
 
 MAX_LOGITS = 2 ** 25        # computed at once: 128 MiB in fp32
+# GPT-2: Radford et al. 2019. Qwen3: Yang et al. 2025
+ARCHITECTURES = {
+    'gpt2': {'positions': 'learned', 'norm': 'layer', 'mlp': 'gelu', 'qk_norm': 'none'},
+    'qwen3': {'positions': 'rope', 'norm': 'rms', 'mlp': 'swiglu', 'qk_norm': 'rms'}}
 
 
 @dataclass
@@ -19,38 +23,39 @@ class GPTConfig:
     """The config of a GPT. Fields with a default are settings of train.py. Raises ValueError,
     naming the field, if one is invalid.
 
-    The main differences between the architectures:
-        arch                qwen3                           gpt2
-        positions           RoPE                            learned embedding
-        norms               RMSNorm, with QK-norm           LayerNorm
-        MLP                 SwiGLU                          GELU (tanh approximation)
-        attention           multi-head or grouped-query     multi-head"""
+    The parts of an architecture (positions, norm, mlp, qk_norm) are those of arch unless given."""
     vocab_size: int             # rows of the embedding matrix, possibly padded
-    arch: str = 'qwen3'         # qwen3 (RoPE, RMSNorm, SwiGLU) or gpt2 (learned positions, GELU)
+    arch: str = 'qwen3'         # qwen3 or gpt2: sets the parts below that are not given
     block_size: int = 256       # context length in tokens
     n_layer: int = 4            # number of blocks
     n_head: int = 4             # attention heads
     n_kv_head: int = 0          # key/value heads for GQA (qwen3 only); 0 = n_head
     n_embd: int = 128           # channels of the residual stream
     head_dim: int = 0           # channels per head (qwen3 only); 0 = n_embd / n_head
-    n_inner: int = 0            # hidden size of the MLP; 0 = 4 n_embd, or 8/3 n_embd for qwen3
+    n_inner: int = 0            # hidden size of the MLP; 0 = 4 n_embd, or 8/3 n_embd for swiglu
     dropout: float = 0.0        # dropout probability; above 0 helps when training for many epochs
     bias: bool = False          # biases in linear layers and norms (gpt2 only)
     tie_weights: bool = True    # share the embedding matrix with the output layer
     fused_attention: bool = True    # False = the formula; faster in CPU training up to 512 tokens
-    rope_theta: float = 10000.0     # base of the RoPE frequencies (qwen3 only)
-    norm_eps: float = 0.0       # epsilon of the norms; 0 = 1e-5, or 1e-6 for qwen3
+    rope_theta: float = 10000.0     # base of the RoPE frequencies
+    norm_eps: float = 0.0       # epsilon of the norms; 0 = 1e-5, or 1e-6 for rms
+    # the parts of an architecture; '' = as in arch
+    positions: str = ''         # rope or learned
+    norm: str = ''              # rms or layer
+    mlp: str = ''               # swiglu or gelu
+    qk_norm: str = ''           # norm of queries and keys: rms or none
 
     def __post_init__(self):
         check_ranges(self)
-        is_gpt2 = self.arch == 'gpt2'
+        for name, value in ARCHITECTURES[self.arch].items():
+            setattr(self, name, getattr(self, name) or value)
         self.head_dim = self.head_dim or self.n_embd // self.n_head
         self.n_kv_head = self.n_kv_head or self.n_head
         if self.n_inner == 0:
             multiple_of_32 = math.ceil(self.n_embd / 12) * 32       # 8/3 n_embd, rounded up
-            self.n_inner = 4 * self.n_embd if is_gpt2 else multiple_of_32
+            self.n_inner = multiple_of_32 if self.mlp == 'swiglu' else 4 * self.n_embd
         if self.norm_eps == 0:
-            self.norm_eps = 1e-5 if is_gpt2 else 1e-6
+            self.norm_eps = 1e-6 if self.norm == 'rms' else 1e-5
         check_shape(self)
 
 
@@ -127,7 +132,7 @@ class KVCache:
 class Attention(nn.Module):
     """Causal self-attention: each token attends to itself and earlier tokens.
 
-    qwen3 adds grouped-query attention (GQA, Ainslie et al. 2023), QK-norm and RoPE."""
+    With n_kv_head < n_head, it is grouped-query attention (GQA, Ainslie et al. 2023)."""
 
     def __init__(self, config: GPTConfig, layer: int):
         super().__init__()
@@ -143,7 +148,7 @@ class Attention(nn.Module):
         self.v_proj = nn.Linear(C, K * D, config.bias)
         self.o_proj = nn.Linear(H * D, C, config.bias)
         self.q_norm = self.k_norm = nn.Identity()
-        if config.arch != 'gpt2':
+        if config.qk_norm == 'rms':
             self.q_norm = RMSNorm(D, config.norm_eps)
             self.k_norm = RMSNorm(D, config.norm_eps)
 
@@ -167,11 +172,11 @@ class Attention(nn.Module):
 
 # ---- the rest of the network
 class MLP(nn.Module):
-    """gpt2: GELU (tanh approximation). qwen3: SwiGLU (Shazeer 2020)."""
+    """GELU (tanh approximation), or SwiGLU (Shazeer 2020)."""
 
     def __init__(self, config: GPTConfig):
         super().__init__()
-        self.is_gated = config.arch != 'gpt2'
+        self.is_gated = config.mlp == 'swiglu'
         if self.is_gated:
             self.gate_proj = nn.Linear(config.n_embd, config.n_inner, config.bias)
         self.up_proj = nn.Linear(config.n_embd, config.n_inner, config.bias)
@@ -187,7 +192,7 @@ class MLP(nn.Module):
 
 
 def make_norm(config: GPTConfig) -> nn.Module:
-    if config.arch == 'gpt2':
+    if config.norm == 'layer':
         return nn.LayerNorm(config.n_embd, config.norm_eps, bias=config.bias)
     return RMSNorm(config.n_embd, config.norm_eps)
 
@@ -210,13 +215,13 @@ class Block(nn.Module):
 
 
 class GPT(nn.Module):
-    """Token ids (B, T) to logits (B, T, V). GPT-2: Radford et al. 2019; Qwen3: Yang et al. 2025."""
+    """Token ids (B, T) to logits (B, T, V)."""
 
     def __init__(self, config: GPTConfig):
         super().__init__()
         self.config = config
         self.wte = nn.Embedding(config.vocab_size, config.n_embd)
-        if config.arch == 'gpt2':
+        if config.positions == 'learned':
             self.wpe = nn.Embedding(config.block_size, config.n_embd)
         self.drop = nn.Dropout(config.dropout)
         self.h = nn.ModuleList(Block(config, layer) for layer in range(config.n_layer))
@@ -253,7 +258,7 @@ class GPT(nn.Module):
         positions = start + torch.arange(T, device=idx.device)          # (T,)
         x = self.wte(idx)                                               # (B, T, C)
         rope = None
-        if self.config.arch == 'gpt2':
+        if self.config.positions == 'learned':
             x = x + self.wpe(positions)
         else:
             rope = rotary(positions, self.config.head_dim, self.config.rope_theta)
@@ -425,7 +430,11 @@ def check(condition: bool, message: str):
 
 def check_ranges(config: GPTConfig):
     """Raise ValueError if a field is out of range."""
-    check(config.arch in ('gpt2', 'qwen3'), f'arch={config.arch!r} is not gpt2 or qwen3')
+    check(config.arch in ARCHITECTURES, f'arch={config.arch!r} is not gpt2 or qwen3')
+    for name in ARCHITECTURES[config.arch]:
+        choices = sorted({choices[name] for choices in ARCHITECTURES.values()})
+        check(getattr(config, name) in ('', *choices),
+              f'{name}={getattr(config, name)!r} is not {" or ".join(choices)}')
     for name in ('vocab_size', 'block_size', 'n_layer', 'n_head', 'n_embd'):
         check(getattr(config, name) >= 1, f'{name}={getattr(config, name)} must be at least 1')
     for name in ('n_kv_head', 'head_dim', 'n_inner'):
@@ -448,6 +457,6 @@ def check_shape(config: GPTConfig):
         check(config.n_embd == H * D, f'n_embd={config.n_embd} must equal n_head={H} times '
                                       f'head_dim={D} in gpt2')
         check(K == H, f'n_kv_head={K} must equal n_head={H}: gpt2 has no grouped-query attention')
-    else:
-        check(D % 2 == 0, f'head_dim={D} must be even: RoPE rotates channels in pairs')
-        check(not config.bias, 'bias=True is for gpt2; qwen3 has no biases')
+    check(config.arch == 'gpt2' or not config.bias, 'bias=True is for gpt2; qwen3 has no biases')
+    check(config.positions == 'learned' or D % 2 == 0,
+          f'head_dim={D} must be even: RoPE rotates channels in pairs')

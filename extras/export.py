@@ -21,7 +21,7 @@ from extras.huggingface import FIXED, SETTINGS, by_their_name, read_checksums, t
 from extras.reference import reference_logits
 from lib.errors import Error, extra, require
 from lib.files import atomic, checksum
-from model import GPT
+from model import ARCHITECTURES, GPT
 from sample import LanguageModel, load
 
 
@@ -43,6 +43,10 @@ def export(lm: LanguageModel, path):
 def to_hugging_face(model: GPT, eot: int) -> tuple[dict, dict[str, Tensor]]:
     """The config.json and tensors of a model. Raises Error if their logits differ from its own."""
     config = model.config
+    parts = ARCHITECTURES[config.arch]
+    mixed = [f'{name}={getattr(config, name)}' for name in parts
+             if getattr(config, name) != parts[name]]
+    require(not mixed, f'{", ".join(mixed)}: not {config.arch}, so no other program can run it')
     theirs = {'model_type': config.arch, 'bos_token_id': eot, 'eos_token_id': eot,
               'torch_dtype': 'float32', **FIXED[config.arch]}
     theirs |= {name: getattr(config, ours) for ours, name in SETTINGS[config.arch].items()}

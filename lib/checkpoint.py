@@ -19,7 +19,9 @@ from model import GPT, GPTConfig
 
 FORMAT = 2
 MAY_DIFFER = {'dropout', 'fused_attention', 'block_size'}      # from the checkpoint of a start
-DERIVED = {'n_kv_head': 0, 'head_dim': 0, 'n_inner': 0, 'norm_eps': 0.0}    # 0 = from other fields
+# Values that stand for a default, which depends on other fields
+DERIVED = {'n_kv_head': 0, 'head_dim': 0, 'n_inner': 0, 'norm_eps': 0.0,
+           'positions': '', 'norm': '', 'mlp': '', 'qk_norm': ''}
 SEAL = b'slm:'                  # a checkpoint ends with this and the CRC-32 of everything before it
 
 
@@ -114,7 +116,7 @@ def build_model(checkpoint: dict, **changes) -> GPT:
     in MAY_DIFFER. Raises Error for an invalid one."""
     config = make_config(**{**checkpoint['model_config'], **changes})
     state = dict(checkpoint['model'])
-    if config.arch == 'gpt2':
+    if config.positions == 'learned':
         learned = len(state['wpe.weight'])
         require(config.block_size <= learned, f'block_size={config.block_size} exceeds the '
                                               f'{learned} positions that this model has learned')

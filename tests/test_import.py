@@ -194,7 +194,7 @@ def test_gpt2_from_a_folder_fits_data_prepared_with_tiktoken(run):
     with pytest.raises(Error, match='block_size=300 .* 256'):
         checkpoints.build_model(read_model('there'), block_size=300)
     prepare_text(run, NUMBERED, '--tokenizer=char', '--overwrite=True')
-    with pytest.raises(Error, match='different tokenizer'):
+    with pytest.raises(Error, match='does not use the tokenizer'):
         run('train.py', *start, '--block_size=8', '--out_dir=new')
 
 

@@ -15,6 +15,7 @@ from hypothesis import strategies as st
 
 import model as model_file
 import train
+from extras.export import to_hugging_face
 from lib import checkpoint as checkpoints
 from lib.checks import check_fit
 from lib.dataset import Validation, read_windows, window_cuts
@@ -173,6 +174,26 @@ def test_fused_attention_and_the_formula_are_causal_attention(n_kv_head):
     mean = sum(attend(*qkv, causal, dropout=0.5) for _ in range(2000)) / 2000
     assert (mean - formula).abs().max() < 0.25
     assert not torch.equal(attend(*qkv, causal, dropout=0.5), formula)
+
+
+@pytest.mark.parametrize('change', [
+    {'arch': 'gpt2', 'positions': 'rope'}, {'positions': 'learned'}, {'norm': 'layer'},
+    {'mlp': 'gelu'}, {'qk_norm': 'none'}, {'arch': 'gpt2', 'mlp': 'swiglu', 'qk_norm': 'rms'}])
+def test_parts_of_one_architecture_fit_the_other(change):
+    torch.manual_seed(0)
+    model = GPT(GPTConfig(50, block_size=16, n_layer=2, n_head=2, n_embd=32, **change)).eval()
+    idx, cache = torch.randint(50, (1, 12)), model.new_cache(1)
+    with torch.inference_mode():
+        parts = [model.next_logits(part, cache) for part in idx.split([5] + [1] * 7, dim=1)]
+        torch.testing.assert_close(torch.stack(parts, dim=1), model(idx)[:, 4:])
+    plain = GPT(GPTConfig(50, block_size=16, n_layer=2, n_head=2, n_embd=32,
+                          arch=model.config.arch))
+    assert {name for name, value in vars(model.config).items()
+            if value != vars(plain.config)[name]} >= change.keys() - {'arch'}
+    model(idx, idx).backward()
+    assert all(p.grad is not None for p in model.parameters())
+    with pytest.raises(Error, match='so no other program can run it'):
+        to_hugging_face(model, eot=0)
 
 
 def test_rotated_products_depend_on_distance_only():
