@@ -89,10 +89,10 @@ def make_optimizer(model: GPT, torch_dtype: torch.dtype) -> torch.optim.Optimize
 
     A group's learning rate is the scheduled one times lr_scale. Its weight decay is divided by
     lr_scale, so that all weights decay at the same rate."""
-    matrices = [p for p in model.h.parameters() if p.ndim == 2]
-    vectors = [p for p in model.parameters() if p.ndim < 2]
-    output = [] if model.config.tie_weights else [model.lm_head.weight]
     embeddings = [module.weight for module in model.modules() if isinstance(module, nn.Embedding)]
+    output = [] if model.config.tie_weights else [model.lm_head.weight]
+    vectors = [p for p in model.parameters() if p.ndim < 2]
+    matrices = [p for p in model.h.parameters() if p.ndim == 2 and p not in {*embeddings}]
     grouped = {*matrices, *vectors, *output, *embeddings}
     others = [p for p in model.parameters() if p not in grouped]        # none, until you add some
     groups = [

@@ -18,7 +18,7 @@ from lib.tokenizer import Tokenizer, load_tokenizer
 from model import GPT, GPTConfig
 
 FORMAT = 2
-MAY_DIFFER = {'dropout', 'fused_attention', 'block_size'}      # from the checkpoint of a start
+MAY_DIFFER = {'dropout', 'fused_attention', 'block_size'}      # in a run that starts from weights
 # Values that stand for a default, which depends on other fields
 DERIVED = {'n_kv_head': 0, 'head_dim': 0, 'n_inner': 0, 'norm_eps': 0.0,
            'positions': '', 'norm': '', 'mlp': '', 'qk_norm': ''}

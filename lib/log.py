@@ -12,6 +12,7 @@ from tqdm import tqdm
 from lib.device import max_speed, mean_over_processes
 from lib.errors import Error, drop_output, extra, require
 from lib.files import atomic
+from lib.settings import PER_START
 from lib.terminal import fit, warn
 
 COLUMNS = ['step', 'tokens', 'train_loss', 'val_loss', 'bits_per_byte', 'lr', 'grad_norm',
@@ -94,7 +95,7 @@ class Log:
         saved, settings = checkpoint['settings'], self.settings
         changes = [f', {name}: {saved[name]} -> {settings[name]}' for name in settings
                    if name in saved and settings[name] != saved[name]
-                   and name not in ('init_from', 'out_dir', 'overwrite', 'max_minutes')]
+                   and name not in PER_START]
         self.say(f'resume  {self.out}/ckpt.pt at step {checkpoint["step"]}' + ''.join(changes))
         if checkpoint['step'] > 1:
             self.last_lr = checkpoint['optimizer']['param_groups'][0]['lr']

@@ -14,6 +14,7 @@ from pathlib import Path
 from lib.errors import Error, print_error, require
 
 ROOT = Path(__file__).resolve().parent.parent
+PER_START = ('init_from', 'out_dir', 'overwrite', 'max_minutes')    # not taken from a checkpoint
 
 
 class Settings(dict):
@@ -176,9 +177,8 @@ def saved_settings(settings: dict) -> dict:
         return {}
     from lib.checkpoint import read_settings  # imported late: torch takes seconds to load
 
-    of_this_start = ('init_from', 'out_dir', 'overwrite', 'max_minutes')
     return {name: value for name, value in read_settings(path).items()
-            if name in settings and name not in of_this_start}
+            if name in settings and name not in PER_START}
 
 
 def print_help(script: dict, settings: dict, fields: dict, dataclass: str):
