@@ -111,7 +111,7 @@ def test_the_fields_of_gptconfig_are_settings_of_training(tmp_path):
     shown = command('train.py', '--help', cwd=tmp_path).stdout
     lines = dict(line.strip().split(maxsplit=1) for line in shown.splitlines()
                  if line.startswith('  --'))
-    assert lines['--rope_theta=10000.0'] == 'base of the RoPE frequencies (qwen3 only)'
+    assert lines['--rope_theta=10000.0'] == 'base of the RoPE frequencies'
     fields = {field.name: field.default for field in dataclasses.fields(GPTConfig)}
     assert fields.pop('vocab_size') is dataclasses.MISSING      # no default, no setting
     assert {f'--{name}={value!r}' for name, value in fields.items()} < lines.keys()
