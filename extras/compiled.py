@@ -56,7 +56,7 @@ class CompiledGPT(nn.Module):
         except Exception as e:                  # e.g. no C++ compiler
             if not type(e).__module__.startswith(('torch._dynamo', 'torch._inductor')):
                 raise
-            warn('not compiled: ' + str(e).strip().partition('\n')[0])
+            warn('torch.compile failed, running eagerly: ' + str(e).strip().partition('\n')[0])
             self.step = None
             return self.model.next_logits(idx, cache)
         cache.length += 1

@@ -85,7 +85,8 @@ def is_first_to_report() -> bool:
     the same one: the first on each machine prints it."""
     if 'RANK' not in os.environ:
         return True
-    marker = Path(tempfile.gettempdir(), f'slm_error_{os.getppid()}')      # one per torchrun
+    run = f'{os.getppid()}_{os.environ.get("MASTER_PORT")}'                # one per torchrun
+    marker = Path(tempfile.gettempdir(), f'slm_error_{run}')
     try:
         marker.touch(exist_ok=False)
         return True

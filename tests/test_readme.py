@@ -108,7 +108,7 @@ def shell(*words, cwd) -> str:
 def clone(tmp_path):
     """A fresh clone, as far as a user needs it, with documents to train on."""
     folder = tmp_path / 'clone'
-    copy_project(folder, 'extras/*.py', 'Makefile', 'tests/requirements.txt')
+    copy_project(folder, 'extras/*.*', 'Makefile', 'tests/requirements.txt')
     texts = [f'It was day {i} of {i % 7} weeks, and the sea was calm.' for i in range(90)]
     (folder / 'my.json').write_text(json.dumps([{'text': text} for text in texts]))
     (folder / 'my_texts/deep').mkdir(parents=True)

@@ -363,7 +363,7 @@ def test_compiled_models_of_one_process_are_not_mistaken_for_each_other():
 def test_samples_are_the_same_compiled_and_where_there_is_no_compiler(trained):
     def samples(*args, **env):
         shown = command('sample.py', '--dtype=float32', '--start=the', *args, env=env)
-        assert shown.returncode == 0 and ('not compiled: ' in shown.stderr) == bool(env)
+        assert shown.returncode == 0 and ('torch.compile failed' in shown.stderr) == bool(env)
         return shown.stdout
     plain = samples()
     assert len(plain) > 300 and samples('--compile=True') == plain

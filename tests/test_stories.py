@@ -174,16 +174,17 @@ def test_the_storyteller_learns_the_grammar(run):
     _, _, val = open_dataset('stories')
     nats = dict(tell_stories(GRAMMAR, 60_000, 1337))
     floor = sum(nats[text] for text in split(val.tolist(), tokenizer)) / len(val)
-    assert floor < checkpoint['best_val_loss'] < 1.01 * floor
+    assert floor < checkpoint['best_val_loss'] < 1.006 * floor
 
     model = GPT(GPTConfig(**checkpoint['model_config'])).eval()
     model.load_state_dict(checkpoint['model'])
     prompts = torch.full((1000, 1), tokenizer.eot)
-    ids = torch.stack(list(model.generate(prompts, 250, eot=tokenizer.eot, seed=5)), 1)  # (B, T)
+    steps = model.generate(prompts, 250, eot=tokenizer.eot, temperature=0.8, seed=5)
+    ids = torch.stack(list(steps), dim=1)                               # (B, T)
     texts = [split(row + [tokenizer.eot], tokenizer)[0] for row in ids.tolist()]
     told = sum(len(parse(GRAMMAR, text)) == 1 for text in texts)
     print(f'{told} of 1,000 samples are stories of the grammar')
-    assert told >= 950
+    assert told >= 985
 
 
 def split(ids, tokenizer):
