@@ -4,6 +4,7 @@ The public scalar globals at the top of a script are its settings. One call, con
 sets them from config files and --key=value arguments."""
 import ast
 import difflib
+import os
 import re
 import shutil
 import signal
@@ -76,8 +77,12 @@ def command_line(script: dict, resume: bool) -> list[str]:
     if script['__name__'] != '__main__':
         return []
     sys.excepthook = print_error
-    if resume:                                          # until train.py handles signals itself,
-        signal.signal(signal.SIGINT, signal.SIG_DFL)    # Ctrl-C kills it, even during imports
+    if resume:                                          # train.py
+        # Until it handles signals itself, Ctrl-C kills it, even during imports.
+        signal.signal(signal.SIGINT, signal.SIG_DFL)
+        # OpenMP's threads spin only briefly before they sleep. By default, training on two cores
+        # that also run another program drops to less than a third of its speed.
+        os.environ.setdefault('GOMP_SPINCOUNT', '2000')         # read when torch is imported
     for stream in (sys.stdout, sys.stderr):
         if hasattr(stream, 'reconfigure'):              # replace unencodable characters with ?
             stream.reconfigure(errors='replace')
