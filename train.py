@@ -225,12 +225,11 @@ if __name__ == '__main__':
     checkpoint = None                           # free its memory
     stop = StopSignals(max_minutes)
     step = run.step
-    resumed_at = step if settings.is_resumed else None
 
     # ---- the training loop: evaluate and save when due, then stop or take one more step
     while True:
         is_last = step == max_iters or stop.requested()
-        if is_due(step, eval_interval) and step != resumed_at:
+        if is_due(step, eval_interval) and step != run.evaluated_at:
             run.log.pause('evaluating')
             val_loss = evaluate(model, validation, micro, hardware.autocast, hardware.rank,
                                 hardware.world_size)
@@ -238,7 +237,7 @@ if __name__ == '__main__':
             run.log.sample(sample_text(model, tokenizer))
         if step in run.kept_steps:
             run.save(f'weights/{step:07}.pt', step)
-        if (is_last or is_due(step, eval_interval)) and step != resumed_at:
+        if is_last or is_due(step, eval_interval):
             run.save_to_resume(step)
         if is_last:
             break

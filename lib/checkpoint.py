@@ -112,8 +112,8 @@ def new_model(device: torch.device, **fields) -> GPT:
 
 
 def build_model(checkpoint: dict, **changes) -> GPT:
-    """The model of a checkpoint. `changes` override fields of its GPTConfig that are
-    in MAY_DIFFER. Raises Error for an invalid one."""
+    """The model of a checkpoint. `changes` override fields of its GPTConfig that are in MAY_DIFFER.
+    Raises Error for an invalid one."""
     config = make_config(**{**checkpoint['model_config'], **changes})
     state = dict(checkpoint['model'])
     if config.positions == 'learned':
@@ -167,7 +167,7 @@ def load_start(settings, meta: dict, tokenizer: Tokenizer) -> dict | None:
     require(load_tokenizer(checkpoint['tokenizer']) == tokenizer,
             f'data/{settings["dataset"]} does not use the tokenizer of the checkpoint; prepare it '
             'again with that tokenizer')
-    weights = checkpoint['model_config']
+    weights = asdict(make_config(**checkpoint['model_config']))        # with all defaults
     fixed = weights.keys() - MAY_DIFFER
     if settings.is_resumed:
         fixed.add('block_size')

@@ -11,6 +11,7 @@ from lib.log import Log
 
 class Run:
     """step and best_val_loss are those of the checkpoint that the run resumes, or else 0 and inf.
+    evaluated_at: the step, if that checkpoint was saved after an evaluation.
 
     Creates out_dir and prints what will be trained. Raises Error if out_dir holds a run that is
     neither resumed nor replaced; in that case nothing is written."""
@@ -23,10 +24,14 @@ class Run:
         self.about = {'tokenizer': meta['tokenizer'], 'settings': dict(settings),
                       'data': checkpoints.checksums(meta)}
         self.is_trained = checkpoint is not None            # else step 0 has no best.pt
-        self.step, self.best_val_loss = 0, math.inf
+        self.step, self.best_val_loss, self.evaluated_at = 0, math.inf, None
         if settings.is_resumed:
             self.step, self.best_val_loss = checkpoint['step'], checkpoint['best_val_loss']
             checkpoints.load_optimizer(opt, scaler, checkpoint)
+            saved = checkpoint['settings']
+            interval = saved['eval_interval'] or saved['max_iters']
+            if self.step % interval == 0 or self.step == saved['max_iters']:
+                self.evaluated_at = self.step
         self.kept_steps = kept_steps(settings)
         claim_folder(self.out, settings)
         self.log = Log(settings, self.step, hardware, model, validation.floor)
@@ -74,8 +79,8 @@ def kept_steps(settings) -> set[int]:
 
 
 def claim_folder(out: Path, settings):
-    """Create and lock out_dir, on rank 0 only. Raises Error if it holds a run that is
-    neither resumed nor replaced."""
+    """Create and lock out_dir, on rank 0 only. Raises Error if it holds a run that is neither
+    resumed nor replaced."""
     if not is_first_process():
         return
     log = out / 'log.csv'

@@ -468,10 +468,23 @@ def test_trained_weights_start_a_run_of_their_shape(letters, run, dataset):
     assert new['model_config'] == old['model_config'] | {'block_size': 8}
     assert torch.equal(new['model']['wpe.weight'], old['model']['wpe.weight'][:8])
     for field in ('n_layer=9', 'arch=qwen3', 'bias=False', 'tie_weights=True', 'n_inner=64',
-                  'block_size=32'):
+                  'block_size=32', 'norm=rms', 'positions=rope'):
         with pytest.raises(Error, match=field):
             run(*args, '--out_dir=wrong', f'--{field}')
     assert not Path('wrong').exists()
+
+
+def test_a_run_that_stopped_between_evaluations_evaluates_if_it_is_to_end_there(letters, run,
+                                                                              monkeypatch):
+    now = time.monotonic
+    with monkeypatch.context() as patch:
+        in_training(patch, 3, lambda: patch.setattr(time, 'monotonic', lambda: now() + 1e6))
+        letters('--max_minutes=1000')
+    assert read()['step'] == 3 and len(column('val_loss')) == 1         # of step 0
+    run('train.py', '--init_from=resume', '--max_iters=3')
+    assert len(column('val_loss')) == 2 and read()['best_val_loss'] == min(column('val_loss'))
+    run('train.py', '--init_from=resume')                               # nothing is left to do
+    assert len(column('val_loss')) == 2
 
 
 def test_fine_tuning_that_only_gets_worse_keeps_the_weights_it_started_from(letters):

@@ -5,7 +5,7 @@ from itertools import pairwise
 from typing import NamedTuple
 
 RIGHT_TO_LEFT = re.compile('[\u0590-\u08ff\ufb1d-\ufdff\ufe70-\ufefc]')      # Hebrew, Arabic
-WORDS = re.compile(r'([^\W\d_]|[.,;:!?)’”])[^\W\d_]')     # the end of a word, the start of the next
+WORDS = re.compile(r'([^\W\d_]|[.,;:!?)’”])[^\W\d_]')     # end of a word, start of the next
 
 
 class Letter(NamedTuple):
