@@ -237,7 +237,7 @@ if __name__ == '__main__':
             run.log.sample(sample_text(model, tokenizer))
         if step in run.kept_steps:
             run.save(f'weights/{step:07}.pt', step)
-        if is_last or is_due(step, eval_interval):
+        if (is_last or is_due(step, eval_interval)) and step != run.evaluated_at:
             run.save_to_resume(step)
         if is_last:
             break
