@@ -303,26 +303,37 @@ class GPT(nn.Module):
         return total / (targets >= 0).sum()
 
     @torch.inference_mode()
-    def generate(self, idx: Tensor, max_new_tokens: int, eot: int | None = None, **sampling):
+    def generate(self, idx: Tensor, max_new_tokens: int, eot: int | None = None,
+                 temperature: float = 1.0, top_k: int = 0, top_p: float = 1.0,
+                 repetition_penalty: float = 1.0, seed: int = 0, n_tokens: int | None = None):
         """Yield the next ids (B,) after prompts idx (B, T): max_new_tokens times, or until every
-        row has produced eot. The other arguments are Sampler's: temperature, top_k, ...
+        row has produced eot, which it then repeats. Row i depends only on its prompt and seed + i.
+        Ids from n_tokens up are padding and never chosen.
 
-        The model sees only the last block_size tokens of a prompt. A full context is cut to its
-        last half, so the cache is rebuilt only every block_size / 2 steps."""
-        block_size = self.config.block_size
-        sampler = Sampler(idx, self.config.vocab_size, eot, **sampling)
-        cache = self.new_cache(len(idx))
-        context = new = idx[:, -block_size:]                # new: not in the cache yet
+        The model sees at most block_size tokens. A full context is cut to its last half, so the
+        cache is rebuilt only every block_size / 2 steps."""
+        B, block_size = len(idx), self.config.block_size
+        generators = [torch.Generator().manual_seed(seed + i) for i in range(B)]
+        ended = torch.zeros(B, dtype=torch.bool, device=idx.device)
+        cache = self.new_cache(B)
+        start = max(0, idx.shape[1] - block_size)           # the model sees idx[:, start:]
         for _ in range(max_new_tokens):
-            if context.shape[1] > block_size:
-                context = new = context[:, -max(1, block_size // 2):]
+            if idx.shape[1] - start > block_size:
+                start = idx.shape[1] - max(1, block_size // 2)
                 cache.length = 0
-            next_id = sampler.choose(self.next_logits(new, cache))      # (B,)
+            new = idx[:, start + cache.length:]             # not in the cache yet
+            logits = self.next_logits(new, cache)[:, :n_tokens]         # (B, V)
+            if repetition_penalty != 1:
+                logits = penalize(logits, idx, repetition_penalty, eot)
+            draw = torch.cat([torch.rand(1, generator=generator) for generator in generators])
+            next_id = sample(logits, draw.to(idx.device), temperature, top_k, top_p)    # (B,)
+            if eot is not None:
+                next_id = next_id.masked_fill(ended, eot)
+                ended |= next_id == eot
             yield next_id
-            if sampler.ended.all():
+            if ended.all():
                 return
-            new = next_id[:, None]                                      # (B, 1)
-            context = torch.cat((context, new), dim=1)
+            idx = torch.cat((idx, next_id[:, None]), dim=1)             # (B, T + 1)
 
     def new_cache(self, batch_size: int) -> KVCache:
         """An empty cache; fp32 on CPUs, where attention is faster in fp32 than in bf16."""
@@ -336,89 +347,44 @@ class GPT(nn.Module):
 
 
 # ---- choosing the next token
-class Sampler:
-    """Chooses the next ids of B texts from their logits.
-
-    The repetition penalty applies first (not to eot), then top_k (0 = off), temperature
-    (0 = greedy) and top_p (1 = off). A row that has produced eot repeats it. Row i depends only on
-    its prompt and seed + i. Ids from n_tokens up are padding and never chosen."""
-
-    def __init__(self, idx: Tensor, vocab_size: int, eot: int | None = None,
-                 temperature: float = 1.0, top_k: int = 0, top_p: float = 1.0,
-                 repetition_penalty: float = 1.0, seed: int = 0, n_tokens: int | None = None):
-        B = len(idx)
-        self.eot, self.n_tokens = eot, n_tokens
-        self.temperature, self.top_k, self.top_p = temperature, top_k, top_p
-        self.repetition_penalty = repetition_penalty
-        self.generators = [torch.Generator().manual_seed(int(seed) + i) for i in range(B)]
-        self.ended = torch.zeros(B, dtype=torch.bool, device=idx.device)
-        seen = torch.zeros(B, vocab_size, dtype=torch.bool, device=idx.device)
-        self.seen = seen.scatter(1, idx, True)                          # (B, V)
-
-    def choose(self, logits: Tensor) -> Tensor:
-        """The next ids (B,) given logits (B, V)."""
-        if self.repetition_penalty != 1:
-            logits = penalize(logits, self.seen, self.repetition_penalty, self.eot)
-        if self.n_tokens is not None:
-            logits[:, self.n_tokens:] = -math.inf
-        draw = torch.cat([torch.rand(1, generator=generator) for generator in self.generators])
-        next_id = choose(logits, draw.to(logits.device), self.temperature, self.top_k, self.top_p)
-        if self.eot is not None:
-            next_id = next_id.masked_fill(self.ended, self.eot)
-            self.ended |= next_id == self.eot
-        self.seen.scatter_(1, next_id[:, None], True)
-        return next_id
+def penalize(logits: Tensor, idx: Tensor, penalty: float, eot: int | None) -> Tensor:
+    """Repetition penalty (Keskar et al. 2019): lower the logits (B, V) of the tokens that idx
+    (B, T) contains, except end-of-text."""
+    found = logits.gather(1, idx)                                       # (B, T)
+    lower = torch.where(found > 0, found / penalty, found * penalty)
+    if eot is not None:
+        lower = torch.where(idx == eot, found, lower)
+    return logits.scatter(1, idx, lower)
 
 
-def choose(logits: Tensor, draw: Tensor, temperature: float, top_k: int, top_p: float) -> Tensor:
-    """Sample ids (B,) from logits (B, V), given uniform draws (B,) in [0, 1)."""
+def sample(logits: Tensor, draw: Tensor, temperature: float, top_k: int, top_p: float) -> Tensor:
+    """Ids (B,) sampled from logits (B, V), given uniform draws (B,) in [0, 1). top_k = 0 and
+    top_p = 1 are off; temperature 0 is greedy."""
     if temperature < 1e-6:
         return logits.argmax(dim=-1)
     if 0 < top_k < logits.shape[-1]:
-        logits = keep_top_k(logits, top_k)
+        values, ids = logits.topk(top_k)
+        logits = torch.full_like(logits, -math.inf).scatter(1, ids, values)
     logits = logits - logits.amax(dim=-1, keepdim=True)     # no overflow at low temperatures
-    p = (logits / temperature).softmax(dim=-1)
+    p = (logits / temperature).softmax(dim=-1)                          # (B, V)
     if top_p < 1:
         p = keep_top_p(p, top_p)
-    return sample(p, draw)
-
-
-def penalize(logits: Tensor, seen: Tensor, penalty: float, eot: int | None) -> Tensor:
-    """Repetition penalty (Keskar et al. 2019): lower the logits (B, V) of the tokens marked in
-    `seen` (B, V), except end-of-text."""
-    if eot is not None:
-        seen = seen.clone()
-        seen[:, eot] = False
-    lower = torch.where(logits > 0, logits / penalty, logits * penalty)
-    return torch.where(seen, lower, logits)
-
-
-def keep_top_k(logits: Tensor, k: int) -> Tensor:
-    """logits (B, V) with all but the k largest in each row set to -inf."""
-    values, ids = logits.topk(k)
-    return torch.full_like(logits, -math.inf).scatter(1, ids, values)
+    # inverse transform sampling: the first id at which the cumulative probability exceeds the draw
+    cumulative = p.cumsum(dim=-1)                                       # (B, V)
+    threshold = draw.clamp(max=1 - 1e-6)[:, None] * cumulative[:, -1:]  # < the sum despite rounding
+    return torch.searchsorted(cumulative, threshold, right=True)[:, 0]
 
 
 def keep_top_p(p: Tensor, top_p: float) -> Tensor:
     """p (B, V) set to 0 outside the nucleus (Holtzman et al. 2020): the fewest tokens whose
     probabilities sum to at least top_p. Ties with the least likely of them are kept, too."""
-    V = p.shape[-1]
-    for k in (min(256, V), V):                              # a full sort is rarely needed
-        largest = p.topk(k).values                                      # (B, k), descending
-        if k == V or (largest.sum(dim=-1) >= top_p).all():
-            break
-    sum_before = largest.cumsum(dim=-1) - largest                       # (B, k)
+    largest = p.topk(min(256, p.shape[-1])).values                      # (B, 256), descending
+    if (largest.sum(dim=-1) < top_p).any():                 # rarely: then sort all
+        largest = p.sort(descending=True).values                        # (B, V)
+    sum_before = largest.cumsum(dim=-1) - largest
     number_kept = (sum_before < top_p).sum(dim=-1, keepdim=True)        # (B, 1)
     smallest_kept = largest.gather(-1, number_kept - 1)                 # (B, 1)
     return p * (p >= smallest_kept)
-
-
-def sample(p: Tensor, draw: Tensor) -> Tensor:
-    """Ids (B,) by inverse transform sampling from p (B, V), which need not sum to 1, given uniform
-    draws (B,) in [0, 1)."""
-    cumulative = p.cumsum(dim=-1)                                       # (B, V)
-    threshold = draw.clamp(max=1 - 1e-6)[:, None] * cumulative[:, -1:]  # < the sum despite rounding
-    return torch.searchsorted(cumulative, threshold, right=True)[:, 0]
 
 
 # ---- validation of a GPTConfig
