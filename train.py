@@ -216,7 +216,7 @@ if __name__ == '__main__':
     opt = make_optimizer(model, hardware.dtype)
     scaler = torch.amp.GradScaler(hardware.device.type, enabled=hardware.dtype == torch.float16)
     share = batch_size // hardware.world_size
-    micro = micro_batch_size or fit_micro_batch(model, hardware.autocast, share)
+    micro = micro_batch_size or fit_micro_batch(model, hardware.autocast, share, compile)
     grad_accum_steps = share // micro
     parallel_model = compile_and_parallelize(model, compile)
 
@@ -257,6 +257,12 @@ if __name__ == '__main__':
                 loss = parallel_model(x, y) / grad_accum_steps
             scaler.scale(loss).backward()                   # scaling is a no-op except in fp16
             total_loss += loss.detach()
+            if stop.requested():
+                break
+        if i < grad_accum_steps:                            # stopped within this step: drop it
+            opt.zero_grad()
+            step -= 1
+            continue
         scaler.unscale_(opt)
         norm = nn.utils.clip_grad_norm_(model.parameters(), grad_clip or math.inf)
         scaler.step(opt)                                    # fp16: skipped if gradients overflow

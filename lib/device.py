@@ -149,7 +149,7 @@ def require_memory(num_params: int, device: torch.device):
                            f'of memory; {device} has {memory / 1e9:.0f} GB: use a smaller model')
 
 
-def fit_micro_batch(model: nn.Module, autocast, share: int) -> int:
+def fit_micro_batch(model: nn.Module, autocast, share: int, compile: str) -> int:
     """Sequences per micro-batch: the largest divisor of `share`, the sequences per step of each
     process, that fits on every process.
 
@@ -164,6 +164,9 @@ def fit_micro_batch(model: nn.Module, autocast, share: int) -> int:
             optimizer_state = 8 * model.num_params()        # bytes: two fp32 numbers per parameter
             memory = 0.85 * torch.cuda.get_device_properties(device).total_memory
             per_sequence = max(1, peaks[1] - peaks[0])
+            if compile != 'False':              # compiled, the loss is not computed in chunks:
+                config = model.config           # bf16 logits, an fp32 copy and its gradient
+                per_sequence += 10 * config.block_size * config.vocab_size
             most = int((memory - optimizer_state - peaks[0]) / per_sequence)
     if distributed.is_initialized():                        # all processes take the smallest
         smallest = torch.tensor(most, device=device)
@@ -208,8 +211,8 @@ def max_speed(model: nn.Module, device: torch.device) -> float | None:
 
 # ---- stopping
 class StopSignals:
-    """Stops a run after the current step: at a time limit, or on SIGINT (Ctrl-C), SIGTERM, SIGHUP
-    or SIGUSR1. A second signal ends the process at once, unless it comes within 2 s of the first:
+    """Stops a run after the current micro-batch: at a time limit, or on SIGINT (Ctrl-C), SIGTERM,
+    SIGHUP or SIGUSR1. A second signal ends the process at once, unless it comes within 2 s of the first:
     launchers send duplicates."""
 
     def __init__(self, max_minutes: float):
@@ -228,12 +231,12 @@ class StopSignals:
             self.first_signal = time.monotonic()
             if is_first_process():
                 with contextlib.suppress(OSError):          # stderr may be closed
-                    os.write(2, b'\nstopping after this step; interrupt again to stop at once\n')
+                    os.write(2, b'\nstopping; interrupt again to stop at once\n')
         elif time.monotonic() - self.first_signal > 2:
             os._exit(128 + number)
 
     def requested(self) -> bool:
-        """Whether to stop before the next step. All processes of a run return the same."""
+        """Whether to stop before the next step or micro-batch. All processes of a run return the same."""
         is_late = time.monotonic() > self.deadline
         if distributed.is_initialized():
             flags = torch.tensor([self.status, is_late])    # on the CPU: no GPU sync

@@ -227,7 +227,7 @@ def signals(n, r, steps=30):
             time.sleep(0.02)
         code, said = ended(pid), text()
         assert 'Traceback' not in said, said
-        if code and 'stopping after this step' not in said:     # before the loop began
+        if code and 'stopping; interrupt again' not in said:     # before the loop began
             premature += 1                                  # 130: while the settings were read
             assert code in (-number, 130 if number == signal.SIGINT else None), (code, said)
             continue
