@@ -212,8 +212,8 @@ def max_speed(model: nn.Module, device: torch.device) -> float | None:
 # ---- stopping
 class StopSignals:
     """Stops a run after the current micro-batch: at a time limit, or on SIGINT (Ctrl-C), SIGTERM,
-    SIGHUP or SIGUSR1. A second signal ends the process at once, unless it comes within 2 s of the first:
-    launchers send duplicates."""
+    SIGHUP or SIGUSR1. A second signal ends the process at once, unless it comes within 2 s of the
+    first: launchers send duplicates."""
 
     def __init__(self, max_minutes: float):
         self.deadline = time.monotonic() + 60 * max_minutes if max_minutes else float('inf')
@@ -236,7 +236,7 @@ class StopSignals:
             os._exit(128 + number)
 
     def requested(self) -> bool:
-        """Whether to stop before the next step or micro-batch. All processes of a run return the same."""
+        """Whether to stop now. All processes of a run return the same."""
         is_late = time.monotonic() > self.deadline
         if distributed.is_initialized():
             flags = torch.tensor([self.status, is_late])    # on the CPU: no GPU sync
