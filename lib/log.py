@@ -124,8 +124,9 @@ class Log:
                     'grad_norm': norm, 'lr': lr, 'tokens_per_second': speed})
         if self.bar.disable:
             mfu = f'  MFU {speed / self.max_speed:.1%}' if self.max_speed else ''
+            seconds = (self.max_iters - step) * self.tokens_per_step / max(1, speed)
             self.say(f'step {step:>6}  loss {loss:.4f}  lr {lr:.2e}  norm {norm:.2f}  '
-                     f'{speed:>9,} tokens/s{mfu}')
+                     f'{speed:>9,} tokens/s{mfu}  {tqdm.format_interval(seconds)} left')
         self.state = f'loss {loss:.3f}, {speed:,} tokens/s'
         self.bar.set_postfix_str(self.state, refresh=False)
         self.bar.update(step - self.bar.n)

@@ -13,7 +13,8 @@ def next_command(source: str, name: str, meta: dict) -> str:
         if name != 'stories':
             arguments += [f'--dataset={name}', f'--out_dir=out/{name}']
     elif source == 'tinystories':
-        arguments = ['config/tinystories.py', f'--dataset={name}', f'--out_dir=out/{name}']
+        recipe = 'config/tinystories.py' if has_gpu else 'config/tinystories_cpu.py'
+        arguments = [recipe, f'--dataset={name}', f'--out_dir=out/{name}']
     else:
         arguments = ['config/papers.py', f'--dataset={name}', f'--out_dir=out/{name}']
         tokens = meta['train']['tokens']
