@@ -326,7 +326,7 @@ class GPT(nn.Module):
             if repetition_penalty != 1:
                 logits = penalize(logits, idx, repetition_penalty, eot)
             draw = torch.cat([torch.rand(1, generator=generator) for generator in generators])
-            next_id = sample(logits, draw.to(idx.device), temperature, top_k, top_p)    # (B,)
+            next_id = sample_from(logits, draw.to(idx.device), temperature, top_k, top_p)    # (B,)
             if eot is not None:
                 next_id = next_id.masked_fill(ended, eot)
                 ended |= next_id == eot
@@ -357,7 +357,8 @@ def penalize(logits: Tensor, idx: Tensor, penalty: float, eot: int | None) -> Te
     return logits.scatter(1, idx, lower)
 
 
-def sample(logits: Tensor, draw: Tensor, temperature: float, top_k: int, top_p: float) -> Tensor:
+def sample_from(logits: Tensor, draw: Tensor, temperature: float, top_k: int,
+                top_p: float) -> Tensor:
     """Ids (B,) sampled from logits (B, V), given uniform draws (B,) in [0, 1). top_k = 0 and
     top_p = 1 are off; temperature 0 is greedy."""
     if temperature < 1e-6:
@@ -397,10 +398,6 @@ def check(condition: bool, message: str):
 def check_ranges(config: GPTConfig):
     """Raise ValueError if a field is out of range."""
     check(config.arch in ARCHITECTURES, f'arch={config.arch!r} is not gpt2 or qwen3')
-    for name in ARCHITECTURES[config.arch]:
-        choices = sorted({choices[name] for choices in ARCHITECTURES.values()})
-        check(getattr(config, name) in ('', *choices),
-              f'{name}={getattr(config, name)!r} is not {" or ".join(choices)}')
     for name in ('vocab_size', 'block_size', 'n_layer', 'n_head', 'n_embd'):
         check(getattr(config, name) >= 1, f'{name}={getattr(config, name)} must be at least 1')
     for name in ('n_kv_head', 'head_dim', 'n_inner'):
@@ -414,7 +411,13 @@ def check_ranges(config: GPTConfig):
 
 
 def check_shape(config: GPTConfig):
-    """Raise ValueError if fields are inconsistent with each other or the architecture."""
+    """Raise ValueError if fields are inconsistent with each other or the architecture, once the
+    defaults are filled in."""
+    choices = {'positions': ('learned', 'rope'), 'norm': ('layer', 'rms'),
+               'mlp': ('gelu', 'swiglu'), 'qk_norm': ('none', 'rms')}
+    for name, allowed in choices.items():
+        check(getattr(config, name) in allowed,
+              f'{name}={getattr(config, name)!r} is not {" or ".join(allowed)}')
     H, K, D = config.n_head, config.n_kv_head, config.head_dim
     for name in ('vocab_size', 'block_size', 'n_embd', 'head_dim', 'n_inner'):
         check(getattr(config, name) <= 1 << 24, f'{name}={getattr(config, name)} is too large')

@@ -160,18 +160,19 @@ def micro_batches(step: int, data, block_size: int, share: int, micro: int, hard
 
 
 @torch.no_grad()
-def evaluate(model: GPT, validation: Validation, batch_size: int, autocast, rank: int = 0,
+def evaluate(model: GPT, validation: Validation, micro: int, autocast, rank: int = 0,
              world_size: int = 1) -> float:
     """Mean cross-entropy, in nats per token, over all validation windows: each token counts once.
 
-    With several processes, each evaluates every world_size-th batch, and all return the same mean.
+    micro: windows per forward pass. With several processes, each evaluates every world_size-th
+    batch, and all return the same mean.
     The train/eval mode and the RNG state are left unchanged."""
     was_training = model.training
     model.eval()
     device = model.wte.weight.device
     nats = [torch.zeros((), device=device)]     # one sum per batch; they stay on the device
-    for first in range(rank * batch_size, len(validation), world_size * batch_size):
-        x, y = (torch.from_numpy(ids).to(device) for ids in validation.batch(first, batch_size))
+    for first in range(rank * micro, len(validation), world_size * micro):
+        x, y = (torch.from_numpy(ids).to(device) for ids in validation.batch(first, micro))
         with autocast:
             mean = model(x, y)
         nats.append(mean * (y >= 0).sum())

@@ -73,7 +73,7 @@ def hash_runs(ids, length: int):
 def main():
     lm = load(out_dir, dtype='float32')
     validation, documents, train = open_validation(lm, dataset, eval_tokens)
-    loss = evaluate(lm.model, validation, batch_size=8, autocast=contextlib.nullcontext())
+    loss = evaluate(lm.model, validation, micro=8, autocast=contextlib.nullcontext())
     print(f'loss        {loss:.4f} nats per token, of {len(validation.ids):,} tokens, in float32 '
           '(train.py evaluates in its own dtype)')
     print(f'perplexity  {math.exp(loss):.3f}')

@@ -18,7 +18,7 @@ from lib.dataset import Validation
 from lib.device import pick_device, pick_dtype, start_hardware
 from lib.errors import Error
 from lib.muon import Muon
-from model import GPT, GPTConfig, sample
+from model import GPT, GPTConfig, sample_from
 from sample import load
 
 on_gpu = pytest.mark.skipif(not torch.cuda.is_available(), reason='no GPU')
@@ -112,7 +112,7 @@ def test_training_and_generation_read_no_value_of_a_gpu_and_use_no_float64(arch)
         with torch.inference_mode():
             cache = model.eval().new_cache(3)
             logits = model.next_logits(idx[:, :5], cache)
-            new = sample(logits, torch.rand(3), 0.8, 5, 1.0)
+            new = sample_from(logits, torch.rand(3), 0.8, 5, 1.0)
     assert new.shape == (3,) and len(precisions.seen) > 100
     assert torch.float64 not in precisions.seen
 

@@ -31,7 +31,7 @@ from model import (
     keep_top_p,
     rotary,
     rotate,
-    sample,
+    sample_from,
 )
 
 SHAPES = {
@@ -267,7 +267,7 @@ def test_the_cache_gives_what_rereading_the_window_gives(shape, prompt, dtype, t
                                                          monkeypatch):
     """The window restarts on its last half when it is full; of a longer prompt it is the end."""
     model, idx, logits = make(shape).to(dtype), torch.randint(50, (2, prompt)), []
-    monkeypatch.setattr(model_file, 'sample', lambda *a: logits.append(a[0]) or sample(*a))
+    monkeypatch.setattr(model_file, 'sample_from', lambda *a: logits.append(a[0]) or sample_from(*a))
     text = torch.cat((idx, rows_of(model, idx, 40)), 1)
     lengths = [*range(min(prompt, 16), 17), *5 * [*range(8, 17)]][:40]
     model.float()
@@ -310,7 +310,7 @@ def test_sampling_follows_the_distribution_of_its_settings():
     draws = torch.arange(4000) / 4000
 
     def shares(*sampling):
-        ids = sample(logits.expand(4000, -1), draws, *sampling)
+        ids = sample_from(logits.expand(4000, -1), draws, *sampling)
         return torch.bincount(ids, minlength=5) / 4000
 
     p = logits[0].softmax(-1)
@@ -321,8 +321,8 @@ def test_sampling_follows_the_distribution_of_its_settings():
     for top_p, kept in ((0.5, 1), (0.6, 3), (0.9, 3), (0.99, 4)):       # equals stay together
         expected = p * (torch.arange(5) < kept)
         assert torch.allclose(shares(1.0, 0, top_p), expected / expected.sum(), atol=1e-3)
-    assert sample(logits, torch.tensor([1 - 1e-7]), 1.0, 0, 1.0) == 3
-    assert sample(logits, torch.tensor([0.0]), 1.0, 0, 1.0) == 0
+    assert sample_from(logits, torch.tensor([1 - 1e-7]), 1.0, 0, 1.0) == 3
+    assert sample_from(logits, torch.tensor([0.0]), 1.0, 0, 1.0) == 0
 
 
 @pytest.mark.parametrize('sharpness', [0, 0.1, 1, 10, 100])

@@ -331,8 +331,8 @@ def test_the_step_that_is_compiled_gives_the_logits_of_the_model(shape):
 @pytest.mark.parametrize('shape', SHAPES)
 def test_a_compiled_model_gives_the_same_logits_for_one_row_and_for_several(shape, monkeypatch):
     from extras.compiled import compile_decoding
-    model, seen, sample = small(**shape), [], model_file.sample
-    monkeypatch.setattr(model_file, 'sample', lambda *a: seen.append(a[0]) or sample(*a))
+    model, seen, sample_from = small(**shape), [], model_file.sample_from
+    monkeypatch.setattr(model_file, 'sample_from', lambda *a: seen.append(a[0]) or sample_from(*a))
     counts = torch._dynamo.utils.counters
     for rows in (1, 3):
         idx = torch.randint(50, (rows, 4))
