@@ -51,7 +51,7 @@ function mark(parent, i) {
 function build() {
   $('about').textContent = `${data.model}: ${L} layers of ${H} heads. `
   $('pieces').textContent = `Here ${data.prompt.length} characters become ${T - 1} tokens, after `
-    + `${quoted(0)}, which starts every text. A dot stands for a space.`
+    + `${quoted(0)}, which stands between two texts. A dot stands for a space.`
   token_buttons($('tokens'), (button, i) => {
     const { id, bytes, part_of, text: label } = tokens[i]
     button.setAttribute('role', 'radio')
@@ -86,6 +86,7 @@ function build() {
     + `${percent(data.threshold)} and ${data.times_even} times that of even attention.`
     + ' The others do something else.'
   $('draws').hidden = $('floor').hidden = !data.draws
+  $('other_text').hidden = !data.is_other_text
   $('step').max = at
   $('step').value = at
   $('step').oninput = () => { at = Number($('step').value); draw() }
@@ -197,13 +198,13 @@ function draw_facts({ step, changes }) {
       : String(Number(value.toPrecision(3)))), make('small', {}, when)]
   }))
   $('changed').textContent = changes
-    ? `Where the weights have changed since step ${steps[at - 1].step.toLocaleString('en')}: the `
-      + 'share of each part in the squared change, and its change relative to its size'
+    ? `How the weights have changed since step ${steps[at - 1].step.toLocaleString('en')}: by which `
+      + 'part of their size (bars), and the share of each part in the whole squared change'
     : steps.length > 1 ? 'Before the first change of the weights' : ''
   const label = part => part === 'embedding' && data.is_tied ? 'embedding = output' : part
   $('shares').replaceChildren(...Object.entries(changes || {}).flatMap(([part, [share, size]]) =>
-    [make('span', {}, label(part)), meter(share), make('span', {}, percent(share)),
-     make('small', {}, percent(size))]))
+    [make('span', {}, label(part)), meter(Math.min(1, size)), make('span', {}, percent(size)),
+     make('small', {}, percent(share))]))
 }
 
 // ---- what depends on the token
@@ -255,7 +256,7 @@ function show_token(i) {
 function describe_bits(i) {
   const total = steps[at].bits.reduce((a, b) => a + b, 0)
   const sum = `All ${T - 1} tokens: ${total.toFixed(1)} bits`
-    + (data.draws ? `, of which the grammar draws ${data.draws.reduce((a, b) => a + b, 0)
+    + (data.draws ? `; for a reader who knows the grammar, ${data.draws.reduce((a, b) => a + b, 0)
       .toFixed(1)}.` : '.')
   if (!i) return sum
   const bits = steps[at].bits[i - 1], drawn = data.draws?.[i - 1]

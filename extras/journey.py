@@ -87,13 +87,14 @@ def collect(run: Path, prompt: str, dataset: str) -> dict:
     texts, source = read_texts(lm, dataset)
     measure = Measure(texts, introduced_words(lm) if is_stories else [])
     steps = list(read_steps(lm, files, prompt, measure))
+    drawn = draws(read_grammar(), lm.tokenizer, prompt) if is_stories else None
     shown = {i for step in steps for layer in step['lens'] for _, *top in layer for i, _ in top}
     return {
         'model': f'{config.arch}, {lm.model.num_params():,} parameters',
         'layers': config.n_layer, 'heads': config.n_head, 'is_tied': config.tie_weights,
         'tokens': describe_tokens(lm.tokenizer, ids), 'prompt': prompt,
         'labels': {i: lm.tokenizer.label(i) for i in shown},
-        'draws': draws(read_grammar(), lm.tokenizer, prompt) if is_stories else None,
+        'draws': drawn, 'is_other_text': is_stories and drawn is None,
         'measured': f'{len(texts)} {source}, {sum(map(len, texts)):,} tokens',
         **measure.explain(), 'curves': read_curves(run), 'steps': steps}
 
