@@ -143,6 +143,8 @@ def require_memory(num_params: int, device: torch.device):
         memory = torch.cuda.get_device_properties(device).total_memory
     elif hasattr(os, 'sysconf'):
         memory = os.sysconf('SC_PAGE_SIZE') * os.sysconf('SC_PHYS_PAGES')
+        with contextlib.suppress(OSError, ValueError), open('/sys/fs/cgroup/memory.max') as limit:
+            memory = min(memory, int(limit.read()))         # in a container; 'max' = no limit
     else:                                                   # Windows
         return
     require(size < memory, f'training {num_params:,} parameters needs about {size / 1e9:.0f} GB '
