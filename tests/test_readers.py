@@ -2,6 +2,7 @@
 import csv
 import gzip
 import json
+import os
 import random
 
 import pyarrow as pa
@@ -9,7 +10,8 @@ import pyarrow.parquet as pq
 import pytest
 
 from lib.errors import Error
-from text.readers import find_files, read_dataset, read_files
+from text.hub import read_dataset
+from text.readers import find_files, read_files
 
 EOT = '<|endoftext|>'
 
@@ -150,6 +152,7 @@ def test_encodings_of_text(tmp_path, encoding, capsys):
     ('cp1250', 'Příliš žluťoučký kůň úpěl ďábelské ódy. '),
     ('iso-8859-2', 'Zażółć gęślą jaźń, proszę. '), ('iso-8859-7', 'Στην αρχή ήταν ο λόγος. '),
     ('cp1254', 'Işık ılık süt içti, ağaç. '), ('shift-jis', 'むかしむかし、おじいさんが'),
+    ('gb18030', '从前有一个小女孩,她住在森林旁边的小房子里。'),
     ('mac-roman', 'Le café est fermé, où aller à Noël? '),
     ('cp1252', 'a line that is long enough \0é')])
 def test_an_unclear_encoding_gets_a_warning(tmp_path, capsys, encoding, text):
@@ -232,6 +235,11 @@ def test_csv_errors(tmp_path):
     assert 'no column text, but a, b;' in error_of(write(path, 'a,b\n1,2'))
     assert 'line 3 has too many cells' in error_of(write(path, 'text\nfine\nHello, you'))
     assert 'no column text' in error_of(write(path, ''.join(f'{i},{i}\n' for i in range(3))))
+    assert 'after line 2: unexpected end' in error_of(write(path, 'text\na\n"open\nb\n'))
+
+
+def test_csv_with_spaces_after_commas(tmp_path):
+    assert read(write(tmp_path / 'a.csv', 'n, text\n1, "a, b"\n2, c')) == ['a, b', 'c']
 
 
 # ---- memory
@@ -332,6 +340,25 @@ def test_links_to_folders_are_followed_once(tmp_path, capsys):
     assert sorted(read(f'{tmp_path}/in/**/*.txt')) == ['one', 'three']
 
 
+@pytest.mark.skipif(not hasattr(os, 'mkfifo'), reason='needs named pipes')
+def test_special_files_are_counted(tmp_path, capsys):
+    write(tmp_path / 'a.txt', 'one')
+    os.mkfifo(tmp_path / 'pipe.txt')
+    assert read(tmp_path) == ['one']
+    assert '1 special file' in capsys.readouterr().out
+
+
+def test_unreadable_folders_are_counted(tmp_path, capsys):
+    write(tmp_path / 'a.txt', 'one')
+    write(tmp_path / 'locked/b.txt', 'two')
+    (tmp_path / 'locked').chmod(0)
+    if os.access(tmp_path / 'locked', os.R_OK):
+        pytest.skip('this user may read any folder')
+    assert read(tmp_path) == ['one']
+    assert '1 unreadable folder' in capsys.readouterr().out
+    (tmp_path / 'locked').chmod(0o700)
+
+
 # ---- datasets
 def read_splits(*args, **kwargs):
     splits, _ = read_dataset(*map(str, args), **kwargs)
@@ -403,6 +430,17 @@ def test_a_configuration_can_be_chosen(tmp_path):
     for config in ('', 'huge'):
         with pytest.raises(Error, match='big.*little.*set --dataset_config'):
             read_splits(tmp_path, 'text', config=config)
+
+
+def test_datasets_from_save_to_disk(tmp_path):
+    import datasets
+    rows = datasets.Dataset.from_dict({'text': ['one', None]})
+    rows.save_to_disk(tmp_path / 'rows')
+    datasets.DatasetDict({'train_a': rows, 'part': rows}).save_to_disk(tmp_path / 'splits')
+    assert read_splits(tmp_path / 'rows', 'text') == {'': ['one', '']}
+    assert read_splits(tmp_path / 'splits', 'text', split='part') == {'': ['one', '']}
+    with pytest.raises(Error, match='no split train, but train_a, part'):
+        read_splits(tmp_path / 'splits', 'text')
 
 
 def test_no_dataset(tmp_path):

@@ -65,7 +65,7 @@ def is_utf8(file) -> bool:
     for block in blocks(file):
         not_ascii += len(block.translate(None, ASCII))
         invalid += len(block) - len(decode(block).encode())
-    return invalid <= not_ascii / 2
+    return invalid <= not_ascii / 4
 
 
 def is_western(file) -> bool:

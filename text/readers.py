@@ -1,4 +1,4 @@
-"""Documents from files and datasets: one reader per kind of file.
+"""Documents from files: one reader per kind of file.
 
 A reader yields a Piece for each document. To add a kind of file, write a function read_KIND with
 the same arguments and add its suffix to READERS."""
@@ -14,7 +14,7 @@ from typing import NamedTuple
 
 from tqdm import tqdm
 
-from lib.errors import Error, brief, require
+from lib.errors import Error, require
 from lib.terminal import warn
 from text.encodings import BLOCK, blocks, open_text
 
@@ -22,7 +22,6 @@ ROWS = 16                       # rows to read at once; a row may be megabytes l
 LONGEST_LINE = 1 << 26          # maximum characters in a line of .jsonl, or a field of .csv
 MAX_GLUED = 0.02                # warn about a PDF with a larger share of glued words
 SEPARATOR = '<|endoftext|>'     # the default; many files do not use it
-HELD_OUT = ('validation', 'valid', 'val', 'dev', 'test')        # names of splits, best first
 
 
 class Piece(NamedTuple):
@@ -125,7 +124,9 @@ def read_csv(path, text_column: str, separator: str):
     with open_text(path, newline='') as file:
         header = file.readline()
         file.seek(0)
-        rows = csv.DictReader(file, delimiter=max(',;\t', key=header.count))
+        # strict: an open quote would otherwise swallow all rows after it
+        rows = csv.DictReader(file, delimiter=max(',;\t', key=header.count),
+                              skipinitialspace=True, strict=True)
         try:
             for row in rows:
                 where = f'line {rows.line_num}'
@@ -133,7 +134,7 @@ def read_csv(path, text_column: str, separator: str):
                     raise ValueError(f'{where} has too many cells: put text with commas in quotes')
                 yield Piece(text_of_row(row, text_column, where))
         except csv.Error as e:
-            raise ValueError(f'line {rows.line_num}: {e}') from e
+            raise ValueError(f'after line {rows.line_num}: {e}') from e
 
 
 def read_parquet(path, text_column: str, separator: str):
@@ -184,7 +185,8 @@ def find_files(patterns: str) -> list[Path]:
             if find_reader(path) and path.is_file():
                 files.append(path)
             else:
-                kind = path.suffix.lower() or 'without a suffix'
+                suffix = path.suffix.lower() or 'without a suffix'
+                kind = 'special file' if find_reader(path) else suffix
                 left_out[kind if path.exists() else 'broken link'] += 1
         require(files, f'--input={part}: no readable files there; the kinds that can be '
                        f'read are {" ".join(READERS)}')
@@ -227,7 +229,7 @@ def walk(folder: Path, left_out: Counter):
         for name in sorted(folders):
             path = Path(parent, name)
             is_foreign = name[0] == '.' or name in ('__MACOSX', 'node_modules')
-            is_environment = (path / 'pyvenv.cfg').exists()
+            is_environment = os.path.exists(path / 'pyvenv.cfg')
             if is_foreign or is_environment or path.resolve() in seen:
                 left_out[f'{name}/'] += 1
                 folders.remove(name)
@@ -263,51 +265,3 @@ def read_files(files: list[Path], text_column: str, separator: str):
                 warn(f'{path} is left out: {reason}')
     if texts and documents == texts and separator not in ('', SEPARATOR):
         warn(f'the separator {separator!r} is not in any .txt file: each file is one document')
-
-
-# ---- datasets
-def read_dataset(source: str, text_column: str, config: str = '',
-                 split: str = '') -> tuple[dict, str | None]:
-    """({split: iterator of its documents}, license) of a Hugging Face dataset: a name or a folder.
-
-    The splits are 'train', the source's split `split` ('' = train), and 'val', its held-out split:
-    for train_sft that is validation_sft, test_sft or the like. Without one the only split is ''.
-    Raises Error if the dataset, configuration or split does not exist."""
-    import datasets
-    source = os.path.expanduser(source)
-    try:
-        builder = datasets.load_dataset_builder(source, config or None)
-    except Exception as e:
-        hint = '; set --dataset_config' if isinstance(e, ValueError) else ''
-        reason = f'{type(e).__name__}: {brief(e)}'
-        raise Error(f'dataset {source} cannot be opened ({reason}){hint}') from e
-    require(builder.name != 'text', f'dataset {source} holds text files: use --input')
-    splits = builder.config.data_files or {}    # the paths or URLs of each split
-    train = split or 'train'
-    require(train in splits, f'dataset {source} has no split {train}, but '
-                             f'{", ".join(map(str, splits))}; set --split')
-    held_out = [train.replace('train', name) for name in HELD_OUT]
-    held_out = [name for name in held_out if name in splits and name != train]
-    license = builder.info.license or None
-    if not held_out:
-        return {'': read_split(source, config, train, splits[train], text_column)}, license
-    # val comes first: a document in both splits stays there
-    return {side: read_split(source, config, name, splits[name], text_column)
-            for side, name in (('val', held_out[0]), ('train', train))}, license
-
-
-def read_split(source: str, config: str, split: str, files: list[str], text_column: str):
-    """The documents of a split, given the paths or URLs of its files."""
-    import datasets
-    try:
-        if all(map(find_reader, files)):
-            paths = datasets.DownloadManager().download(list(files))
-            yield from read_files([Path(path) for path in paths], text_column, separator='')
-        else:                                   # kinds of files that only `datasets` can read
-            rows = datasets.load_dataset(source, config or None, split=split, streaming=True)
-            yield from read_arrow(rows.with_format('arrow').iter(ROWS), text_column)
-    except Error:
-        raise
-    except Exception as e:
-        reason = f'{type(e).__name__}: {brief(e)}'
-        raise Error(f'dataset {source} cannot be read ({reason})') from e

@@ -6,7 +6,8 @@ from pathlib import Path
 
 from lib.errors import require
 from lib.files import checksum
-from text.readers import Piece, find_files, read_dataset, read_files
+from text.hub import read_dataset
+from text.readers import Piece, find_files, read_files
 from text.stories.teller import GRAMMAR, read_grammar, tell_stories
 
 
