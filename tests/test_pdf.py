@@ -15,7 +15,8 @@ from reportlab.pdfgen.canvas import Canvas
 
 from lib.errors import Error
 from text.layout import glued, text_of_pages
-from text.lines import Letter, Line, mend_spaces
+from text.letters import Letter, mend_spaces
+from text.lines import Line
 from text.pdf import read_pdf_file
 from text.readers import read_pdf
 
@@ -162,6 +163,32 @@ def test_letterspaced_titles_are_words(tmp_path):
     assert read_pdf_file(tmp_path / 'a.pdf') == ' '.join(titles)
 
 
+def test_letterspaced_words_in_a_line_are_words(tmp_path):
+    canvas = Canvas(str(tmp_path / 'a.pdf'))
+    text = canvas.beginText(72, 700)
+    for part, spacing in (('The goose was', 0), (' ', 0), ('very', 3), (' ', 0), ('clever', 3),
+                          (' and so on.', 0)):
+        text.setCharSpace(spacing)
+        text.textOut(part)
+    canvas.drawText(text)
+    canvas.save()
+    assert read_pdf_file(tmp_path / 'a.pdf') == 'The goose was very clever and so on.'
+
+
+def test_vertical_lines_are_read_from_right_to_left(tmp_path):
+    font = UnicodeCIDFont('HeiseiMin-W3', isVertical=True)
+    pdfmetrics.registerFont(font)
+    canvas = Canvas(str(tmp_path / 'a.pdf'))
+    canvas.setFont(font.fontName, 14)
+    for i, line in enumerate(['むかしむかしある', 'ところにおじいさ', 'んがいました。']):
+        canvas.drawString(500 - 24 * i, 750, line)
+    canvas.save()
+    text = read_pdf_file(tmp_path / 'a.pdf')
+    if len(text) < 20:
+        pytest.skip('PDFium needs a Japanese font on this machine')
+    assert text == 'むかしむかしあるところにおじいさんがいました。'
+
+
 HEBREW_LETTERS = dict(zip('אבגדהוזחט', 'ABCDEFGHI'))
 
 
@@ -176,6 +203,18 @@ def test_hebrew_keeps_its_spaces_and_paragraphs(tmp_path):
         content += f'BT /F 12 Tf {right} {700 - 14 * i} Td ({shown}) Tj ET\n'.encode()
     path = raw_pdf(tmp_path / 'a.pdf', zlib.compress(content), glyphs)
     assert read_pdf_file(path) == ' '.join(lines) + ' 19'
+
+
+@pytest.mark.parametrize('parts', [['אבגד הוז חט'], ['אבגד', 'הוז', 'חט']])
+def test_hebrew_drawn_in_reading_order(tmp_path, parts):
+    glyphs = ''.join(f'/uni05D{i:X}' for i in range(9)) + '/space'
+    content, x = '', 500
+    for part in parts:
+        letters = ''.join(f'({HEBREW_LETTERS.get(letter, "J")}) 1200 ' for letter in part)
+        content += f'BT /F 12 Tf {x:.1f} 700 Td [{letters}] TJ ET\n'        # each to the left
+        x -= 7.2 * len(part + ' ')
+    path = raw_pdf(tmp_path / 'a.pdf', zlib.compress(content.encode()), glyphs)
+    assert read_pdf_file(path) == ' '.join(parts)
 
 
 def test_soft_hyphens_vanish_between_letters_and_are_hyphens_between_digits(tmp_path):

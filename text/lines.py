@@ -1,22 +1,6 @@
-"""The lines of a PDF page: spaces between letters, cells of a row, columns."""
-import re
-import statistics
+"""The lines of a PDF page: cells of a row, columns."""
 from itertools import pairwise
 from typing import NamedTuple
-
-RIGHT_TO_LEFT = re.compile('[\u0590-\u08ff\ufb1d-\ufdff\ufe70-\ufefc]')      # Hebrew, Arabic
-WORDS = re.compile(r'([^\W\d_]|[.,;:!?)’”])[^\W\d_]')     # end of a word, start of the next
-
-
-class Letter(NamedTuple):
-    """A letter and its box in points, rotated or mirrored so that its line reads left to right."""
-    text: str
-    left: float
-    bottom: float
-    right: float
-    top: float
-    turns: int                  # quarter turns
-    index: int                  # in the page's text
 
 
 class Line(NamedTuple):
@@ -33,56 +17,6 @@ class Line(NamedTuple):
     edge: float = 0             # where it would end if it were full
 
 
-# ---- spaces
-def find_cells(letters: list[Letter]) -> list[tuple[str, list[Letter]]]:
-    """Split a line at gaps wider than its height: the text and the letters of each part."""
-    if any(RIGHT_TO_LEFT.match(letter.text) for letter in letters):
-        return [(mend_spaces(letters, both_ways=True), letters)]
-    drawn = [letter for letter in letters if letter.text != ' ' or letter.right > letter.left]
-    spacing = letter_spacing(drawn)
-    if spacing:
-        letters = drawn                         # drop the spaces that PDFium guessed
-    height = letters[0].top - letters[0].bottom
-    cells = []
-    start = last = 0
-    for i, letter in enumerate(letters):
-        gap = max(letter.left - letters[last].right, letters[last].left - letter.right)
-        if letter.text.isspace():
-            continue
-        if gap > spacing + height:
-            cells.append(letters[start:last + 1])
-            start = i
-        last = i
-    cells.append(letters[start:last + 1])
-    return [(mend_spaces(cell, spacing), cell) for cell in cells if not cell[-1].text.isspace()]
-
-
-def letter_spacing(letters: list[Letter]) -> float:
-    """The usual gap between the letters of a letterspaced title; 0 in other text."""
-    gaps = [b.left - a.right for a, b in pairwise(letters) if (a.text + b.text).isalpha()]
-    spacing = statistics.median(gaps) if len(gaps) > 4 else 0
-    height = letters[0].top - letters[0].bottom
-    return spacing if 0.1 * height < spacing < 0.6 * height else 0
-
-
-def mend_spaces(letters: list[Letter], spacing: float = 0, both_ways: bool = False) -> str:
-    """The text, adding a space in each wide gap between letters and dropping spaces that the next
-    letter covers: groff produces both. In a right-to-left script, digits run the other way."""
-    text = letters[0].text
-    for last, letter in pairwise(letters):
-        gap, width = letter.left - last.right, last.right - last.left
-        if both_ways:
-            gap = max(gap, last.left - letter.right)
-        is_wide = gap > spacing + 0.2 * (last.top - last.bottom)
-        if last.text == ' ' and gap < -0.7 * width < 0:
-            text = text[:-1]
-        elif is_wide and (spacing or WORDS.match(last.text + letter.text)):
-            text += ' '
-        text += letter.text
-    return text
-
-
-# ---- rows and columns
 def join_rows(cells: list[Line]) -> list[Line]:
     """The lines of a page: the cells of a row become one line, but columns of prose drawn row by
     row are read one after the other."""

@@ -17,7 +17,8 @@ from lib.errors import require
 from lib.settings import ROOT
 from lib.terminal import warn
 from text.layout import HYPHEN, text_of_pages
-from text.lines import RIGHT_TO_LEFT, Letter, Line, find_cells, sort_by_place
+from text.letters import RIGHT_TO_LEFT, Letter, find_cells, read_letters
+from text.lines import Line, sort_by_place
 
 MAX_MEMORY = 1 << 30            # bytes, where the system can limit a process
 MAX_SECONDS = 120
@@ -128,27 +129,6 @@ def read_lines(textpage) -> list[Line]:
         if found.endswith(HYPHEN):
             lines[-1] = lines[-1]._replace(text=lines[-1].text + HYPHEN)
     return lines
-
-
-def read_letters(textpage, text: str, places: list[int], mirrored: bool) -> list[Letter]:
-    """The letters of a line; `places` are their indices in the UTF-16 text of the page."""
-    from pypdfium2 import raw
-    indices = [raw.FPDFText_GetCharIndexFromTextIndex(textpage, place)
-               for place in places[:len(text)]]
-    turns = [round(raw.FPDFText_GetCharAngle(textpage, index) / (math.pi / 2)) % 4
-             for index in indices]
-    letters = []
-    for i, index in enumerate(indices):
-        # Ignore the angle of spaces that PDFium added, and of single letters, e.g. XeTeX's logo.
-        if i and turns[i] not in turns[i + 1:i + 2]:
-            turns[i] = turns[i - 1]
-        left, bottom, right, top = textpage.get_charbox(index, loose=True)
-        for _ in range(turns[i]):
-            left, bottom, right, top = -top, left, -bottom, right
-        if mirrored:
-            left, right = -right, -left
-        letters.append(Letter(text[i], left, bottom, right, top, turns[i], index))
-    return letters
 
 
 def make_line(textpage, text: str, letters: list[Letter], mirrored: bool) -> Line:
