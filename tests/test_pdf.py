@@ -83,6 +83,12 @@ def test_a_word_divided_by_a_page_break_is_rejoined_without_running_heads(tmp_pa
     assert ' '.join(bodies[2][1:5]) in text
 
 
+def test_a_word_divided_by_a_page_break_is_rejoined_on_pages_without_a_foot(tmp_path):
+    pages = [[STORY[:60], 'and the rest of it was very short, which was a surprising exam-'],
+             ['ple of a story that ends on the second page of a small book.']]
+    assert 'surprising example of' in read_pdf_file(pdf(tmp_path / 'a.pdf', pages))
+
+
 LEFT = ['The committee looked at the', 'yearly report and asked for', 'three changes, of which the',
         'first was the most urgent.']
 RIGHT = ['In the next year the budget', 'was approved by all members', 'of the board, who also chose',

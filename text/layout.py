@@ -112,6 +112,8 @@ def join_blocks(blocks: list[list[Line]]) -> str:
         code_continues = last and last.code and block[0].code
         left = min(left, block_left) if code_continues else block_left
         for i, line in enumerate(block):
+            if i == 0 and re.search(r'[^\W\d_]-\Z', text[-2:]):
+                text = text[:-1] + HYPHEN       # PDFium does not look beyond the page
             if last and continues(last, line, below=i > 0):
                 text += ('' if NO_SPACE.search(last.text) else ' ') + line.text
             else:
