@@ -107,8 +107,10 @@ def test_columns_are_read_one_after_the_other(tmp_path, drawn):
     assert text.count('\n\n') == (3 if 'middle' in drawn else 1)
 
 
-def test_rows_of_a_table_are_not_columns(tmp_path):
-    table = [('Anna', 'red', '30'), ('Bert', 'green', '41'), ('Carla Schmidt', 'blue', '5')]
+@pytest.mark.parametrize('table', [
+    [('Anna', 'red', '30'), ('Bert', 'green', '41'), ('Carla Schmidt', 'blue', '5')],
+    [('Anna', 'white', '4 kg'), ('Bert', 'grey', '5 kg'), ('Carla', 'brown', '6 kg')]])
+def test_rows_of_a_table_are_neither_columns_nor_a_paragraph(tmp_path, table):
     cells = [(72 + 100 * k, 700 - 14 * i, cell)
              for i, row in enumerate(table) for k, cell in enumerate(row)]
     assert read_pdf_file(pdf(tmp_path / 'a.pdf', [cells])) == '\n'.join(map(' '.join, table))

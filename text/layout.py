@@ -140,10 +140,11 @@ def continues(last: Line, line: Line, below: bool) -> bool:
 
 
 def stands_alone(last: Line, line: Line) -> bool:
-    """Whether a line never continues another: code, a list item, a row of numbers or contents."""
+    """Whether a line never continues another: code, a list item, a row of a table or contents."""
     numbers = all(re.search(r'\s[\d.,]*\d$', each.text) for each in (last, line))
     leaders = LEADERS.search(last.text) or LEADERS.search(line.text)
-    return bool(last.code and line.code or LIST_ITEM.match(line.text) or numbers or leaders)
+    in_table = last.tabs & line.tabs or last.code and line.code
+    return bool(in_table or LIST_ITEM.match(line.text) or numbers or leaders)
 
 
 # ---- words

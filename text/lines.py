@@ -15,6 +15,7 @@ class Line(NamedTuple):
     turns: int = 0              # quarter turns
     mirrored: bool = False      # in a script that runs from right to left
     edge: float = 0             # where it would end if it were full
+    tabs: frozenset = frozenset()       # where the second and later cells of its row begin
 
 
 def join_rows(cells: list[Line]) -> list[Line]:
@@ -68,7 +69,8 @@ def join_row(row: list[Line]) -> Line:
         is_apart = cell.left - last.right > 0.15 * cell.height
         text += ' ' + cell.text if is_apart else cell.text
     higher = max(row, key=lambda cell: cell.height)
-    return row[0]._replace(text=text, right=row[-1].right, bottom=higher.bottom,
+    tabs = frozenset(round(cell.left) for cell in row[1:])
+    return row[0]._replace(text=text, right=row[-1].right, bottom=higher.bottom, tabs=tabs,
                            height=higher.height, code=all(cell.code for cell in row))
 
 
