@@ -29,12 +29,12 @@ class GPTConfig:
     block_size: int = 256       # context length in tokens
     n_layer: int = 4            # number of blocks
     n_head: int = 4             # attention heads
-    n_kv_head: int = 0          # key/value heads for GQA (qwen3 only); 0 = n_head
+    n_kv_head: int = 0          # key/value heads for GQA; 0 = n_head
     n_embd: int = 128           # channels of the residual stream
-    head_dim: int = 0           # channels per head (qwen3 only); 0 = n_embd / n_head
+    head_dim: int = 0           # channels per head; 0 = n_embd / n_head
     n_inner: int = 0            # hidden size of the MLP; 0 = 4 n_embd, or 8/3 n_embd for swiglu
     dropout: float = 0.0        # dropout probability; above 0 helps when training for many epochs
-    bias: bool = False          # biases in linear layers and norms (gpt2 only)
+    bias: bool = False          # biases in linear layers and LayerNorm
     tie_weights: bool = True    # share the embedding matrix with the output layer
     fused_attention: bool = True    # False = the formula; faster in CPU training up to 512 tokens
     rope_theta: float = 10000.0     # base of the RoPE frequencies
@@ -60,10 +60,12 @@ class GPTConfig:
 
 
 # ---- attention
-def attend(q: Tensor, k: Tensor, v: Tensor, mask: Tensor, dropout: float = 0.0) -> Tensor:
+def attend(q: Tensor, k: Tensor, v: Tensor, mask=None, dropout: float = 0.0) -> Tensor:
     """Attention (Vaswani et al. 2017): softmax(q k^T / sqrt(D) + mask) v, (B, H, T, D), for
-    q (B, H, T, D), k and v (B, K, S, D) and a mask broadcastable to (T, S)."""
+    q (B, H, T, D), k and v (B, K, S, D). mask: broadcastable to (T, S); None = causal."""
     H, K, D = q.shape[1], k.shape[1], q.shape[3]
+    if mask is None:
+        mask = causal_mask(q.shape[2], k.shape[2], q.device)            # (T, S)
     if H != K:                                              # GQA: repeat for each query head
         k, v = k.repeat_interleave(H // K, dim=1), v.repeat_interleave(H // K, dim=1)
     scores = (q / math.sqrt(D)) @ k.mT + mask.to(q.dtype)               # (B, H, T, S)
@@ -71,11 +73,13 @@ def attend(q: Tensor, k: Tensor, v: Tensor, mask: Tensor, dropout: float = 0.0) 
     return weights @ v                                                  # (B, H, T, D)
 
 
-def fused_attend(q: Tensor, k: Tensor, v: Tensor, mask: Tensor | None, dropout: float = 0.0):
-    """The same with PyTorch's kernel, which never materializes the scores. mask: None = causal, if
-    T is S or 1; faster than a tensor."""
-    is_causal = mask is None and q.shape[2] > 1
+def fused_attend(q: Tensor, k: Tensor, v: Tensor, mask=None, dropout: float = 0.0) -> Tensor:
+    """The same with PyTorch's kernel, which never materializes the scores."""
+    T, S = q.shape[2], k.shape[2]
     is_grouped = q.shape[1] != k.shape[1]
+    is_causal = mask is None and T == S                     # faster than a mask
+    if mask is None and 1 < T < S:
+        mask = causal_mask(T, S, q.device)
     if mask is not None:
         mask = mask.to(q.dtype)
     return F.scaled_dot_product_attention(q, k, v, mask, dropout, is_causal, enable_gqa=is_grouped)
@@ -263,8 +267,6 @@ class GPT(nn.Module):
         else:
             rope = rotary(positions, self.config.head_dim, self.config.rope_theta)
         x = self.drop(x)
-        if mask is None and (not self.config.fused_attention or (T > 1 and cache is not None)):
-            mask = causal_mask(T, start + T, idx.device)                # (T, S)
         for block in self.h:
             x = block(x, rope, cache, mask)                             # (B, T, C)
         if cache is not None:
@@ -421,10 +423,5 @@ def check_shape(config: GPTConfig):
     for name in ('vocab_size', 'block_size', 'n_embd', 'head_dim', 'n_inner'):
         check(getattr(config, name) <= 1 << 24, f'{name}={getattr(config, name)} is too large')
     check(H % K == 0, f'n_head={H} is not divisible by n_kv_head={K}')
-    if config.arch == 'gpt2':
-        check(config.n_embd == H * D, f'n_embd={config.n_embd} must equal n_head={H} times '
-                                      f'head_dim={D} in gpt2')
-        check(K == H, f'n_kv_head={K} must equal n_head={H}: gpt2 has no grouped-query attention')
-    check(config.arch == 'gpt2' or not config.bias, 'bias=True is for gpt2; qwen3 has no biases')
     check(config.positions == 'learned' or D % 2 == 0,
           f'head_dim={D} must be even: RoPE rotates channels in pairs')

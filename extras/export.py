@@ -43,7 +43,11 @@ def export(lm: LanguageModel, path):
 def to_hugging_face(model: GPT, eot: int) -> tuple[dict, dict[str, Tensor]]:
     """The config.json and tensors of a model. Raises Error if their logits differ from its own."""
     config = model.config
-    parts = ARCHITECTURES[config.arch]
+    parts = dict(ARCHITECTURES[config.arch])
+    if config.arch == 'gpt2':
+        parts |= {'n_kv_head': config.n_head, 'head_dim': config.n_embd // config.n_head}
+    else:
+        parts['bias'] = False
     mixed = [f'{name}={getattr(config, name)}' for name in parts
              if getattr(config, name) != parts[name]]
     require(not mixed, f'{", ".join(mixed)}: not {config.arch}, so no other program can run it')

@@ -198,6 +198,16 @@ def test_a_changed_model_is_refused_before_anything_is_written(
     assert contents() == before
 
 
+@pytest.mark.parametrize('shape, more', [
+    ('gpt2', {'positions': 'rope'}), ('gpt2', {'n_kv_head': 2}), ('gpt2', {'head_dim': 6}),
+    ('qwen3 grouped', {'bias': True}), ('qwen3 grouped', {'mlp': 'gelu'})])
+def test_a_mixture_of_architectures_is_refused(tmp_path, shape, more):
+    (name, value), = more.items()
+    with pytest.raises(Error, match=f'{name}={value}: not {shape[:5].strip()}'):
+        export(make_lm('bpe', shape, **more), tmp_path / 'folder')
+    assert not any(tmp_path.iterdir())
+
+
 def test_a_model_without_a_layer_is_refused(tmp_path):
     lm = make_lm()
     lm.model.h[1].attn.q_norm = torch.nn.Identity()

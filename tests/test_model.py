@@ -38,7 +38,8 @@ SHAPES = {
     'gpt2': {'arch': 'gpt2', 'bias': True},
     'gpt2 untied': {'arch': 'gpt2', 'tie_weights': False},
     'qwen3': {'arch': 'qwen3'},
-    'qwen3 grouped': {'arch': 'qwen3', 'n_kv_head': 2, 'head_dim': 6, 'tie_weights': False}}
+    'qwen3 grouped': {'arch': 'qwen3', 'n_kv_head': 2, 'head_dim': 6, 'tie_weights': False},
+    'mixed': {'arch': 'gpt2', 'bias': True, 'n_kv_head': 2, 'head_dim': 6, 'positions': 'rope'}}
 SPEC = {'kind': 'char', 'alphabet': ''.join(map(chr, range(300, 349)))}
 FP32 = torch.autocast('cpu', enabled=False)
 
@@ -248,8 +249,7 @@ def test_dropout_applies_in_training_only():
 
 @pytest.mark.parametrize('fields', [
     {'arch': 'llama'}, {'n_embd': 30}, {'n_kv_head': 3}, {'n_layer': 0}, {'block_size': 0},
-    {'arch': 'gpt2', 'n_kv_head': 2}, {'arch': 'gpt2', 'head_dim': 7}, {'head_dim': 5},
-    {'bias': True}, {'dropout': 1.0}, {'dropout': -0.1}, {'vocab_size': 0}, {'n_inner': -1},
+    {'head_dim': 5}, {'dropout': 1.0}, {'dropout': -0.1}, {'vocab_size': 0}, {'n_inner': -1},
     {'n_layer': 1001}, {'n_inner': 1 << 25}, {'norm_eps': 1.0}, {'rope_theta': 0.0},
     {'n_head': 0}, {'n_head': -4}, {'vocab_size': 1 << 25}])
 def test_impossible_shapes_are_value_errors_that_name_a_field(fields):
