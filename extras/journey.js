@@ -91,8 +91,9 @@ function build() {
   $('step').value = at
   $('step').oninput = () => { at = Number($('step').value); draw() }
   const alone = steps.length === 1
-  for (const id of ['step_label', 'step', 'step_output']) $(id).hidden = alone
-  $('alone').hidden = !alone
+  $('step').hidden = alone
+  $('step_label').hidden = $('step_output').hidden = steps[at].step === null
+  $('alone').hidden = steps[at].step !== null
   $('journey').hidden = alone && !curves.train_loss
 }
 

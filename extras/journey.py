@@ -1,7 +1,8 @@
 """Show how a model reads a text, and how it came to do so in training, as a web page:
 python -m extras.journey --start=TEXT
 
-With the weights that train.py --keep_weights=powers keeps, a slider runs through the training."""
+With the weights that train.py --keep_weights=powers keeps, a slider runs through the training, in
+12 steps at most, and fewer of a large model, so that the page stays below 2 MB."""
 from lib.settings import configure
 
 out_dir = 'out'             # a run, a checkpoint, or the folder of a Hugging Face model
@@ -20,15 +21,18 @@ from torch import Tensor
 from extras.attention import attention_weights, read_ids
 from extras.draws import draws
 from extras.heads import Measure, introduced_words, read_texts
-from extras.kept import kept_files, read_curves, weight_changes
+from extras.kept import kept_files, read_curves, spread, weight_changes
 from extras.lens import Lens, describe_tokens, look_through
 from lib.errors import require
 from lib.files import atomic
+from model import GPTConfig
 from sample import LanguageModel, load, read_prompt
 from text.stories.teller import read_grammar
 
 TEMPLATE = Path(__file__).with_name('journey.html')
 SAMPLE_TOKENS = 60
+MAX_STEPS = 12
+STEPS_SIZE = 1_800_000          # characters for all steps, so that a page has at most 2 MB
 
 
 # ---- the model at one step
@@ -78,11 +82,21 @@ def read_steps(lm: LanguageModel, files: list[tuple], prompt: str, measure: Meas
 
 
 # ---- the page
+def steps_that_fit(config: GPTConfig, T: int) -> int:
+    """How many steps a page of T tokens shows: fewer of a large model."""
+    heads = config.n_layer * config.n_head
+    attention = heads * T * (T + 1) // 2 * 4 // 3
+    lens = (config.n_layer + 1) * T * 90        # five ids and probabilities
+    scores = heads * 80                         # and names
+    return min(MAX_STEPS, max(1, STEPS_SIZE // (attention + lens + scores)))
+
+
 def collect(run: Path, prompt: str, dataset: str) -> dict:
     """The content of the page. Raises Error if the prompt has no tokens or too many."""
     files = kept_files(run) or [(None, run)]
     lm = load(files[-1][1], dtype='float32')
     ids, config = read_ids(lm, prompt), lm.model.config
+    files = spread(files, steps_that_fit(config, len(ids)))
     is_stories = lm.settings.get('dataset') == 'stories'
     texts, source = read_texts(lm, dataset)
     measure = Measure(texts, introduced_words(lm) if is_stories else [])

@@ -6,16 +6,20 @@ from pathlib import Path
 from extras.plot import read_log
 from model import GPT
 
-MAX_FILES = 12
 MAX_POINTS = 400                # of a curve
 
 
 def kept_files(run: Path) -> list[tuple[int, Path]]:
-    """(step, file) of the weights that a run kept. Of many, MAX_FILES that are spread evenly over
-    log(step), with the first and the last."""
-    files = sorted((int(path.stem), path) for path in run.glob('weights/*.pt')
-                   if path.stem.isdigit())
-    while len(files) > MAX_FILES:
+    """(step, file) of the weights that a run kept."""
+    return sorted((int(path.stem), path) for path in run.glob('weights/*.pt')
+                  if path.stem.isdigit())
+
+
+def spread(files: list[tuple], most: int) -> list[tuple]:
+    """Of many (step, file), `most` that are spread evenly over log(step), with the last and, if
+    there are two or more, the first."""
+    files = list(files) if most > 1 else files[-1:]
+    while len(files) > most:
         gaps = [math.log1p(after) - math.log1p(before)
                 for (before, _), (after, _) in zip(files, files[2:])]
         del files[1 + gaps.index(min(gaps))]                # the one with the nearest neighbors

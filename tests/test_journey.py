@@ -21,8 +21,8 @@ from extras.attention import attention_weights
 from extras.draws import WORD, draws, next_words
 from extras.export import export
 from extras.heads import Measure, find_patterns, introduced_words
-from extras.journey import read_step, write_page
-from extras.kept import kept_files, read_curves, weight_changes
+from extras.journey import collect, read_step, steps_that_fit, write_page
+from extras.kept import kept_files, read_curves, spread, weight_changes
 from extras.lens import describe_tokens, look_through
 from lib import checkpoint as checkpoints
 from lib.errors import Error
@@ -309,13 +309,16 @@ def test_of_many_kept_weights_twelve_are_shown_spread_evenly(tmp_path):
         (tmp_path / f'weights/{step:07}.pt').touch()
     (tmp_path / 'weights/0000250.pt.tmp').touch()
     (tmp_path / 'weights/best.pt').touch()
-    chosen = [step for step, _ in kept_files(tmp_path)]
+    chosen = [step for step, _ in spread(kept_files(tmp_path), 12)]
     assert len(chosen) == 12 and chosen[0] == 0 and chosen[-1] == 3000 and set(chosen) < set(steps)
     gaps = np.diff(np.log1p(chosen))
     assert gaps.max() < 2.5 * gaps.min()
     for step in steps[12:]:
         (tmp_path / f'weights/{step:07}.pt').unlink()
-    assert [path.name for _, path in kept_files(tmp_path)] == [f'{s:07}.pt' for s in steps[:12]]
+    files = kept_files(tmp_path)
+    assert [path.name for _, path in files] == [f'{s:07}.pt' for s in steps[:12]]
+    assert spread(files, 12) == files and spread(files, 2) == [files[0], files[-1]]
+    assert spread(files, 1) == files[-1:] and spread(files[:1], 2) == files[:1]
     assert kept_files(tmp_path / 'none') == []
 
 
@@ -427,24 +430,38 @@ def test_on_a_story_the_page_shows_what_the_grammar_draws(run):
     assert read_page()[0]['draws'] is None
 
 
-def large_page(path, prompt):
-    """The page of a model of 4 layers and 4 heads at 12 steps."""
-    lm = make(n_layer=4, n_head=4)
+def large_page(path, prompt, **shape):
+    """The page of a model, of 4 layers and 4 heads if not given, at as many steps as fit."""
+    lm = make(**{'n_layer': 4, 'n_head': 4, **shape})
     tokens = describe_tokens(lm.tokenizer, [lm.tokenizer.eot, *lm.tokenizer.encode(prompt)])
     measure = Measure([[lm.tokenizer.eot, *some_ids(9)]])
     changes = weight_changes(lm.model, lm.model)
     step = {'changes': changes, **read_step(lm, prompt, measure)}
-    write_page({'model': 'x', 'layers': 4, 'heads': 4, 'is_tied': True, 'tokens': tokens,
-                'prompt': prompt, 'labels': {i: lm.tokenizer.label(i) for i in range(400)},
+    n_steps = steps_that_fit(lm.model.config, len(tokens))
+    write_page({'model': 'x', 'layers': lm.model.config.n_layer, 'heads': lm.model.config.n_head,
+                'is_tied': True, 'tokens': tokens, 'prompt': prompt,
+                'labels': {i: lm.tokenizer.label(i) for i in range(lm.tokenizer.vocab_size)},
                 'draws': None, 'measured': 'x', **measure.explain(),
                 'curves': {name: [[1, 2.0], [2048, 1.0]] for name in ('train_loss', 'val_loss')},
-                'steps': [{'step': 2 ** k, **step} for k in range(12)]}, path)
+                'steps': [{'step': 2 ** k, **step} for k in range(n_steps)]}, path)
     return len(tokens)
 
 
-def test_a_large_page_is_small(tmp_path):
-    tokens = large_page(tmp_path / 'a.html', (PROMPT * 9)[:140])
-    assert 55 <= tokens <= 64 and (tmp_path / 'a.html').stat().st_size < 2_000_000
+@pytest.mark.parametrize('size, n_steps', [(4, 12), (8, 8), (12, 4)])
+def test_a_large_page_is_small(tmp_path, size, n_steps):
+    path = tmp_path / 'a.html'
+    tokens = large_page(path, (PROMPT * 9)[:140], n_layer=size, n_head=size, n_embd=48)
+    assert 55 <= tokens <= 64 and path.stat().st_size < 2_000_000
+    assert abs(len(read_page(path)[0]['steps']) - n_steps) <= (size > 4)
+
+
+def test_of_a_large_model_fewer_steps_are_shown(run, kept, monkeypatch):
+    monkeypatch.setattr('extras.journey.STEPS_SIZE', 16_000)
+    steps = collect(Path('out'), 'the cat sat', '')['steps']
+    assert [step['step'] for step in steps] == [0, 1, 4, 12]
+    assert steps[0]['changes'] is None and all(step['changes'] for step in steps[1:])
+    monkeypatch.setattr('extras.journey.STEPS_SIZE', 1)
+    assert [step['step'] for step in collect(Path('out'), 'the cat sat', '')['steps']] == [12]
 
 
 def test_no_text_ends_the_script(tmp_path):
