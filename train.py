@@ -84,37 +84,30 @@ def make_model(checkpoint: dict | None, n_tokens: int, device: torch.device) -> 
 
 
 def make_optimizer(model: GPT, torch_dtype: torch.dtype) -> torch.optim.Optimizer:
-    """AdamW, or Muon plus AdamW. Weight decay applies to matrices and embeddings, but not to norms
-    and biases.
+    """AdamW, or Muon for the matrices and AdamW for the rest. Norms and biases do not decay.
 
     A group's learning rate is the scheduled one times lr_scale. Its weight decay is divided by
     lr_scale, so that all weights decay at the same rate."""
-    embeddings = [module.weight for module in model.modules() if isinstance(module, nn.Embedding)]
-    output = [] if model.config.tie_weights else [model.lm_head.weight]
-    vectors = [p for p in model.parameters() if p.ndim < 2]
-    matrices = [p for p in model.h.parameters() if p.ndim == 2 and p not in {*embeddings}]
-    grouped = {*matrices, *vectors, *output, *embeddings}
-    others = [p for p in model.parameters() if p not in grouped]        # none, until you add some
-    groups = [
-        {'params': matrices, 'lr_scale': 1.0, 'weight_decay': weight_decay},
-        {'params': others, 'lr_scale': 1.0, 'weight_decay': weight_decay},
-        {'params': vectors, 'lr_scale': 1.0, 'weight_decay': 0.0},
-        {'params': embeddings, 'lr_scale': embedding_lr_scale,
-         'weight_decay': weight_decay / embedding_lr_scale},
-        {'params': output, 'lr_scale': output_lr_scale,
-         'weight_decay': weight_decay / output_lr_scale}]
-    for group in groups:
-        group['use_muon'] = group['params'] is matrices
-    groups = [group for group in groups if group['params']]
+    params = {'matrices': [], 'vectors': [], 'embeddings': [], 'output': []}
+    for module in model.modules():
+        for p in module.parameters(recurse=False):
+            if isinstance(module, nn.Embedding):
+                params['embeddings'].append(p)
+            elif module is not model.lm_head:
+                params['matrices' if p.ndim > 1 else 'vectors'].append(p)
+            elif not model.config.tie_weights:              # else it is the embedding's
+                params['output'].append(p)
+    scales = {'embeddings': embedding_lr_scale, 'output': output_lr_scale}
+    groups = []
+    for kind in params:
+        scale = scales.get(kind, 1.0)
+        decay = 0.0 if kind == 'vectors' else weight_decay / scale
+        groups.append({'params': params[kind], 'lr_scale': scale, 'weight_decay': decay,
+                       'use_muon': kind == 'matrices'})
     if optimizer == 'muon':
         return Muon(groups, learning_rate, (beta1, beta2), torch_dtype)
     is_fused = next(model.parameters()).device.type in ('cpu', 'cuda')
     return torch.optim.AdamW(groups, learning_rate, (beta1, beta2), fused=is_fused)
-
-
-def windows_per_epoch(tokens: int, block_size: int) -> int:
-    """Number of block_size windows in an epoch, with room left for a random offset."""
-    return max(1, (tokens - block_size) // block_size)
 
 
 @lru_cache(2)
@@ -124,39 +117,28 @@ def window_starts(tokens: int, block_size: int, seed: int, epoch: int) -> np.nda
 
     For example, 14 tokens and block_size 4 give 2 windows. With offset 3 their inputs are tokens
     3 to 6 and 7 to 10, their targets 4 to 7 and 8 to 11; the starts are [3, 7] or [7, 3]."""
-    windows = windows_per_epoch(tokens, block_size)
+    windows = max(1, tokens // block_size - 1)              # leaves room for the offset
     rng = np.random.default_rng((seed, epoch))
     offset = rng.integers(tokens - windows * block_size)
     return offset + block_size * rng.permutation(windows)
 
 
-def get_batch(data, block_size: int, seed: int, sequences: range) -> tuple[np.ndarray, np.ndarray]:
-    """Inputs x and targets y, (len(sequences), block_size) each, for the given sequences.
+def get_batch(data, block_size: int, seed: int, sequences: range, device='cpu') -> tuple:
+    """Inputs x and targets y, (len(sequences), block_size) each, of the given sequences.
 
-    A run's sequences are numbered from 0, and each step takes the next batch_size of them. A batch
-    depends only on the arguments: a resumed run needs no data loader state, and several processes
-    take slices of the same batch. Windows may begin and end within a document."""
-    windows = windows_per_epoch(len(data), block_size)
+    Sequences are numbered from 0 through the whole run, so a batch depends only on the arguments:
+    a resumed run continues with the right one, and several processes take slices of the same
+    batch. Windows may begin and end within a document."""
     rows = []
     for i in sequences:
-        epoch, at = divmod(i, windows)
+        epoch, at = divmod(i, max(1, len(data) // block_size - 1))
         start = window_starts(len(data), block_size, seed, epoch)[at]
         rows.append(data[start:start + block_size + 1])
-    ids = np.stack(rows).astype(np.int64)                   # (B, T + 1)
+    ids = torch.from_numpy(np.stack(rows).astype(np.int64))             # (B, T + 1)
+    if torch.device(device).type == 'cuda':                 # copy while the GPU computes
+        ids = ids.pin_memory()
+    ids = ids.to(device, non_blocking=True)
     return ids[:, :-1], ids[:, 1:]
-
-
-def micro_batches(step: int, data, block_size: int, share: int, micro: int, hardware):
-    """Yield this process's micro-batches of a step: inputs and targets (micro, T) on the device.
-    E.g. 480 sequences on 8 GPUs: 60 each, as 3 micro-batches of 20."""
-    begin = (step - 1) * batch_size + hardware.rank * share
-    for first in range(begin, begin + share, micro):
-        batch = get_batch(data, block_size, seed, range(first, first + micro))
-        x, y = (torch.from_numpy(ids) for ids in batch)
-        if hardware.device.type == 'cuda':      # pinned memory: copies overlap with compute
-            x, y = x.pin_memory(), y.pin_memory()
-        torch.manual_seed(seed + first)         # a resumed run gets the same dropout masks
-        yield x.to(hardware.device, non_blocking=True), y.to(hardware.device, non_blocking=True)
 
 
 @torch.no_grad()
@@ -238,32 +220,33 @@ if __name__ == '__main__':
             run.log.sample(sample_text(model, tokenizer))
         if step in run.kept_steps:
             run.save(f'weights/{step:07}.pt', step)
-        if (is_last or is_due(step, eval_interval)) and step != run.evaluated_at:
+        if is_last or is_due(step, eval_interval):
             run.save_to_resume(step)
         if is_last:
             break
 
         # one optimizer step: gradients accumulate over the micro-batches, and dividing each loss
         # by their number makes the sum the gradient of the mean loss
-        step += 1
-        lr = learning_rate_at(step)
-        for group in opt.param_groups:
-            group['lr'] = lr * group['lr_scale']
-        batches = micro_batches(step, train_data, block_size, share, micro, hardware)
         total_loss = 0.0
-        for i, (x, y) in enumerate(batches, start=1):                   # (micro, T) each
+        first = step * batch_size + hardware.rank * share   # this process's sequences
+        end = first + share
+        for i in range(first, end, micro):
+            x, y = get_batch(train_data, block_size, seed, range(i, i + micro), hardware.device)
+            torch.manual_seed(seed + i)                     # the same dropout after a resume
             if hardware.world_size > 1:                     # all-reduce only at the last
-                parallel_model.require_backward_grad_sync = i == grad_accum_steps
+                parallel_model.require_backward_grad_sync = i + micro == end
             with hardware.autocast:
                 loss = parallel_model(x, y) / grad_accum_steps
             scaler.scale(loss).backward()                   # scaling is a no-op except in fp16
             total_loss += loss.detach()
             if stop.requested():
                 break
-        if i < grad_accum_steps:                            # stopped within this step: drop it
-            opt.zero_grad()
-            step -= 1
+        if i + micro < end:                                 # stopped within the step: drop it
             continue
+        step += 1
+        lr = learning_rate_at(step)
+        for group in opt.param_groups:
+            group['lr'] = lr * group['lr_scale']
         scaler.unscale_(opt)
         norm = nn.utils.clip_grad_norm_(model.parameters(), grad_clip or math.inf)
         scaler.step(opt)                                    # fp16: skipped if gradients overflow

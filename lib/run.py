@@ -11,7 +11,7 @@ from lib.log import Log
 
 class Run:
     """step and best_val_loss are those of the checkpoint that the run resumes, or else 0 and inf.
-    evaluated_at: the step, if that checkpoint was saved after an evaluation.
+    evaluated_at and saved_at are the steps of the last evaluation and of ckpt.pt, if any.
 
     Creates out_dir and prints what will be trained. Raises Error if out_dir holds a run that is
     neither resumed nor replaced; in that case nothing is written."""
@@ -24,9 +24,11 @@ class Run:
         self.about = {'tokenizer': meta['tokenizer'], 'settings': dict(settings),
                       'data': checkpoints.checksums(meta)}
         self.is_trained = checkpoint is not None            # else step 0 has no best.pt
-        self.step, self.best_val_loss, self.evaluated_at = 0, math.inf, None
+        self.step, self.best_val_loss = 0, math.inf
+        self.evaluated_at = self.saved_at = None
         if settings.is_resumed:
             self.step, self.best_val_loss = checkpoint['step'], checkpoint['best_val_loss']
+            self.saved_at = self.step
             checkpoints.load_optimizer(opt, scaler, checkpoint)
             saved = checkpoint['settings']
             interval = saved['eval_interval'] or saved['max_iters']
@@ -44,6 +46,7 @@ class Run:
         """Log an evaluation, and save the weights if they are the best so far. Raises Error if the
         loss is not finite."""
         self.log.evaluation(step, val_loss, self.validation.bits_per_byte(val_loss))
+        self.evaluated_at, self.saved_at = step, None       # ckpt.pt has an older best_val_loss
         if val_loss < self.best_val_loss:
             self.best_val_loss = val_loss
             if step > 0 or self.is_trained:
@@ -55,10 +58,13 @@ class Run:
                          **self.about, **more)
 
     def save_to_resume(self, step: int):
-        """Write ckpt.pt. Raises Error instead if a loss since the last row of the log is not
-        finite."""
+        """Write ckpt.pt, unless it has this step. Raises Error instead if a loss since the last row
+        of the log is not finite."""
         self.log.read_pending(step)
-        self.save('ckpt.pt', step, optimizer=self.opt.state_dict(), scaler=self.scaler.state_dict())
+        if step != self.saved_at:
+            self.save('ckpt.pt', step, optimizer=self.opt.state_dict(),
+                      scaler=self.scaler.state_dict())
+            self.saved_at = step
         self.log.go_on()
 
     def close(self, step: int):
