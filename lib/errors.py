@@ -1,5 +1,6 @@
 """An error that the user can fix is printed as one line, with exit status 2. A bug keeps its
 traceback."""
+import errno
 import importlib
 import os
 import re
@@ -62,7 +63,7 @@ def print_error(kind, error, trace):
 def message_of(kind, error) -> str | None:
     """What to tell the user about an exception; None for a bug."""
     text = str(error)
-    if issubclass(kind, Error):
+    if issubclass(kind, Error) or getattr(error, 'errno', 0) == errno.ENOSPC:
         return text
     if issubclass(kind, ModuleNotFoundError):
         package = (error.name or '').partition('.')[0]

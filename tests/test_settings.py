@@ -4,6 +4,7 @@ import os
 import subprocess
 import sys
 import time
+from functools import partial
 
 import pytest
 from conftest import ROOT, command
@@ -177,6 +178,16 @@ def test_of_several_processes_exactly_one_reports_an_error_whichever_met_it(tmp_
     assert ''.join(process.stderr for process in ended) == 'error: a mistake\n'
 
 
+def test_a_script_runs_without_stdout_or_stderr_and_names_a_full_disk(tmp_path):
+    for closed in (1, 2):
+        shown = command('prepare.py', '--num_stories=500', f'--name=closed{closed}', cwd=tmp_path,
+                        preexec_fn=partial(os.close, closed))
+        assert (shown.returncode, shown.stderr) == (0, '')
+    with open('/dev/full', 'w') as full:
+        shown = command('train.py', '--help', stdout=full)
+    assert (shown.returncode, shown.stderr) == (2, 'error: [Errno 28] No space left on device\n')
+
+
 # ---- files
 def test_an_atomic_write_leaves_the_old_file_or_the_new_one(tmp_path):
     path = tmp_path / 'folder/file'
@@ -189,6 +200,8 @@ def test_an_atomic_write_leaves_the_old_file_or_the_new_one(tmp_path):
         with atomic(path) as temporary:
             temporary.write_text('half')
             raise OSError(28, 'No space left on device')
+    with pytest.raises(Error, match='the disk is full'), atomic(path):
+        raise RuntimeError('[enforce fail at inline_container.cc:672] . unexpected pos 64 vs 0')
     assert path.read_text() == 'old' and list(path.parent.iterdir()) == [path]
 
 
