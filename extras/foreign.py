@@ -158,4 +158,4 @@ def read_tokenizer(source: str) -> dict:
         if token and tokenizer.token_to_id(token) is not None:
             return {'kind': 'hf', 'json': text, 'eot': tokenizer.token_to_id(token)}
     raise Error(f'--tokenizer={source} has no end-of-text token: set eos_token in its '
-                'tokenizer_config.json')
+                'tokenizer_config.json to a token of its vocabulary')

@@ -90,11 +90,13 @@ def claim_folder(out: Path, settings):
     if not is_first_process():
         return
     log = out / 'log.csv'
-    has_run = (out / 'ckpt.pt').exists() or (out / 'best.pt').exists()
+    can_resume, has_best = (out / 'ckpt.pt').exists(), (out / 'best.pt').exists()
     has_rows = log.exists() and len(log.read_bytes().splitlines()) > 2      # header and step 0
-    require(settings.is_resumed or settings['overwrite'] or not (has_run or has_rows),
-            f'{out} holds a run: continue it with --init_from=resume, replace it with '
-            '--overwrite=True, or choose a different --out_dir')
+    has_run = can_resume or has_best or has_rows
+    advice = 'continue it with --init_from=resume, ' if can_resume else ''
+    require(settings.is_resumed or settings['overwrite'] or not has_run,
+            f'{out} holds a run: {advice}replace it with --overwrite=True, or choose a different '
+            '--out_dir')
     acquire_lock(out)
 
 

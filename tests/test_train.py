@@ -685,6 +685,9 @@ def test_a_run_is_not_replaced_by_accident(letters):
     with pytest.raises(Error, match='drop one of the two'):
         letters('--init_from=resume', '--overwrite=True')
     assert Path('out/ckpt.pt').read_bytes() == before
+    Path('out/ckpt.pt').unlink()
+    with pytest.raises(Error, match='a run: replace it'):   # resume has nothing to continue
+        letters('--init_from=auto')
     letters('--overwrite=True', '--max_iters=4')
     assert [int(row['step']) for row in read_log() if row['train_loss']] == [1, 2, 3, 4]
 
