@@ -151,11 +151,11 @@ def read_tokenizer(source: str) -> dict:
         eos = config.get('eos_token')
         if isinstance(eos, dict):
             eos = eos['content']
+        for token in (eos, EOT, '</s>', '<eos>'):
+            if token and tokenizer.token_to_id(token) is not None:
+                return {'kind': 'hf', 'json': text, 'eot': tokenizer.token_to_id(token)}
     except Exception as e:
         raise Error(f'--tokenizer={source}: neither bpe, gpt2, char nor a folder or repository '
                     f'with a tokenizer.json ({type(e).__name__}: {brief(e)})') from e
-    for token in (eos, EOT, '</s>', '<eos>'):
-        if token and tokenizer.token_to_id(token) is not None:
-            return {'kind': 'hf', 'json': text, 'eot': tokenizer.token_to_id(token)}
     raise Error(f'--tokenizer={source} has no end-of-text token: set eos_token in its '
                 'tokenizer_config.json to a token of its vocabulary')

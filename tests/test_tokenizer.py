@@ -414,6 +414,7 @@ def test_folder_without_a_tokenizer_or_end_of_text_is_an_error(tmp_path):
     with pytest.raises(Error, match='neither bpe, gpt2, char nor'):
         read_tokenizer(str(tmp_path / 'nosuch'))
     library.Tokenizer(models.WordLevel({'a': 0})).save(str(tmp_path / 'tokenizer.json'))
-    (tmp_path / 'tokenizer_config.json').write_text('{"eos_token": "</s>"}')
-    with pytest.raises(Error, match='no end-of-text.*of its vocabulary'):
-        read_tokenizer(str(tmp_path))
+    for eos, error in (('"</s>"', 'no end-of-text.*of its vocabulary'), ('5', "'int' object")):
+        (tmp_path / 'tokenizer_config.json').write_text(f'{{"eos_token": {eos}}}')
+        with pytest.raises(Error, match=error):
+            read_tokenizer(str(tmp_path))
