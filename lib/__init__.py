@@ -6,6 +6,6 @@ if sys.version_info < (3, 11):  # noqa: UP036       # before any module that nee
     version = sys.version.split()[0]
     sys.stderr.write('error: Python 3.11 or later is needed; this is ' + version + '\n')
     sys.exit(2)
-for stream in ('stdout', 'stderr'):      # None if closed, e.g. by `2>&-`
+for stream in ('stdin', 'stdout', 'stderr'):            # None if closed, e.g. by `2>&-`
     if getattr(sys, stream) is None:
-        setattr(sys, stream, open(os.devnull, 'w', encoding='utf-8'))
+        setattr(sys, stream, open(os.devnull, 'r+', encoding='utf-8'))

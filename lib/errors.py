@@ -63,7 +63,7 @@ def print_error(kind, error, trace):
 def message_of(kind, error) -> str | None:
     """What to tell the user about an exception; None for a bug."""
     text = str(error)
-    if issubclass(kind, Error) or getattr(error, 'errno', 0) == errno.ENOSPC:
+    if issubclass(kind, Error) or getattr(error, 'errno', 0) in (errno.EACCES, errno.ENOSPC):
         return text
     if issubclass(kind, ModuleNotFoundError):
         package = (error.name or '').partition('.')[0]

@@ -30,7 +30,7 @@ def atomic(path):
             temporary.unlink(missing_ok=True)
         is_full_disk = re.search('inline_container|iostream', str(e))     # torch.save's wording
         if isinstance(e, OSError) or is_full_disk:
-            reason = 'the disk is full' if is_full_disk else e
+            reason = 'the disk may be full' if is_full_disk else e
             raise Error(f'cannot write {path}: {reason}; no file was changed') from e
         raise
 

@@ -9,7 +9,7 @@ from functools import partial
 import pytest
 from conftest import ROOT, command
 
-from lib.errors import Error, extra
+from lib.errors import Error, extra, message_of
 from lib.files import acquire_lock, atomic, checksum
 from lib.settings import configure
 from model import GPTConfig
@@ -178,14 +178,18 @@ def test_of_several_processes_exactly_one_reports_an_error_whichever_met_it(tmp_
     assert ''.join(process.stderr for process in ended) == 'error: a mistake\n'
 
 
-def test_a_script_runs_without_stdout_or_stderr_and_names_a_full_disk(tmp_path):
-    for closed in (1, 2):
-        shown = command('prepare.py', '--num_stories=500', f'--name=closed{closed}', cwd=tmp_path,
-                        preexec_fn=partial(os.close, closed))
-        assert (shown.returncode, shown.stderr) == (0, '')
+def test_a_closed_stream_reads_and_writes_nothing():
+    code = 'import lib, sys; assert sys.stdin.read() == ""; sys.stdout.write(""), sys.stderr.flush()'
+    for closed in (0, 1, 2):
+        subprocess.run([sys.executable, '-c', code], cwd=ROOT, stdin=subprocess.DEVNULL, check=True,
+                       preexec_fn=partial(os.close, closed))
+
+
+def test_a_full_disk_and_a_file_that_may_not_be_read_are_errors_of_one_line():
     with open('/dev/full', 'w') as full:
         shown = command('train.py', '--help', stdout=full)
     assert (shown.returncode, shown.stderr) == (2, 'error: [Errno 28] No space left on device\n')
+    assert 'Permission' in message_of(PermissionError, PermissionError(13, 'Permission denied'))
 
 
 # ---- files
@@ -200,7 +204,7 @@ def test_an_atomic_write_leaves_the_old_file_or_the_new_one(tmp_path):
         with atomic(path) as temporary:
             temporary.write_text('half')
             raise OSError(28, 'No space left on device')
-    with pytest.raises(Error, match='the disk is full'), atomic(path):
+    with pytest.raises(Error, match='the disk may be full'), atomic(path):
         raise RuntimeError('[enforce fail at inline_container.cc:672] . unexpected pos 64 vs 0')
     assert path.read_text() == 'old' and list(path.parent.iterdir()) == [path]
 
