@@ -28,7 +28,6 @@ settings = configure(globals())
 # Imported after the settings, so that --help and errors in settings appear immediately.
 import json
 import logging
-import mmap
 import shlex
 import sys
 import tempfile
@@ -44,7 +43,7 @@ from lib.files import checksum
 from lib.terminal import fit, show_progress, warn
 from lib.tokenizer import Tokenizer, cut, load_tokenizer
 from text.advice import next_command
-from text.corpus import Corpus, divide, new_files, texts_of, write_documents
+from text.corpus import Corpus, divide, new_files, write_documents
 from text.source import check_settings, dataset_folder, fingerprint, local_files, read_source
 from text.vocabulary import train_bpe
 
@@ -53,18 +52,22 @@ SMALL_TEXT = 1_000_000            # below this many bytes, vocab_size defaults t
 
 
 # ---- the four steps
-def make_dataset(folder: Path, splits: dict, about: dict) -> dict:
-    """Run the four steps, print a report, and return the contents of meta.json."""
+def make_dataset(folder: Path, source: dict, about: dict) -> dict:
+    """Turn source, {split: iterator of its documents}, into a dataset. Prints a report and returns
+    the contents of meta.json."""
     began = time.time()
     folder.parent.mkdir(exist_ok=True)
     with tempfile.TemporaryFile(dir=folder.parent) as file:
-        found = write_documents(splits, file, seed)
-        raw = mmap.mmap(file.fileno(), 0, access=mmap.ACCESS_READ)
-        corpus, sides = divide(found, raw, val_fraction)
-        is_simple = about['source'] == 'stories' or len(raw) < SMALL_TEXT
+        # 1. Copy all documents to a temporary file, back to back; note where each starts and ends.
+        found = write_documents(source, file, seed)
+        # 2. Drop duplicates and split: {'train': indices of documents, 'val': indices}.
+        corpus, splits = divide(found, val_fraction)
+        # 3. Train or load a tokenizer.
+        is_simple = about['source'] == 'stories' or len(corpus.raw) < SMALL_TEXT
         size = vocab_size or (2048 if is_simple else 4096)
-        tok = make_tokenizer(tokenizer, size, raw, corpus, sides['train'])
-        meta = write_dataset(folder, tok, raw, corpus, sides, about)
+        tok = make_tokenizer(tokenizer, size, corpus, splits['train'])
+        # 4. Write the ids of each document, then end-of-text.
+        meta = write_dataset(folder, tok, corpus, splits, about)
     report(meta, duplicates=len(found.hash) - len(np.unique(found.hash)))
     if tok.kind == 'hf':
         warn_of_lost_text(tok, meta)
@@ -72,16 +75,16 @@ def make_dataset(folder: Path, splits: dict, about: dict) -> dict:
     return meta
 
 
-def make_tokenizer(kind: str, vocab_size: int, raw, corpus: Corpus, train) -> Tokenizer:
+def make_tokenizer(kind: str, vocab_size: int, corpus: Corpus, train) -> Tokenizer:
     """Train or load a tokenizer. bpe is trained on the documents with indices `train`; char takes
     the characters of all documents, so that it can also encode val."""
     if kind == 'bpe':
         every = corpus.size(train) // VOCABULARY_TEXT + 1   # sample a large corpus
-        texts = (text for text, _ in islice(texts_of(raw, corpus, train), 0, None, every))
+        texts = (text for text, _ in islice(corpus.texts(train), 0, None, every))
         return Tokenizer(train_bpe(texts, vocab_size))
     if kind == 'char':
         alphabet = set()
-        for text, _ in cut(raw, 0, len(raw)):
+        for text, _ in cut(corpus.raw, 0, len(corpus.raw)):
             alphabet.update(text)
         return Tokenizer({'kind': 'char', 'alphabet': ''.join(sorted(alphabet))})
     if kind == 'gpt2':
@@ -89,7 +92,7 @@ def make_tokenizer(kind: str, vocab_size: int, raw, corpus: Corpus, train) -> To
     return load_tokenizer(extra('foreign', needed_by=f'--tokenizer={kind}').read_tokenizer(kind))
 
 
-def write_dataset(folder: Path, tokenizer: Tokenizer, raw, corpus: Corpus, sides: dict,
+def write_dataset(folder: Path, tokenizer: Tokenizer, corpus: Corpus, splits: dict,
                   about: dict) -> dict:
     """Write the files of a dataset. Returns the contents of meta.json, which includes `about`."""
     dtype = np.uint16 if tokenizer.vocab_size <= 1 << 16 else np.uint32
@@ -102,13 +105,13 @@ def write_dataset(folder: Path, tokenizer: Tokenizer, raw, corpus: Corpus, sides
         'dtype': np.dtype(dtype).name,                      # dtype of the ids in the .bin files
     }
     with new_files(folder) as new:
-        for side, indices in sides.items():
-            path = new / f'{side}.bin'
+        for split, indices in splits.items():
+            path = new / f'{split}.bin'
             with open(path, 'wb') as f:
-                texts = show_progress(texts_of(raw, corpus, indices), f'tokenizing {side}')
+                texts = show_progress(corpus.texts(indices), f'tokenizing {split}')
                 size = sum(f.write(ids.astype(dtype)) for ids in tokenizer.encode_stream(texts))
             nats = corpus.nats[indices].sum()
-            meta[side] = {
+            meta[split] = {
                 'tokens': size // np.dtype(dtype).itemsize,
                 'documents': len(indices),
                 'bytes': corpus.size(indices),              # UTF-8 bytes
@@ -165,8 +168,8 @@ def main():
                     'be resumed)')
             print(f'{folder} is up to date')
         else:
-            splits, about['license'] = read_source(settings, files)
-            meta = make_dataset(folder, splits, about)
+            source, about['license'] = read_source(settings, files)
+            meta = make_dataset(folder, source, about)
     except BrokenPipeError:                     # stdout was closed, e.g. by `| head`
         raise
     except OSError as e:

@@ -19,9 +19,6 @@ from model import GPT, GPTConfig
 
 FORMAT = 2
 MAY_DIFFER = {'dropout', 'fused_attention', 'block_size'}      # in a run that starts from weights
-# Values that stand for a default, which depends on other fields
-DERIVED = {'n_kv_head': 0, 'head_dim': 0, 'n_inner': 0, 'norm_eps': 0.0,
-           'positions': '', 'norm': '', 'mlp': '', 'qk_norm': ''}
 SEAL = b'slm:'                  # a checkpoint ends with this and the CRC-32 of everything before it
 
 
@@ -167,13 +164,13 @@ def load_start(settings, meta: dict, tokenizer: Tokenizer) -> dict | None:
     require(load_tokenizer(checkpoint['tokenizer']) == tokenizer,
             f'data/{settings["dataset"]} does not use the tokenizer of the checkpoint; prepare it '
             'again with that tokenizer')
-    weights = asdict(make_config(**checkpoint['model_config']))        # with all defaults
-    fixed = weights.keys() - MAY_DIFFER
+    saved = asdict(make_config(**checkpoint['model_config']))
+    given = asdict(make_config(**{**saved, **settings.model}))
+    fixed = saved.keys() - MAY_DIFFER
     if settings.is_resumed:
         fixed.add('block_size')
-    wrong = [f'{name}={value} (the checkpoint has {weights[name]})'
-             for name, value in settings.model.items()
-             if name in fixed and value not in (weights[name], DERIVED.get(name))]
+    wrong = [f'{name}={given[name]} (the checkpoint has {saved[name]})'
+             for name in saved if name in fixed and given[name] != saved[name]]
     require(not wrong, f'{", ".join(wrong)}: the architecture of a trained model cannot change; '
                        'omit this, or train a new model in a different out_dir')
     return checkpoint
