@@ -115,24 +115,6 @@ class RMSNorm(nn.RMSNorm):
         return F.rms_norm(x.to(self.weight.dtype), self.normalized_shape, self.weight, self.eps)
 
 
-class KVCache:
-    """Preallocated keys and values of all tokens so far, (B, K, block_size, D) per layer, so that
-    generation computes them once per token rather than at every step."""
-
-    def __init__(self, config: GPTConfig, batch_size: int, device, dtype):
-        shape = (batch_size, config.n_kv_head, config.block_size, config.head_dim)
-        self.k = [torch.zeros(shape, device=device, dtype=dtype) for _ in range(config.n_layer)]
-        self.v = [torch.zeros(shape, device=device, dtype=dtype) for _ in range(config.n_layer)]
-        self.length = 0         # tokens cached so far; GPT.hidden advances it
-
-    def append(self, layer: int, k: Tensor, v: Tensor) -> tuple[Tensor, Tensor]:
-        """Append k and v (B, K, T, D) of the next T tokens; return all S so far, (B, K, S, D)."""
-        end = self.length + k.shape[2]
-        self.k[layer][:, :, self.length:end] = k
-        self.v[layer][:, :, self.length:end] = v
-        return self.k[layer][:, :, :end], self.v[layer][:, :, :end]
-
-
 class Attention(nn.Module):
     """Causal self-attention: each token attends to itself and earlier tokens.
 
@@ -156,7 +138,7 @@ class Attention(nn.Module):
             self.q_norm = RMSNorm(D, config.norm_eps)
             self.k_norm = RMSNorm(D, config.norm_eps)
 
-    def forward(self, x: Tensor, rope=None, cache: KVCache | None = None, mask=None) -> Tensor:
+    def forward(self, x: Tensor, rope=None, cache=None, mask=None) -> Tensor:
         B, T, _ = x.shape                                               # (B, T, C)
         H, K, D = self.n_head, self.n_kv_head, self.head_dim
         q = self.q_norm(self.q_proj(x).view(B, T, H, D))                # queries: what to look for
@@ -212,7 +194,7 @@ class Block(nn.Module):
         self.mlp = MLP(config)
         self.drop = nn.Dropout(config.dropout)
 
-    def forward(self, x: Tensor, rope=None, cache: KVCache | None = None, mask=None) -> Tensor:
+    def forward(self, x: Tensor, rope=None, cache=None, mask=None) -> Tensor:
         x = x + self.drop(self.attn(self.norm_1(x), rope, cache, mask))
         x = x + self.drop(self.mlp(self.norm_2(x)))
         return x
@@ -252,7 +234,7 @@ class GPT(nn.Module):
     def num_params(self) -> int:
         return sum(p.numel() for p in self.parameters())            # a tied matrix counts once
 
-    def hidden(self, idx: Tensor, cache: KVCache | None = None, mask=None) -> Tensor:
+    def hidden(self, idx: Tensor, cache=None, mask=None) -> Tensor:
         """Final hidden states (B, T, C) of ids (B, T). With a cache, the ids follow the tokens in
         it and are appended to it. A mask (T, S) of floats, added to the scores, replaces the
         causal one."""
@@ -283,25 +265,11 @@ class GPT(nn.Module):
         x = self.hidden(idx, mask=mask)                                 # (B, T, C)
         if targets is None:
             return self.logits(x)                                       # (B, T, V)
-        return self.loss(x.flatten(0, 1), targets.flatten())
-
-    def loss(self, x: Tensor, targets: Tensor) -> Tensor:
-        """Mean cross-entropy of targets (N,) given final hidden states x (N, C).
-
-        The logits of a large vocabulary dominate memory use: GPT-2's for 12 x 1,024 tokens take
-        2.5 GB. So they are computed in chunks of rows, and again in the backward pass; but not if
-        compiled, which is faster in one piece."""
-        def sum_of_losses(x, targets):
-            logits = self.logits(x).float()                             # (rows, V)
-            return F.cross_entropy(logits, targets, ignore_index=-1, reduction='sum')
-
+        x, targets = x.flatten(0, 1), targets.flatten()                 # (N, C) and (N,)
         rows = max(1, MAX_LOGITS // self.config.vocab_size)
-        if len(x) <= rows or torch.compiler.is_compiling():
-            total = sum_of_losses(x, targets)
-        else:
-            chunks = zip(x.split(rows), targets.split(rows))
-            total = sum(checkpoint(sum_of_losses, *chunk, use_reentrant=False) for chunk in chunks)
-        return total / (targets >= 0).sum()
+        if len(x) > rows and not torch.compiler.is_compiling():
+            return chunked_cross_entropy(self.logits, x, targets, rows)     # needs less memory
+        return F.cross_entropy(self.logits(x).float(), targets, ignore_index=-1)
 
     @torch.inference_mode()
     def generate(self, idx: Tensor, max_new_tokens: int, eot: int | None = None,
@@ -336,18 +304,36 @@ class GPT(nn.Module):
                 return
             idx = torch.cat((idx, next_id[:, None]), dim=1)             # (B, T + 1)
 
-    def new_cache(self, batch_size: int) -> KVCache:
-        """An empty cache; fp32 on CPUs, where attention is faster in fp32 than in bf16."""
+    def new_cache(self, batch_size: int):
+        """An empty KVCache; fp32 on CPUs, where attention is faster in fp32 than in bf16."""
         weight = self.wte.weight
         dtype = torch.float32 if weight.device.type == 'cpu' else weight.dtype
         return KVCache(self.config, batch_size, weight.device, dtype)
 
-    def next_logits(self, idx: Tensor, cache: KVCache, mask=None) -> Tensor:
+    def next_logits(self, idx: Tensor, cache, mask=None) -> Tensor:
         """fp32 logits (B, V) of the token after ids (B, T), which are not in the cache yet."""
         return self.logits(self.hidden(idx, cache, mask)[:, -1]).float()
 
 
-# ---- choosing the next token
+# ---- generation: the cache, and choosing the next token
+class KVCache:
+    """Preallocated keys and values of all tokens so far, (B, K, block_size, D) per layer, so that
+    generation computes them once per token rather than at every step."""
+
+    def __init__(self, config: GPTConfig, batch_size: int, device, dtype):
+        shape = (batch_size, config.n_kv_head, config.block_size, config.head_dim)
+        self.k = [torch.zeros(shape, device=device, dtype=dtype) for _ in range(config.n_layer)]
+        self.v = [torch.zeros(shape, device=device, dtype=dtype) for _ in range(config.n_layer)]
+        self.length = 0         # tokens cached so far; GPT.hidden advances it
+
+    def append(self, layer: int, k: Tensor, v: Tensor) -> tuple[Tensor, Tensor]:
+        """Append k and v (B, K, T, D) of the next T tokens; return all S so far, (B, K, S, D)."""
+        end = self.length + k.shape[2]
+        self.k[layer][:, :, self.length:end] = k
+        self.v[layer][:, :, self.length:end] = v
+        return self.k[layer][:, :, :end], self.v[layer][:, :, :end]
+
+
 def penalize(logits: Tensor, idx: Tensor, penalty: float, eot: int | None) -> Tensor:
     """Repetition penalty (Keskar et al. 2019): lower the logits (B, V) of the tokens that idx
     (B, T) contains, except end-of-text."""
@@ -387,6 +373,21 @@ def keep_top_p(p: Tensor, top_p: float) -> Tensor:
     number_kept = (sum_before < top_p).sum(dim=-1, keepdim=True)        # (B, 1)
     smallest_kept = largest.gather(-1, number_kept - 1)                 # (B, 1)
     return p * (p >= smallest_kept)
+
+
+# ---- memory
+def chunked_cross_entropy(logits_of, x: Tensor, targets: Tensor, rows: int) -> Tensor:
+    """Mean cross-entropy of targets (N,) given final hidden states x (N, C), `rows` at a time.
+
+    The logits of a large vocabulary dominate memory use: GPT-2's for 12 x 1,024 tokens take
+    2.5 GB. Those of a chunk are dropped, and computed again in the backward pass."""
+    def sum_of_losses(x, targets):
+        return F.cross_entropy(logits_of(x).float(), targets, ignore_index=-1, reduction='sum')
+
+    total = 0.0
+    for chunk in zip(x.split(rows), targets.split(rows)):
+        total += checkpoint(sum_of_losses, *chunk, use_reentrant=False)
+    return total / (targets >= 0).sum()
 
 
 # ---- validation of a GPTConfig

@@ -111,13 +111,12 @@ def make_optimizer(model: GPT, torch_dtype: torch.dtype) -> torch.optim.Optimize
 
 
 @lru_cache(2)
-def window_starts(tokens: int, block_size: int, seed: int, epoch: int) -> np.ndarray:
+def window_starts(windows: int, tokens: int, block_size: int, seed: int, epoch: int) -> np.ndarray:
     """Start of each window of an epoch, (windows,), in training order. Each epoch has a new random
     offset and a new permutation; the windows of an epoch do not overlap.
 
     For example, 14 tokens and block_size 4 give 2 windows. With offset 3 their inputs are tokens
     3 to 6 and 7 to 10, their targets 4 to 7 and 8 to 11; the starts are [3, 7] or [7, 3]."""
-    windows = max(1, tokens // block_size - 1)              # leaves room for the offset
     rng = np.random.default_rng((seed, epoch))
     offset = rng.integers(tokens - windows * block_size)
     return offset + block_size * rng.permutation(windows)
@@ -129,10 +128,11 @@ def get_batch(data, block_size: int, seed: int, sequences: range, device='cpu') 
     Sequences are numbered from 0 through the whole run, so a batch depends only on the arguments:
     a resumed run continues with the right one, and several processes take slices of the same
     batch. Windows may begin and end within a document."""
+    windows = max(1, len(data) // block_size - 1)           # per epoch, with room for an offset
     rows = []
     for i in sequences:
-        epoch, at = divmod(i, max(1, len(data) // block_size - 1))
-        start = window_starts(len(data), block_size, seed, epoch)[at]
+        epoch, at = divmod(i, windows)
+        start = window_starts(windows, len(data), block_size, seed, epoch)[at]
         rows.append(data[start:start + block_size + 1])
     ids = torch.from_numpy(np.stack(rows).astype(np.int64))             # (B, T + 1)
     if torch.device(device).type == 'cuda':                 # copy while the GPU computes
@@ -207,21 +207,23 @@ if __name__ == '__main__':
     run = Run(settings, hardware, model, opt, scaler, meta, validation, checkpoint, micro)
     checkpoint = None                           # free its memory
     stop = StopSignals(max_minutes)
-    step = run.step
+    step, evaluated_at = run.step, run.evaluated_at
 
     # ---- the training loop: evaluate and save when due, then stop or take one more step
     while True:
         is_last = step == max_iters or stop.requested()
-        if is_due(step, eval_interval) and step != run.evaluated_at:
+        if is_due(step, eval_interval) and step != evaluated_at:
             run.log.pause('evaluating')
             val_loss = evaluate(model, validation, micro, hardware.autocast, hardware.rank,
                                 hardware.world_size)
             run.record(step, val_loss)                      # saves the best weights
             run.log.sample(sample_text(model, tokenizer))
+            evaluated_at = step
         if step in run.kept_steps:
             run.save(f'weights/{step:07}.pt', step)
         if is_last or is_due(step, eval_interval):
             run.save_to_resume(step)
+        run.log.go_on()
         if is_last:
             break
 

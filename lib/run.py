@@ -11,7 +11,7 @@ from lib.log import Log
 
 class Run:
     """step and best_val_loss are those of the checkpoint that the run resumes, or else 0 and inf.
-    evaluated_at and saved_at are the steps of the last evaluation and of ckpt.pt, if any.
+    evaluated_at: the step, if that checkpoint was saved after an evaluation.
 
     Creates out_dir and prints what will be trained. Raises Error if out_dir holds a run that is
     neither resumed nor replaced; in that case nothing is written."""
@@ -25,7 +25,7 @@ class Run:
                       'data': checkpoints.checksums(meta)}
         self.is_trained = checkpoint is not None            # else step 0 has no best.pt
         self.step, self.best_val_loss = 0, math.inf
-        self.evaluated_at = self.saved_at = None
+        self.evaluated_at = self.saved_at = None            # saved_at: the step of ckpt.pt
         if settings.is_resumed:
             self.step, self.best_val_loss = checkpoint['step'], checkpoint['best_val_loss']
             self.saved_at = self.step
@@ -46,7 +46,7 @@ class Run:
         """Log an evaluation, and save the weights if they are the best so far. Raises Error if the
         loss is not finite."""
         self.log.evaluation(step, val_loss, self.validation.bits_per_byte(val_loss))
-        self.evaluated_at, self.saved_at = step, None       # ckpt.pt has an older best_val_loss
+        self.saved_at = None                                # ckpt.pt has an older best_val_loss
         if val_loss < self.best_val_loss:
             self.best_val_loss = val_loss
             if step > 0 or self.is_trained:
@@ -65,7 +65,6 @@ class Run:
             self.save('ckpt.pt', step, optimizer=self.opt.state_dict(),
                       scaler=self.scaler.state_dict())
             self.saved_at = step
-        self.log.go_on()
 
     def close(self, step: int):
         """Plot the losses, and print the results and the next command."""

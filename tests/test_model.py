@@ -295,6 +295,14 @@ def test_with_a_window_of_one_token_each_follows_from_the_one_before(shape):
     assert torch.equal(ids[1:], model(ids[:-1, None])[:, 0].argmax(-1))
 
 
+def test_a_model_that_ignores_the_cache_generates_the_same(monkeypatch):
+    model, idx = make(), torch.randint(50, (2, 5))
+    expected = rows_of(model, idx, 40, seed=3)
+    hidden = GPT.hidden
+    monkeypatch.setattr(GPT, 'hidden', lambda self, idx, cache=None, mask=None: hidden(self, idx))
+    assert torch.equal(rows_of(model, idx, 40, seed=3), expected)
+
+
 def test_sampling_at_its_limits_is_greedy():
     model, idx = make(), torch.randint(50, (3, 5))
     greedy = rows_of(model, idx, 30, temperature=0)
