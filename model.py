@@ -9,7 +9,7 @@ from dataclasses import dataclass
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
-from torch.utils.checkpoint import checkpoint
+from torch.utils import checkpoint
 
 MAX_LOGITS = 2 ** 25        # computed at once: 128 MiB in fp32
 # GPT-2: Radford et al. 2019. Qwen3: Yang et al. 2025
@@ -77,7 +77,7 @@ def fused_attend(q: Tensor, k: Tensor, v: Tensor, mask=None, dropout: float = 0.
     """The same with PyTorch's kernel, which never materializes the scores."""
     T, S = q.shape[2], k.shape[2]
     is_grouped = q.shape[1] != k.shape[1]
-    is_causal = mask is None and T == S                     # faster than a mask
+    is_causal = mask is None and 1 < T == S                 # faster than a mask
     if mask is None and 1 < T < S:
         mask = causal_mask(T, S, q.device)
     if mask is not None:
@@ -386,7 +386,7 @@ def chunked_cross_entropy(logits_of, x: Tensor, targets: Tensor, rows: int) -> T
 
     total = 0.0
     for chunk in zip(x.split(rows), targets.split(rows)):
-        total += checkpoint(sum_of_losses, *chunk, use_reentrant=False)
+        total += checkpoint.checkpoint(sum_of_losses, *chunk, use_reentrant=False)
     return total / (targets >= 0).sum()
 
 

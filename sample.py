@@ -140,7 +140,7 @@ def print_samples(lm: LanguageModel, prompt: str):
 
 def print_stream(prompt: str, texts) -> int:
     """Print a prompt and its continuation as it is generated. Returns the number of tokens."""
-    tokens = -1                                 # the last text is a final flush, not a token
+    tokens = -1                                 # one text per token, and at the end the rest
     print(prompt, end='')
     for text in texts:
         print(text, end='', flush=True)

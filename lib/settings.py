@@ -72,12 +72,17 @@ def configure(script: dict, dataclass: str = '', resume: bool = False,
 
 
 def command_line(script: dict, resume: bool) -> list[str]:
-    """The arguments of a script, [] if it is imported. From then on, an Error is printed as one
-    line."""
+    """The arguments of a script; [] if it is imported."""
     if script['__name__'] != '__main__':
         return []
+    set_up_process(is_training=resume)
+    return sys.argv[1:]
+
+
+def set_up_process(is_training: bool):
+    """Print an Error as one line, and replace what the terminal cannot show."""
     sys.excepthook = print_error
-    if resume:                                          # train.py
+    if is_training:
         # Until it handles signals itself, Ctrl-C kills it, even during imports.
         signal.signal(signal.SIGINT, signal.SIG_DFL)
         # OpenMP's threads spin only briefly before they sleep. By default, training on two cores
@@ -86,7 +91,6 @@ def command_line(script: dict, resume: bool) -> list[str]:
     for stream in (sys.stdout, sys.stderr):
         if hasattr(stream, 'reconfigure'):              # replace unencodable characters with ?
             stream.reconfigure(errors='replace')
-    return sys.argv[1:]
 
 
 def parse_option(argument: str, defaults: dict) -> dict:

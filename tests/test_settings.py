@@ -4,6 +4,7 @@ import os
 import subprocess
 import sys
 import time
+from functools import partial
 
 import pytest
 from conftest import ROOT, command
@@ -175,6 +176,13 @@ def test_of_several_processes_exactly_one_reports_an_error_whichever_met_it(tmp_
         'RANK': rank, 'WRONG': ''.join(wrong), 'TMPDIR': str(tmp_path)}) for rank in wrong]
     assert [process.returncode for process in ended] == [2] * len(wrong)
     assert ''.join(process.stderr for process in ended) == 'error: a mistake\n'
+
+
+def test_a_closed_stream_reads_and_writes_nothing():
+    code = 'import lib, sys; assert sys.stdin.read() == ""; sys.stdout.write(""), sys.stderr.flush()'
+    for closed in (0, 1, 2):
+        subprocess.run([sys.executable, '-c', code], cwd=ROOT, stdin=subprocess.DEVNULL, check=True,
+                       preexec_fn=partial(os.close, closed))
 
 
 def test_a_full_disk_and_a_file_that_may_not_be_read_are_errors_of_one_line():
