@@ -280,7 +280,8 @@ class GPT(nn.Module):
         Ids from n_tokens up are padding and never chosen.
 
         The model sees at most block_size tokens. A full context is cut to its last half, so the
-        cache is rebuilt only every block_size / 2 steps."""
+        cache is rebuilt only every block_size / 2 steps. If hidden ignores the cache, its length
+        stays 0, and every step computes the whole context."""
         B, block_size = len(idx), self.config.block_size
         generators = [torch.Generator().manual_seed(seed + i) for i in range(B)]
         ended = torch.zeros(B, dtype=torch.bool, device=idx.device)

@@ -207,23 +207,20 @@ if __name__ == '__main__':
     run = Run(settings, hardware, model, opt, scaler, meta, validation, checkpoint, micro)
     checkpoint = None                           # free its memory
     stop = StopSignals(max_minutes)
-    step, evaluated_at = run.step, run.evaluated_at
+    step = run.step
 
     # ---- the training loop: evaluate and save when due, then stop or take one more step
     while True:
         is_last = step == max_iters or stop.requested()
-        if is_due(step, eval_interval) and step != evaluated_at:
-            run.log.pause('evaluating')
+        if is_due(step, eval_interval):
             val_loss = evaluate(model, validation, micro, hardware.autocast, hardware.rank,
                                 hardware.world_size)
             run.record(step, val_loss)                      # saves the best weights
             run.log.sample(sample_text(model, tokenizer))
-            evaluated_at = step
-        if step in run.kept_steps:
-            run.save(f'weights/{step:07}.pt', step)
+        run.keep_weights(step)                              # if that setting asks for this step
         if is_last or is_due(step, eval_interval):
             run.save_to_resume(step)
-        run.log.go_on()
+            run.log.restart_clock()
         if is_last:
             break
 
@@ -243,8 +240,9 @@ if __name__ == '__main__':
             total_loss += loss.detach()
             if stop.requested():
                 break
-        if i + micro < end:                                 # stopped within the step: drop it
-            continue
+        if i + micro < end:                                 # stopped within this step: drop it
+            run.save_to_resume(step)
+            break
         step += 1
         lr = learning_rate_at(step)
         for group in opt.param_groups:

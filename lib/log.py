@@ -26,7 +26,8 @@ class Log:
 
     def __init__(self, settings, step: int, hardware, model, floor: float | None):
         """step: steps done so far. Later rows, left by a crash, are dropped: those steps are
-        trained again. floor: the validation loss that no model beats on average, if known."""
+        trained again, and the last one is evaluated again. floor: the validation loss that no
+        model beats on average, if known."""
         self.settings = settings
         self.out = Path(settings['out_dir']).expanduser()
         self.path = self.out / 'log.csv'
@@ -40,7 +41,6 @@ class Log:
         self.first_step = step
         self.began = self.clock = time.perf_counter()
         self.last_lr = None                     # of the step before the resume
-        self.state = ''                         # loss and speed, shown on the bar
         self.pending = []                       # (loss, norm) since the last row, on the device
         self.bar = tqdm(total=self.max_iters, initial=step, disable=None if is_writer else True,
                         smoothing=0, dynamic_ncols=True,
@@ -127,8 +127,7 @@ class Log:
             seconds = (self.max_iters - step) * self.tokens_per_step / max(1, speed)
             self.say(f'step {step:>6}  loss {loss:.4f}  lr {lr:.2e}  norm {norm:.2f}  '
                      f'{speed:>9,} tokens/s{mfu}  {tqdm.format_interval(seconds)} left')
-        self.state = f'loss {loss:.3f}, {speed:,} tokens/s'
-        self.bar.set_postfix_str(self.state, refresh=False)
+        self.bar.set_postfix_str(f'loss {loss:.3f}, {speed:,} tokens/s', refresh=False)
         self.bar.update(step - self.bar.n)
 
     def read_pending(self, step: int) -> tuple[float, float]:
@@ -174,14 +173,9 @@ class Log:
         if self.tracker:
             self.tracker.log(row, step=row['step'])
 
-    def pause(self, text: str):
-        """Show on the bar what is happening instead of training, until go_on."""
-        self.bar.set_postfix_str(text)
-
-    def go_on(self):
-        """Restart the clock, so that the pause does not count towards tokens/s."""
+    def restart_clock(self):
+        """Do not count the time since the last row towards tokens/s."""
         self.clock = time.perf_counter()
-        self.bar.set_postfix_str(self.state, refresh=False)
         self.bar.unpause()
 
     # ---- the end
@@ -217,8 +211,8 @@ class Log:
 
 
 def read_rows(path: Path, step: int) -> list[list[str]]:
-    """The rows of log.csv up to a step; [] if there is none. A log that another program has
-    rewritten is kept as log.csv.old."""
+    """The rows of log.csv up to a step, except its evaluation, which is repeated; [] if there is
+    no log. One that another program has rewritten is kept as log.csv.old."""
     if not path.exists():
         if step > 0:
             warn(f'{path} is missing: the new one starts after step {step}')
@@ -230,8 +224,9 @@ def read_rows(path: Path, step: int) -> list[list[str]]:
         path.replace(copy)
         warn(f'{path} was changed by another program: it is kept as {copy.name}')
         return []
-    return [row for row in rows
-            if len(row) == len(COLUMNS) and row[0].isdigit() and int(row[0]) <= step]
+    whole = [dict(zip(COLUMNS, row)) for row in rows if len(row) == len(COLUMNS)]
+    return [list(row.values()) for row in whole if row['step'].isdigit() and (
+            int(row['step']) < step or int(row['step']) == step and not row['val_loss'])]
 
 
 def draw_losses(out: Path, floor: float | None):

@@ -11,7 +11,6 @@ from lib.log import Log
 
 class Run:
     """step and best_val_loss are those of the checkpoint that the run resumes, or else 0 and inf.
-    evaluated_at: the step, if that checkpoint was saved after an evaluation.
 
     Creates out_dir and prints what will be trained. Raises Error if out_dir holds a run that is
     neither resumed nor replaced; in that case nothing is written."""
@@ -25,15 +24,11 @@ class Run:
                       'data': checkpoints.checksums(meta)}
         self.is_trained = checkpoint is not None            # else step 0 has no best.pt
         self.step, self.best_val_loss = 0, math.inf
-        self.evaluated_at = self.saved_at = None            # saved_at: the step of ckpt.pt
+        self.saved_at = None                    # the step of ckpt.pt
         if settings.is_resumed:
             self.step, self.best_val_loss = checkpoint['step'], checkpoint['best_val_loss']
             self.saved_at = self.step
             checkpoints.load_optimizer(opt, scaler, checkpoint)
-            saved = checkpoint['settings']
-            interval = saved['eval_interval'] or saved['max_iters']
-            if self.step % interval == 0 or self.step == saved['max_iters']:
-                self.evaluated_at = self.step
         self.kept_steps = kept_steps(settings)
         claim_folder(self.out, settings)
         self.log = Log(settings, self.step, hardware, model, validation.floor)
@@ -46,9 +41,9 @@ class Run:
         """Log an evaluation, and save the weights if they are the best so far. Raises Error if the
         loss is not finite."""
         self.log.evaluation(step, val_loss, self.validation.bits_per_byte(val_loss))
-        self.saved_at = None                                # ckpt.pt has an older best_val_loss
         if val_loss < self.best_val_loss:
             self.best_val_loss = val_loss
+            self.saved_at = None                # ckpt.pt has the old best_val_loss
             if step > 0 or self.is_trained:
                 self.save('best.pt', step)
 
@@ -65,6 +60,11 @@ class Run:
             self.save('ckpt.pt', step, optimizer=self.opt.state_dict(),
                       scaler=self.scaler.state_dict())
             self.saved_at = step
+
+    def keep_weights(self, step: int):
+        """Write the weights to a file of their own, if keep_weights asks for this step."""
+        if step in self.kept_steps:
+            self.save(f'weights/{step:07}.pt', step)
 
     def close(self, step: int):
         """Plot the losses, and print the results and the next command."""
