@@ -1,4 +1,4 @@
-"""The GPT: config, layers, KV cache, loss, and generation.
+"""The GPT: config, layers, loss, and then generation with a KV cache.
 
 It only needs torch, so you can copy this file into any project. Dimensions, in all files:
 B batch, T time (tokens), C channels (n_embd), H heads, K key/value heads, D head size (head_dim),
@@ -23,7 +23,7 @@ class GPTConfig:
     """The config of a GPT. Fields with a default are settings of train.py. Raises ValueError,
     naming the field, if one is invalid.
 
-    The parts of an architecture (positions, norm, mlp, qk_norm) are those of arch unless given."""
+    The parts of an architecture (positions, norm, mlp, qk_norm) default to those of arch."""
     vocab_size: int             # rows of the embedding matrix, possibly padded
     arch: str = 'qwen3'         # qwen3 or gpt2: sets the parts below that are not given
     block_size: int = 256       # context length in tokens
@@ -36,7 +36,7 @@ class GPTConfig:
     dropout: float = 0.0        # dropout probability; above 0 helps when training for many epochs
     bias: bool = False          # biases in linear layers and LayerNorm
     tie_weights: bool = True    # share the embedding matrix with the output layer
-    fused_attention: bool = True    # False = the formula; faster in CPU training up to 512 tokens
+    fused_attention: bool = True    # False = attend(), which trains faster on CPUs up to 512 tokens
     rope_theta: float = 10000.0     # base of the RoPE frequencies
     norm_eps: float = 0.0       # epsilon of the norms; 0 = 1e-5, or 1e-6 for rms
     # the parts of an architecture; '' = as in arch
@@ -86,7 +86,8 @@ def fused_attend(q: Tensor, k: Tensor, v: Tensor, mask=None, dropout: float = 0.
 
 
 def causal_mask(T: int, S: int, device) -> Tensor:
-    """0 where one of the last T of S tokens may attend, -inf at the tokens after it: (T, S)."""
+    """Mask (T, S) for the last T of S tokens: 0 at the tokens that each may attend to (itself and
+    earlier ones), -inf at later ones."""
     return torch.full((T, S), -math.inf, device=device).triu(S - T + 1)
 
 
@@ -225,8 +226,8 @@ class GPT(nn.Module):
                 nn.init.normal_(module.weight, std=0.02)
             if isinstance(module, nn.Linear) and module.bias is not None:
                 nn.init.zeros_(module.bias)
-        # Each block adds two outputs to the residual stream. Scaling down the weights of these two
-        # layers keeps its variance at init independent of depth (Radford et al. 2019).
+        # Each block adds two outputs to the residual stream. Scaling down the layers that produce
+        # them keeps its variance at init independent of depth (Radford et al. 2019).
         for block in self.h:
             for layer in (block.attn.o_proj, block.mlp.down_proj):
                 nn.init.normal_(layer.weight, std=0.02 / math.sqrt(2 * self.config.n_layer))
@@ -265,23 +266,27 @@ class GPT(nn.Module):
         x = self.hidden(idx, mask=mask)                                 # (B, T, C)
         if targets is None:
             return self.logits(x)                                       # (B, T, V)
-        x, targets = x.flatten(0, 1), targets.flatten()                 # (N, C) and (N,)
+        return self.loss(x.flatten(0, 1), targets.flatten())
+
+    def loss(self, x: Tensor, targets: Tensor) -> Tensor:
+        """Mean cross-entropy of targets (N,) given final hidden states x (N, C)."""
         rows = max(1, MAX_LOGITS // self.config.vocab_size)
         if len(x) > rows and not torch.compiler.is_compiling():
             return chunked_cross_entropy(self.logits, x, targets, rows)     # needs less memory
         return F.cross_entropy(self.logits(x).float(), targets, ignore_index=-1)
 
+    # ---- generation: on a first reading, you can stop here
     @torch.inference_mode()
     def generate(self, idx: Tensor, max_new_tokens: int, eot: int | None = None,
                  temperature: float = 1.0, top_k: int = 0, top_p: float = 1.0,
                  repetition_penalty: float = 1.0, seed: int = 0, n_tokens: int | None = None):
-        """Yield the next ids (B,) after prompts idx (B, T): max_new_tokens times, or until every
-        row has produced eot, which it then repeats. Row i depends only on its prompt and seed + i.
-        Ids from n_tokens up are padding and never chosen.
+        """Yield the next ids (B,) after prompts idx (B, T), max_new_tokens times or until every row
+        has produced eot. A row that ends early repeats eot. Row i depends only on its prompt and
+        seed + i. Ids from n_tokens up are padding and never chosen.
 
         The model sees at most block_size tokens. A full context is cut to its last half, so the
         cache is rebuilt only every block_size / 2 steps. If hidden ignores the cache, its length
-        stays 0, and every step computes the whole context."""
+        stays 0, and every step recomputes the whole context."""
         B, block_size = len(idx), self.config.block_size
         generators = [torch.Generator().manual_seed(seed + i) for i in range(B)]
         ended = torch.zeros(B, dtype=torch.bool, device=idx.device)
@@ -368,7 +373,7 @@ def keep_top_p(p: Tensor, top_p: float) -> Tensor:
     """p (B, V) set to 0 outside the nucleus (Holtzman et al. 2020): the fewest tokens whose
     probabilities sum to at least top_p. Ties with the least likely of them are kept, too."""
     largest = p.topk(min(256, p.shape[-1])).values                      # (B, 256), descending
-    if (largest.sum(dim=-1) < top_p).any():                 # rarely: then sort all
+    if (largest.sum(dim=-1) < top_p).any():                 # rare; fall back to a full sort
         largest = p.sort(descending=True).values                        # (B, V)
     sum_before = largest.cumsum(dim=-1) - largest
     number_kept = (sum_before < top_p).sum(dim=-1, keepdim=True)        # (B, 1)
@@ -381,7 +386,7 @@ def chunked_cross_entropy(logits_of, x: Tensor, targets: Tensor, rows: int) -> T
     """Mean cross-entropy of targets (N,) given final hidden states x (N, C), `rows` at a time.
 
     The logits of a large vocabulary dominate memory use: GPT-2's for 12 x 1,024 tokens take
-    2.5 GB. Those of a chunk are dropped, and computed again in the backward pass."""
+    2.5 GB. Each chunk's logits are discarded, and recomputed in the backward pass."""
     def sum_of_losses(x, targets):
         return F.cross_entropy(logits_of(x).float(), targets, ignore_index=-1, reduction='sum')
 

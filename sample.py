@@ -5,7 +5,7 @@ from lib.settings import configure
 
 out_dir = 'out'             # a run's folder, a checkpoint, or the folder of a Hugging Face model
 start = ''                  # the prompt, or FILE:path to read it from a file; '' = a new document
-interactive = False         # continue prompts typed at the keyboard instead of start
+interactive = False         # read prompts from the keyboard instead of start
 num_samples = 3             # number of samples, generated as one batch
 max_new_tokens = 300        # maximum tokens per sample; end-of-text ends a sample early
 temperature = 0.8           # lower is more conservative, higher more diverse; 0 = greedy
@@ -140,7 +140,7 @@ def print_samples(lm: LanguageModel, prompt: str):
 
 def print_stream(prompt: str, texts) -> int:
     """Print a prompt and its continuation as it is generated. Returns the number of tokens."""
-    tokens = -1                                 # one text per token, and at the end the rest
+    tokens = -1                                 # one text per token, plus the remainder at the end
     print(prompt, end='')
     for text in texts:
         print(text, end='', flush=True)

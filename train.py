@@ -15,7 +15,7 @@ max_minutes = 0.0           # stop and save after this many minutes; 0 = no limi
 eval_interval = 250         # steps between evaluations and checkpoints; 0 = only at the end
 eval_tokens = 0             # number of validation tokens to evaluate on; 0 = all
 log_interval = 10           # steps between rows of log.csv
-keep_weights = 'best'       # best, evaluations (of each), or powers (also at steps 1, 2, 4, ...)
+keep_weights = 'best'       # best; evaluations = at each one; powers = also at steps 1, 2, 4, ...
 wandb_project = ''          # also log to this Weights & Biases project; '' = off
 # model: n_layer, n_head, n_embd, block_size, dropout and the other fields of GPTConfig in model.py
 # optimization
@@ -61,7 +61,7 @@ from model import GPT
 
 
 def learning_rate_at(step: int) -> float:
-    """Learning rate of step 1 to max_iters: linear warmup, then decay to min_lr."""
+    """Learning rate for steps 1 to max_iters: linear warmup, then decay to min_lr."""
     if step <= warmup_iters:
         return learning_rate * step / warmup_iters
     progress = (step - warmup_iters) / max(1, max_iters - warmup_iters)         # 0 to 1
@@ -84,7 +84,7 @@ def make_model(checkpoint: dict | None, n_tokens: int, device: torch.device) -> 
 
 
 def make_optimizer(model: GPT, torch_dtype: torch.dtype) -> torch.optim.Optimizer:
-    """AdamW, or Muon for the matrices and AdamW for the rest. Norms and biases do not decay.
+    """AdamW, or Muon for the matrices and AdamW for the rest. Norms and biases are not decayed.
 
     A group's learning rate is the scheduled one times lr_scale. Its weight decay is divided by
     lr_scale, so that all weights decay at the same rate."""
@@ -95,7 +95,7 @@ def make_optimizer(model: GPT, torch_dtype: torch.dtype) -> torch.optim.Optimize
                 params['embeddings'].append(p)
             elif module is not model.lm_head:
                 params['matrices' if p.ndim > 1 else 'vectors'].append(p)
-            elif not model.config.tie_weights:              # else it is the embedding's
+            elif not model.config.tie_weights:              # if tied, it is the embedding
                 params['output'].append(p)
     scales = {'embeddings': embedding_lr_scale, 'output': output_lr_scale}
     groups = []
@@ -224,15 +224,15 @@ if __name__ == '__main__':
         if is_last:
             break
 
-        # one optimizer step: gradients accumulate over the micro-batches, and dividing each loss
-        # by their number makes the sum the gradient of the mean loss
+        # one optimizer step: gradients accumulate over the micro-batches. Each loss is divided by
+        # their number, so that the accumulated gradient is that of the mean loss
         total_loss = 0.0
         first = step * batch_size + hardware.rank * share   # this process's sequences
         end = first + share
         for i in range(first, end, micro):
             x, y = get_batch(train_data, block_size, seed, range(i, i + micro), hardware.device)
             torch.manual_seed(seed + i)                     # the same dropout after a resume
-            if hardware.world_size > 1:                     # all-reduce only at the last
+            if hardware.world_size > 1:                     # all-reduce only on the last
                 parallel_model.require_backward_grad_sync = i + micro == end
             with hardware.autocast:
                 loss = parallel_model(x, y) / grad_accum_steps

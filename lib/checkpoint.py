@@ -18,7 +18,7 @@ from lib.tokenizer import Tokenizer, load_tokenizer
 from model import GPT, GPTConfig
 
 FORMAT = 2
-MAY_DIFFER = {'dropout', 'fused_attention', 'block_size'}      # in a run that starts from weights
+MAY_DIFFER = {'dropout', 'fused_attention', 'block_size'}      # when starting from a checkpoint
 SEAL = b'slm:'                  # a checkpoint ends with this and the CRC-32 of everything before it
 
 

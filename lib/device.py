@@ -13,7 +13,7 @@ from torch import distributed, nn
 from lib.errors import Error, require
 from lib.terminal import warn
 
-TOKENS_ON_CPU = 8192            # per micro-batch, unless on CUDA; more costs memory, no speed
+TOKENS_ON_CPU = 8192            # per micro-batch, except on CUDA; more only costs memory
 # Peak dense 16-bit TFLOP/s, by a word in a GPU's name
 PEAK_TFLOPS = {'H200': 989, 'H100': 989, 'A100': 312, 'L4': 121, 'T4': 65, '4090': 165, '3090': 71}
 
@@ -137,7 +137,7 @@ def is_first_process() -> bool:
 # ---- memory
 def require_memory(num_params: int, device: torch.device):
     """Raise Error if a model is too large to train: its weights, gradients and the optimizer's two
-    moments exceed the memory."""
+    moments do not fit in memory."""
     size = 16 * num_params                                  # bytes: four fp32 numbers per parameter
     if device.type == 'cuda':
         memory = torch.cuda.get_device_properties(device).total_memory
@@ -238,7 +238,7 @@ class StopSignals:
             os._exit(128 + number)
 
     def requested(self) -> bool:
-        """Whether to stop now. All processes of a run return the same."""
+        """Whether to stop now. The answer is the same on all processes of a run."""
         is_late = time.monotonic() > self.deadline
         if distributed.is_initialized():
             flags = torch.tensor([self.status, is_late])    # on the CPU: no GPU sync

@@ -25,9 +25,9 @@ class Log:
     rank 0 writes and prints."""
 
     def __init__(self, settings, step: int, hardware, model, floor: float | None):
-        """step: steps done so far. Later rows, left by a crash, are dropped: those steps are
-        trained again, and the last one is evaluated again. floor: the validation loss that no
-        model beats on average, if known."""
+        """step: steps done so far. Rows after it, left by a crash, are dropped: those steps run
+        again, and `step` itself is evaluated again. floor: the validation loss that no model
+        beats on average, if known."""
         self.settings = settings
         self.out = Path(settings['out_dir']).expanduser()
         self.path = self.out / 'log.csv'

@@ -22,7 +22,7 @@ class Run:
         self.out = Path(settings['out_dir']).expanduser()
         self.about = {'tokenizer': meta['tokenizer'], 'settings': dict(settings),
                       'data': checkpoints.checksums(meta)}
-        self.is_trained = checkpoint is not None            # else step 0 has no best.pt
+        self.is_trained = checkpoint is not None            # if not, step 0 writes no best.pt
         self.step, self.best_val_loss = 0, math.inf
         self.saved_at = None                    # the step of ckpt.pt
         if settings.is_resumed:
@@ -53,8 +53,8 @@ class Run:
                          **self.about, **more)
 
     def save_to_resume(self, step: int):
-        """Write ckpt.pt, unless it has this step. Raises Error instead if a loss since the last row
-        of the log is not finite."""
+        """Write ckpt.pt, unless it is already at this step. Raises Error instead if a loss since
+        the last row of the log is not finite."""
         self.log.read_pending(step)
         if step != self.saved_at:
             self.save('ckpt.pt', step, optimizer=self.opt.state_dict(),

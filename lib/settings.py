@@ -83,7 +83,7 @@ def set_up_process(is_training: bool):
     """Print an Error as one line, and replace what the terminal cannot show."""
     sys.excepthook = print_error
     if is_training:
-        # Until it handles signals itself, Ctrl-C kills it, even during imports.
+        # Until train.py handles signals itself, Ctrl-C kills it, even during imports.
         signal.signal(signal.SIGINT, signal.SIG_DFL)
         # OpenMP's threads spin only briefly before they sleep. By default, training on two cores
         # that also run another program drops to less than a third of its speed.

@@ -136,7 +136,7 @@ class Tokenizer:
         return self.bpe.decode(ids)
 
     def decode_stream(self, ids, prompt=()):
-        """Yield the text each id adds, '' while a character is incomplete; finally the rest.
+        """Yield the text each id adds ('' while a character is incomplete), then what is left.
 
         prompt: the ids before these. Some tokenizers drop the space before the first word, so
         without the prompt a continuation would lose its leading space."""
