@@ -288,7 +288,7 @@ class GPT(nn.Module):
         cache is rebuilt only every block_size / 2 steps. If hidden ignores the cache, its length
         stays 0, and every step recomputes the whole context."""
         B, block_size = len(idx), self.config.block_size
-        generators = [torch.Generator().manual_seed(seed + i) for i in range(B)]
+        generators = [torch.Generator().manual_seed(int(seed) + i) for i in range(B)]
         ended = torch.zeros(B, dtype=torch.bool, device=idx.device)
         cache = self.new_cache(B)
         start = max(0, idx.shape[1] - block_size)           # the model sees idx[:, start:]

@@ -19,7 +19,7 @@ keep_weights = 'best'       # best; evaluations = at each one; powers = also at 
 wandb_project = ''          # also log to this Weights & Biases project; '' = off
 # model: n_layer, n_head, n_embd, block_size, dropout and the other fields of GPTConfig in model.py
 # optimization
-optimizer = 'adamw'         # adamw, or muon (for matrices in the blocks, with AdamW for the rest)
+optimizer = 'adamw'         # adamw, or muon (for matrices, with AdamW for the rest)
 learning_rate = 1e-3        # peak learning rate, reached after the warmup
 min_lr = 1e-4               # final learning rate
 schedule = 'cosine'         # learning rate decay after the warmup: cosine or linear
@@ -95,7 +95,7 @@ def make_optimizer(model: GPT, torch_dtype: torch.dtype) -> torch.optim.Optimize
                 params['embeddings'].append(p)
             elif module is not model.lm_head:
                 params['matrices' if p.ndim > 1 else 'vectors'].append(p)
-            elif not model.config.tie_weights:              # if tied, it is the embedding
+            elif p is not model.wte.weight:                 # as it is if tied
                 params['output'].append(p)
     scales = {'embeddings': embedding_lr_scale, 'output': output_lr_scale}
     groups = []

@@ -243,7 +243,9 @@ class StopSignals:
         if distributed.is_initialized():
             flags = torch.tensor([self.status, is_late])    # on the CPU: no GPU sync
             distributed.all_reduce(flags, distributed.ReduceOp.MAX)
-            self.status, is_late = flags.tolist()
+            status, is_late = flags.tolist()
+            self.status = self.status or status             # a signal may have come meanwhile
+            return bool(status or is_late)
         return bool(self.status or is_late)
 
     def end_process(self, is_finished: bool):

@@ -52,7 +52,7 @@ def print_error(kind, error, trace):
     if message is None:
         return sys.__excepthook__(kind, error, trace)
     if is_first_to_report():
-        print('error:', ' '.join(message.split()), file=sys.__stderr__)
+        print('error:', ' '.join(message.split()), file=sys.__stderr__ or sys.stderr)
     if 'RANK' in os.environ:                # shutting down the process group could hang
         sys.stdout.flush()
         sys.stderr.flush()

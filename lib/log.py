@@ -49,7 +49,9 @@ class Log:
         if is_writer:
             if settings['wandb_project']:       # first, because it can fail
                 self.tracker = extra('tracking', needed_by='wandb_project').start(settings)
-            rows = read_rows(self.path, step) if settings.is_resumed else []
+            interval = settings['eval_interval']
+            is_due = step == self.max_iters or interval > 0 and step % interval == 0
+            rows = read_rows(self.path, step, is_due) if settings.is_resumed else []
             with atomic(self.path) as temporary:
                 with open(temporary, 'w', newline='', encoding='utf-8') as f:
                     csv.writer(f).writerows([COLUMNS, *rows])
@@ -210,8 +212,8 @@ class Log:
         self.say('next    ' + shlex.join(command))
 
 
-def read_rows(path: Path, step: int) -> list[list[str]]:
-    """The rows of log.csv up to a step, except its evaluation, which is repeated; [] if there is
+def read_rows(path: Path, step: int, is_due: bool) -> list[list[str]]:
+    """The rows of log.csv up to a step, without its evaluation if one is due again; [] if there is
     no log. One that another program has rewritten is kept as log.csv.old."""
     if not path.exists():
         if step > 0:
@@ -226,7 +228,8 @@ def read_rows(path: Path, step: int) -> list[list[str]]:
         return []
     whole = [dict(zip(COLUMNS, row)) for row in rows if len(row) == len(COLUMNS)]
     return [list(row.values()) for row in whole if row['step'].isdigit() and (
-            int(row['step']) < step or int(row['step']) == step and not row['val_loss'])]
+            int(row['step']) < step
+            or int(row['step']) == step and not (row['val_loss'] and is_due))]
 
 
 def draw_losses(out: Path, floor: float | None):

@@ -1,10 +1,10 @@
-"""The Muon optimizer, with AdamW for everything except the blocks' weight matrices."""
+"""The Muon optimizer, with AdamW for everything except weight matrices."""
 import torch
 from torch import Tensor
 
 
 class Muon(torch.optim.AdamW):
-    """Muon (Jordan et al. 2024) for parameter groups with use_muon=True, AdamW for the others.
+    """Muon (Jordan et al. 2024) for the matrices in groups with use_muon=True, AdamW for the rest.
 
     Muon orthogonalizes each matrix's momentum, so that the update is about equally large in all
     directions.
@@ -23,17 +23,17 @@ class Muon(torch.optim.AdamW):
     def step(self):
         for group in self.param_groups:
             if group['use_muon']:
-                self.update_matrices(group)
-                for p in group['params']:
+                matrices = [p for p in group['params'] if p.ndim == 2 and p.grad is not None]
+                self.update_matrices(matrices, group)
+                for p in matrices:
                     p.grad = None               # done; AdamW skips parameters without a gradient
         super().step()
 
-    def update_matrices(self, group: dict):
-        """Update a group's matrices, batching those of the same shape."""
+    def update_matrices(self, matrices: list[Tensor], group: dict):
+        """Update matrices of a group, batching those of the same shape."""
         same_shape = {}
-        for p in group['params']:
-            if p.grad is not None:
-                same_shape.setdefault(p.shape, []).append(p)
+        for p in matrices:
+            same_shape.setdefault(p.shape, []).append(p)
         for shape, matrices in same_shape.items():
             momenta = self.nesterov_momenta(matrices)
             updates = orthogonalize(torch.stack(momenta), self.dtype).float()   # (n, rows, columns)

@@ -1,5 +1,6 @@
 """A training run: its folder, progress, log and checkpoints."""
 import math
+from dataclasses import asdict
 from pathlib import Path
 
 from lib import checkpoint as checkpoints
@@ -7,6 +8,7 @@ from lib.device import is_first_process
 from lib.errors import require
 from lib.files import acquire_lock
 from lib.log import Log
+from lib.settings import PER_START
 
 
 class Run:
@@ -22,12 +24,14 @@ class Run:
         self.out = Path(settings['out_dir']).expanduser()
         self.about = {'tokenizer': meta['tokenizer'], 'settings': dict(settings),
                       'data': checkpoints.checksums(meta)}
-        self.is_trained = checkpoint is not None            # if not, step 0 writes no best.pt
+        # A model that starts from weights has a best.pt from step 0 on.
+        self.is_trained = checkpoint is not None and not settings.is_resumed
         self.step, self.best_val_loss = 0, math.inf
         self.saved_at = None                    # the step of ckpt.pt
         if settings.is_resumed:
             self.step, self.best_val_loss = checkpoint['step'], checkpoint['best_val_loss']
-            self.saved_at = self.step
+            if is_unchanged(settings, model, checkpoint):
+                self.saved_at = self.step
             checkpoints.load_optimizer(opt, scaler, checkpoint)
         self.kept_steps = kept_steps(settings)
         claim_folder(self.out, settings)
@@ -70,6 +74,13 @@ class Run:
         """Plot the losses, and print the results and the next command."""
         best = self.best_val_loss
         self.log.close(step, best, self.validation.bits_per_byte(best))
+
+
+def is_unchanged(settings, model, checkpoint: dict) -> bool:
+    """Whether a run is resumed with the settings that its checkpoint has."""
+    saved = checkpoint['settings']
+    return asdict(model.config) == checkpoint['model_config'] and all(
+        settings[name] == saved.get(name) for name in settings if name not in PER_START)
 
 
 def kept_steps(settings) -> set[int]:

@@ -129,7 +129,8 @@ def test_importing_and_loading_change_no_random_state_and_install_no_hook(traine
 def test_a_wrong_argument_is_named(trained, sampling, says):
     with pytest.raises((Error, TypeError), match=says):
         trained.generate(**sampling)
-    assert trained.generate('the', max_new_tokens=numpy.int64(2), temperature=numpy.float32(1))
+    assert trained.generate('the', max_new_tokens=numpy.int64(2), temperature=numpy.float32(1),
+                            seed=numpy.int64(3))
 
 
 def test_ids_that_the_tokenizer_lacks_are_never_sampled(tmp_path):

@@ -260,7 +260,6 @@ def test_processes_agree_on_a_stop_at_every_step_and_lose_no_signal(monkeypatch)
     monkeypatch.setattr(torch.distributed, 'all_reduce', all_reduce)
     stop = device_file.StopSignals(0.0)
     stop.requested()                                    # a signal arrives meanwhile
-    stop.status = stop.status or 130
     assert stop.requested() and asked[1] == [130, 0]
     stop = device_file.StopSignals(0.0)
     assert stop.requested() and stop.status == 143      # another process's
@@ -388,6 +387,31 @@ def test_a_new_run_stopped_before_its_first_evaluation_is_sampled_as_it_is(lette
         in_training(patch, 5, lambda: signal.raise_signal(signal.SIGINT))
         letters('--eval_interval=6', '--init_from=resume')
     assert (read()['step'], read('out/best.pt')['step']) == (8, 6)
+
+
+def test_a_run_extended_keeps_its_evaluations_and_its_new_settings_if_stopped_at_once(
+        letters, run, monkeypatch):
+    letters('--max_iters=12', '--eval_interval=5', '--micro_batch_size=4')
+    with monkeypatch.context() as patch, pytest.raises(SystemExit):
+        in_training(patch, 1, lambda: signal.raise_signal(signal.SIGTERM))      # within step 13
+        run('train.py', '--init_from=resume', '--max_iters=24')
+    assert read()['step'] == 12 and read()['settings']['max_iters'] == 24
+    run('train.py', '--init_from=resume')
+    evaluated = [int(row['step']) for row in read_log() if row['val_loss']]
+    assert evaluated == [0, 5, 10, 12, 15, 20, 24]
+
+
+def test_a_resumed_run_has_no_best_weights_before_its_first_step(letters, run, monkeypatch):
+    start = device_file.StopSignals.__init__
+
+    def stop(self, *args):
+        start(self, *args)
+        signal.raise_signal(signal.SIGTERM)
+    monkeypatch.setattr(device_file.StopSignals, '__init__', stop)
+    for args in (['--eval_interval=0'], ['--init_from=resume', '--eval_interval=4']):
+        with pytest.raises(SystemExit):
+            letters(*args)
+        assert read()['step'] == 0 and not Path('out/best.pt').exists()
 
 
 def test_a_finished_run_can_go_on_and_a_jump_of_the_schedule_is_warned_of(letters, capsys):
