@@ -199,8 +199,8 @@ function draw_facts({ step, changes }) {
       : String(Number(value.toPrecision(3)))), make('small', {}, when)]
   }))
   $('changed').textContent = changes
-    ? `How the weights have changed since step ${steps[at - 1].step.toLocaleString('en')}: by which `
-      + 'part of their size (bars), and the share of each part in the whole squared change'
+    ? `How the weights have changed since step ${steps[at - 1].step.toLocaleString('en')}: relative `
+      + "to their size (bars), and each part's share of the whole squared change"
     : steps.length > 1 ? 'Before the first change of the weights' : ''
   const label = part => part === 'embedding' && data.is_tied ? 'embedding = output' : part
   $('shares').replaceChildren(...Object.entries(changes || {}).flatMap(([part, [share, size]]) =>
