@@ -17,7 +17,7 @@ TEXTS, TEXT_TOKENS = 8, 200     # texts to measure on, and tokens of each at mos
 THRESHOLD = 0.4                 # a head gets a name from this score on ...
 TIMES_EVEN = 2                  # ... and this many times the score of even attention
 PATTERNS = {                    # in the order in which a name is chosen
-    'introduced word': 'if a name or thing of the story comes next: at its earlier mentions',
+    'introduced word': 'if a known name or thing comes next: at its earlier mentions',
     'after the same token': 'if this token occurred before: at what came after it (induction)',
     'same token before': 'at earlier occurrences of this token',
     'previous token': 'at the token just before',

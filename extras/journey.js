@@ -199,13 +199,13 @@ function draw_facts({ step, changes }) {
       : String(Number(value.toPrecision(3)))), make('small', {}, when)]
   }))
   $('changed').textContent = changes
-    ? `How the weights have changed since step ${steps[at - 1].step.toLocaleString('en')}: relative `
-      + "to their size (bars), and each part's share of the whole squared change"
+    ? `How much the weights of each part have changed since step ${
+      steps[at - 1].step.toLocaleString('en')}, relative to their size`
     : steps.length > 1 ? 'Before the first change of the weights' : ''
   const label = part => part === 'embedding' && data.is_tied ? 'embedding = output' : part
-  $('shares').replaceChildren(...Object.entries(changes || {}).flatMap(([part, [share, size]]) =>
+  $('shares').replaceChildren(...Object.entries(changes || {}).flatMap(([part, size]) =>
     [make('span', {}, label(part)), meter(Math.min(1, size)), make('span', {}, percent(size)),
-     make('small', {}, percent(share))]))
+     make('small', {})]))
 }
 
 // ---- what depends on the token

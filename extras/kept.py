@@ -34,15 +34,13 @@ def part_of(parameter: str) -> str:
     return f'layer {int(layer) + 1}, {"attention" if module in ("norm_1", "attn") else "MLP"}'
 
 
-def weight_changes(before: GPT, after: GPT) -> dict[str, tuple[float, float]]:
-    """For each part its share in the squared change of all weights, and the norm of its change
-    divided by that of its weights before."""
+def weight_changes(before: GPT, after: GPT) -> dict[str, float]:
+    """For each part the norm of its change, divided by that of its weights before."""
     change, size = Counter(), Counter()
     for (name, old), new in zip(before.named_parameters(), after.parameters()):
         change[part_of(name)] += (new - old).square().sum().item()
         size[part_of(name)] += old.square().sum().item()
-    total = change.total() or 1.0
-    return {part: (square / total, math.sqrt(square / size[part]) if size[part] else 0.0)
+    return {part: math.sqrt(square / size[part]) if size[part] else 0.0
             for part, square in change.items()}
 
 
