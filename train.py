@@ -198,6 +198,8 @@ if __name__ == '__main__':
     # optimizer; each process trains on its share of a step's sequences, in micro-batches
     opt = make_optimizer(model, hardware.dtype)
     scaler = torch.amp.GradScaler(hardware.device.type, enabled=hardware.dtype == torch.float16)
+    if settings.is_resumed:
+        checkpoints.load_optimizer(opt, scaler, checkpoint)
     share = batch_size // hardware.world_size
     micro = micro_batch_size or fit_micro_batch(model, hardware.autocast, share, compile)
     grad_accum_steps = share // micro

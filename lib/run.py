@@ -32,7 +32,6 @@ class Run:
             self.step, self.best_val_loss = checkpoint['step'], checkpoint['best_val_loss']
             if is_unchanged(settings, model, checkpoint):
                 self.saved_at = self.step
-            checkpoints.load_optimizer(opt, scaler, checkpoint)
         self.kept_steps = kept_steps(settings)
         claim_folder(self.out, settings)
         self.log = Log(settings, self.step, hardware, model, validation.floor)
