@@ -14,7 +14,7 @@ from torch import Tensor
 
 from extras.picture import new_picture
 from lib.errors import require
-from model import GPT, Attention, GPTConfig, rotate
+from model import GPT, Attention, GPTConfig, causal_mask, rotate
 from sample import LanguageModel, load, read_prompt
 
 MAX_TOKENS = 64                 # with more, labels are too small to read
@@ -23,12 +23,14 @@ MAX_PIXELS = 12_000             # on the longer side, to fit in memory
 
 def attention_weights(model: GPT, idx: Tensor) -> list[Tensor]:
     """The attention weights of each layer, (H, T, T) each, for ids (1, T). Row i is how much
-    token i attends to each token; later tokens get 0."""
+    token i attends to each token. Raises Error if a block has no Attention."""
     weights = []
+    require(all(isinstance(getattr(block, 'attn', None), Attention) for block in model.h),
+            'a block of this model has no Attention, so its weights cannot be shown')
 
     def record(layer: Attention, inputs: tuple):
-        x, rope, *_ = inputs                                        # x (1, T, C)
-        weights.append(layer_weights(layer, x, rope))
+        x, rope, _, mask = inputs                                   # x (1, T, C)
+        weights.append(layer_weights(layer, x, rope, mask))
 
     hooks = [block.attn.register_forward_pre_hook(record) for block in model.h]
     with torch.inference_mode():
@@ -38,9 +40,9 @@ def attention_weights(model: GPT, idx: Tensor) -> list[Tensor]:
     return weights
 
 
-def layer_weights(layer: Attention, x: Tensor, rope) -> Tensor:
-    """softmax(q k^T / sqrt(D)), (H, T, T), for inputs x (1, T, C): the part of Attention.forward
-    that the fused kernel does not return."""
+def layer_weights(layer: Attention, x: Tensor, rope, mask) -> Tensor:
+    """softmax(q k^T / sqrt(D) + mask), (H, T, T), for inputs x (1, T, C): the part of
+    Attention.forward that the fused kernel does not return."""
     T, H, K, D = x.shape[1], layer.n_head, layer.n_kv_head, layer.head_dim
     q = layer.q_norm(layer.q_proj(x).view(1, T, H, D))
     k = layer.k_norm(layer.k_proj(x).view(1, T, K, D))
@@ -48,7 +50,8 @@ def layer_weights(layer: Attention, x: Tensor, rope) -> Tensor:
         q, k = rotate(q, rope), rotate(k, rope)
     q, k = q[0].transpose(0, 1), k[0].transpose(0, 1)               # (H or K, T, D)
     k = k.repeat_interleave(H // K, dim=0)                          # (H, T, D)
-    mask = torch.full((T, T), -math.inf, device=x.device).triu(1)
+    if mask is None:
+        mask = causal_mask(T, T, x.device)
     return (q @ k.mT / math.sqrt(D) + mask).softmax(dim=-1)         # (H, T, T)
 
 

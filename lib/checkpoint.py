@@ -92,7 +92,10 @@ def read_settings(path) -> dict:
 
 # ---- the model and the optimizer of a checkpoint
 def make_config(**fields) -> GPTConfig:
-    """GPTConfig(**fields), but an invalid shape raises Error instead of ValueError."""
+    """GPTConfig(**fields), but an unknown field or an invalid shape raises Error."""
+    unknown = fields.keys() - GPTConfig.__dataclass_fields__
+    require(not unknown, f'this model.py has no {", ".join(sorted(unknown))}: use the one that the '
+                         'model was trained with')
     try:
         return GPTConfig(**fields)
     except ValueError as e:

@@ -198,6 +198,19 @@ def test_the_words_of_the_stories_are_found():
                      text.removesuffix(' Lily')}
 
 
+def test_the_weights_of_an_edited_model_have_its_mask_or_are_refused(monkeypatch):
+    model, idx = make().model, torch.arange(1, 13)[None]
+    hidden = GPT.hidden
+    i, j = torch.arange(12)[:, None], torch.arange(12)
+    window = torch.where((j <= i) & (i - j < 4), 0.0, -math.inf)
+    monkeypatch.setattr(GPT, 'hidden', lambda self, idx, **_: hidden(self, idx, mask=window))
+    for weights in attention_weights(model, idx):
+        assert weights[:, window < 0].max() == 0 and torch.allclose(weights.sum(-1), torch.ones(1))
+    model.h[1].attn = torch.nn.Identity()
+    with pytest.raises(Error, match='has no Attention'):
+        attention_weights(model, idx)
+
+
 def test_scores_are_shares_of_the_attention_and_low_ones_give_no_name():
     texts = [[9, 1, 2, 3, 1, 2, 7], [9, 1, 1, 4, 5, 1, 4, 6, 4]]
     measure = Measure(texts)

@@ -401,6 +401,11 @@ def test_a_run_extended_keeps_its_evaluations_and_its_new_settings_if_stopped_at
     assert evaluated == [0, 5, 10, 12, 15, 20, 24]
 
 
+def test_a_checkpoint_of_another_model_py_is_refused_in_one_line():
+    with pytest.raises(Error, match='this model.py has no window: use the one'):
+        checkpoints.make_config(vocab_size=50, window=8)
+
+
 def test_a_resumed_run_has_no_best_weights_before_its_first_step(letters, run, monkeypatch):
     start = device_file.StopSignals.__init__
 
