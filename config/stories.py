@@ -4,11 +4,11 @@
 out_dir = 'out/stories'
 n_layer = 2
 block_size = 160                    # stories average about 120 tokens
-tie_weights = False                 # the output matrix is its own, with a learning rate of its own
-fused_attention = False             # the formula is faster on a CPU
+tie_weights = False                 # so that the output matrix has its own learning rate
+fused_attention = False             # attend() is faster on a CPU
 learning_rate = 2.5e-3
 min_lr = 0.0
-output_lr_scale = 20.0              # high: it has to match the grammar's probabilities precisely
+output_lr_scale = 20.0              # high, to match the grammar's word probabilities precisely
 warmup_iters = 50
 max_iters = 3400
 batch_size = 12

@@ -70,7 +70,7 @@ def acquire_lock(folder: Path):
         (folder / '.lock').touch()
     except OSError as e:
         raise Error(f'cannot write to {folder}: {e.strerror}; use a different folder') from e
-    try:
+    try:                                                    # a singleton can be acquired again
         HELD.append(FileLock(folder / '.lock', is_singleton=True, fallback_to_soft=False))
         return HELD[-1].acquire(timeout=0)
     except Timeout as e:
