@@ -297,27 +297,43 @@ def write_letters(V) -> str:
 
 
 def busy():
-    """Training speed of the default settings on two cores beside one busy process."""
+    """Speeds with the default settings on two cores beside one busy process: training, evaluation
+    (one of all validation tokens, as seconds of the whole command) and sampling."""
     prepare_slm()
     n = max(10, steps)
     options = f'--max_iters={n} --log_interval={n // 10} --device=cpu ' + UNEVALUATED
 
-    def speed():
+    def training():
         return middle_speed(train_slm(options)[1])
 
-    def speed_beside():
-        process = subprocess.Popen([sys.executable, '-c', 'while True: pass'])
-        try:
-            return speed()
-        finally:
-            process.kill()
-            process.wait()
+    def evaluation():
+        return train_slm('--max_iters=1 --eval_interval=0 --device=cpu')[0].seconds
+
+    def sampling(num_samples):
+        ran = Run('python', ROOT / 'sample.py', f'--num_samples={num_samples} --device=cpu',
+                  cwd='slm')
+        return float(re.search(r'([\d,]+) tokens per second', ran.output)[1].replace(',', ''))
 
     cores = os.sched_getaffinity(0)
     os.sched_setaffinity(0, sorted(cores)[:2])              # the processes started here inherit it
-    compare('training, default, two cores, beside a busy process', speed_beside, 'alone', speed,
-            '>= 0.5')
+    for name, function, unit, wanted in (
+            ('training', training, 'tokens/s', '>= 0.5'),
+            ('evaluation', evaluation, 's', '<= 2'),
+            ('sampling, one text', lambda: sampling(1), 'tokens/s', '>= 0.5'),
+            ('sampling, 16 texts', lambda: sampling(16), 'tokens/s', '>= 0.5')):
+        compare(f'{name}, default, two cores, beside a busy process',
+                lambda: beside_busy(function), 'alone', function, wanted, unit)
     os.sched_setaffinity(0, cores)
+
+
+def beside_busy(function):
+    """What function() returns while another process keeps a core busy."""
+    process = subprocess.Popen([sys.executable, '-c', 'while True: pass'])
+    try:
+        return function()
+    finally:
+        process.kill()
+        process.wait()
 
 
 # ---- time to a loss
