@@ -42,7 +42,7 @@ from lib.errors import Error, extra, require
 from lib.files import checksum
 from lib.terminal import fit, show_progress, warn
 from lib.tokenizer import Tokenizer, cut, load_tokenizer
-from text.advice import next_command
+from text.advice import print_next
 from text.corpus import Corpus, divide, new_files, write_documents
 from text.source import check_settings, dataset_folder, fingerprint, local_files, read_source
 from text.vocabulary import train_bpe
@@ -174,7 +174,7 @@ def main():
         raise
     except OSError as e:
         raise Error(f'{e.filename or folder}: {e.strerror or e}; nothing was written') from e
-    print('next: ' + next_command(about['source'], folder.name, meta))
+    print_next(about['source'], folder.name, meta)
 
 
 if __name__ == '__main__':

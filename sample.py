@@ -118,9 +118,11 @@ def read_prompt(text: str) -> str:
     try:
         raw = Path(text[5:]).expanduser().read_bytes()
         has_utf16_mark = raw[:2] in (b'\xff\xfe', b'\xfe\xff')
-        return raw.decode('utf-16' if has_utf16_mark else 'utf-8-sig')
+        prompt = raw.decode('utf-16' if has_utf16_mark else 'utf-8-sig')
     except (OSError, UnicodeDecodeError) as e:
         raise Error(f'start: cannot read {text[5:]}: {getattr(e, "strerror", None) or e}') from e
+    require('\0' not in prompt, f'start: {text[5:]} is not UTF-8; save it as UTF-8')
+    return prompt
 
 
 # ---- the command

@@ -44,7 +44,7 @@ settings = configure(globals(), dataclass='model.py:GPTConfig', resume=True)
 
 # Imported after the settings, so that --help and errors in settings appear immediately.
 import math
-from functools import lru_cache
+from functools import lru_cache, partial
 
 import numpy as np
 import torch
@@ -54,8 +54,8 @@ from lib import checkpoint as checkpoints
 from lib import checks
 from lib.dataset import Validation, open_dataset
 from lib.device import StopSignals, compile_and_parallelize, fit_micro_batch, start_hardware
+from lib.log import Log
 from lib.muon import Muon
-from lib.run import Run
 from lib.tokenizer import load_tokenizer
 from model import GPT
 
@@ -110,35 +110,63 @@ def make_optimizer(model: GPT, torch_dtype: torch.dtype) -> torch.optim.Optimize
     return torch.optim.AdamW(groups, learning_rate, (beta1, beta2), fused=is_fused)
 
 
-@lru_cache(2)
-def window_starts(windows: int, tokens: int, block_size: int, seed: int, epoch: int) -> np.ndarray:
-    """Start of each window of an epoch, (windows,), in training order. Each epoch has a new random
-    offset and a new permutation; the windows of an epoch do not overlap.
-
-    For example, 14 tokens and block_size 4 give 2 windows. With offset 3 their inputs are tokens
-    3 to 6 and 7 to 10, their targets 4 to 7 and 8 to 11; the starts are [3, 7] or [7, 3]."""
-    rng = np.random.default_rng((seed, epoch))
-    offset = rng.integers(tokens - windows * block_size)
-    return offset + block_size * rng.permutation(windows)
-
-
 def get_batch(data, block_size: int, seed: int, sequences: range, device='cpu') -> tuple:
-    """Inputs x and targets y, (len(sequences), block_size) each, of the given sequences.
+    """Inputs x and targets y, (B, T) each, of the given sequences, as tensors on the device.
 
     Sequences are numbered from 0 through the whole run, so a batch depends only on the arguments:
     a resumed run continues with the right one, and several processes take slices of the same
     batch. Windows may begin and end within a document."""
-    windows = max(1, len(data) // block_size - 1)           # per epoch, with room for an offset
-    rows = []
-    for i in sequences:
-        epoch, at = divmod(i, windows)
-        start = window_starts(windows, len(data), block_size, seed, epoch)[at]
-        rows.append(data[start:start + block_size + 1])
-    ids = torch.from_numpy(np.stack(rows).astype(np.int64))             # (B, T + 1)
+    starts = [window_start(i, len(data), block_size, seed) for i in sequences]
+    ids = np.stack([data[start:start + block_size + 1] for start in starts])
+    ids = torch.from_numpy(ids.astype(np.int64))                        # (B, T + 1)
     if torch.device(device).type == 'cuda':                 # copy while the GPU computes
         ids = ids.pin_memory()
     ids = ids.to(device, non_blocking=True)
     return ids[:, :-1], ids[:, 1:]
+
+
+def window_start(sequence: int, tokens: int, block_size: int, seed: int) -> int:
+    """Where a sequence starts in the tokens. An epoch is all windows in random order. They do not
+    overlap, and each epoch shifts them by a new random offset.
+
+    For example, 14 tokens and block_size 4 give 2 windows. With offset 3 their inputs are tokens
+    3 to 6 and 7 to 10, their targets 4 to 7 and 8 to 11; the starts are 3 and 7, or 7 and 3."""
+    windows = max(1, tokens // block_size - 1)              # per epoch, with room for an offset
+    epoch, at = divmod(sequence, windows)
+    offset, order = shuffle(windows, tokens - windows * block_size, seed, epoch)
+    return offset + block_size * order[at]
+
+
+@lru_cache(2)
+def shuffle(windows: int, offsets: int, seed: int, epoch: int) -> tuple[int, np.ndarray]:
+    """The offset of an epoch, below `offsets`, and the order of its windows."""
+    rng = np.random.default_rng((seed, epoch))
+    return rng.integers(offsets), rng.permutation(windows)
+
+
+def accumulate_gradients(model: nn.Module, data, block_size: int, step: int, micro: int, hardware,
+                         scaler, stop: StopSignals) -> torch.Tensor | None:
+    """Compute the gradients of this process's share of a step, one micro-batch at a time, and
+    return the mean loss. Returns None if the run has to stop before the last micro-batch.
+
+    Each loss is divided by the number of micro-batches, so that the accumulated gradient is that of
+    the mean loss."""
+    share = batch_size // hardware.world_size
+    grad_accum_steps = share // micro
+    first = step * batch_size + hardware.rank * share       # this process's sequences
+    total_loss = 0.0
+    for i in range(first, first + share, micro):
+        if i > first and stop.requested():
+            return None
+        x, y = get_batch(data, block_size, seed, range(i, i + micro), hardware.device)
+        torch.manual_seed(seed + i)                         # the same dropout after a resume
+        if hardware.world_size > 1:                         # all-reduce only on the last
+            model.require_backward_grad_sync = i + micro == first + share
+        with hardware.autocast:
+            loss = model(x, y) / grad_accum_steps
+        scaler.scale(loss).backward()                       # scaling is a no-op except in fp16
+        total_loss += loss.detach()
+    return total_loss
 
 
 @torch.no_grad()
@@ -181,6 +209,18 @@ def is_due(step: int, interval: int) -> bool:
     return step == max_iters or (interval > 0 and step % interval == 0)
 
 
+def is_kept(step: int) -> bool:
+    """Whether keep_weights asks for a file with the weights at this step."""
+    is_power_of_two = step & (step - 1) == 0                # 0 counts, too
+    return keep_weights != 'best' and (
+        step == 0 or is_due(step, eval_interval) or keep_weights == 'powers' and is_power_of_two)
+
+
+def is_trained(step: int) -> bool:
+    """Whether the weights at this step are not random."""
+    return step > 0 or init_from not in ('scratch', 'resume', 'auto')
+
+
 # ---- the run
 if __name__ == '__main__':
     hardware = start_hardware(device, dtype)
@@ -198,53 +238,52 @@ if __name__ == '__main__':
     # optimizer; each process trains on its share of a step's sequences, in micro-batches
     opt = make_optimizer(model, hardware.dtype)
     scaler = torch.amp.GradScaler(hardware.device.type, enabled=hardware.dtype == torch.float16)
-    if settings.is_resumed:
-        checkpoints.load_optimizer(opt, scaler, checkpoint)
     share = batch_size // hardware.world_size
     micro = micro_batch_size or fit_micro_batch(model, hardware.autocast, share, compile)
-    grad_accum_steps = share // micro
     parallel_model = compile_and_parallelize(model, compile)
+    step, best_val_loss = 0, math.inf
+    if settings.is_resumed:
+        checkpoints.load_optimizer(opt, scaler, checkpoint)
+        step, best_val_loss = checkpoint['step'], checkpoint['best_val_loss']
 
-    # the run's folder, created last so that a rejected run leaves none
-    run = Run(settings, hardware, model, opt, scaler, meta, validation, checkpoint, micro)
+    # the run's folder, claimed last so that a rejected run leaves none
+    out = checkpoints.claim_run(settings)
+    log = Log(settings, hardware, model, validation, step)
+    if not settings.is_resumed:
+        checkpoints.delete_run(out)             # the one that this run replaces, if any
+    log.announce(meta, micro, checkpoint)
     checkpoint = None                           # free its memory
+    save = partial(checkpoints.save, model=model, tokenizer=meta['tokenizer'],
+                   settings=dict(settings), data=checkpoints.checksums(meta))
     stop = StopSignals(max_minutes)
-    step = run.step
 
     # ---- the training loop: evaluate and save when due, then stop or take one more step
     while True:
-        is_last = step == max_iters or stop.requested()
-        if is_due(step, eval_interval):
+        is_stopped = step < max_iters and stop.requested()
+        if is_due(step, eval_interval) and not is_stopped:
             val_loss = evaluate(model, validation, micro, hardware.autocast, hardware.rank,
                                 hardware.world_size)
-            run.record(step, val_loss)                      # saves the best weights
-            run.log.sample(sample_text(model, tokenizer))
-        run.keep_weights(step)                              # if that setting asks for this step
-        if is_last or is_due(step, eval_interval):
-            run.save_to_resume(step)
-            run.log.restart_clock()
-        if is_last:
+            log.evaluation(step, val_loss)
+            if val_loss < best_val_loss:
+                best_val_loss = val_loss
+                if is_trained(step):
+                    save(out / 'best.pt', step=step, best_val_loss=best_val_loss)
+            log.sample(sample_text(model, tokenizer))
+        if is_kept(step):
+            save(out / f'weights/{step:07}.pt', step=step, best_val_loss=best_val_loss)
+        if is_due(step, eval_interval) or is_stopped:
+            log.check_losses(step)                          # never save after a bad loss
+            save(out / 'ckpt.pt', step=step, best_val_loss=best_val_loss,
+                 optimizer=opt.state_dict(), scaler=scaler.state_dict())
+            log.restart_clock()
+        if step == max_iters or is_stopped:
             break
 
-        # one optimizer step: gradients accumulate over the micro-batches. Each loss is divided by
-        # their number, so that the accumulated gradient is that of the mean loss
-        total_loss = 0.0
-        first = step * batch_size + hardware.rank * share   # this process's sequences
-        end = first + share
-        for i in range(first, end, micro):
-            x, y = get_batch(train_data, block_size, seed, range(i, i + micro), hardware.device)
-            torch.manual_seed(seed + i)                     # the same dropout after a resume
-            if hardware.world_size > 1:                     # all-reduce only on the last
-                parallel_model.require_backward_grad_sync = i + micro == end
-            with hardware.autocast:
-                loss = parallel_model(x, y) / grad_accum_steps
-            scaler.scale(loss).backward()                   # scaling is a no-op except in fp16
-            total_loss += loss.detach()
-            if stop.requested():
-                break
-        if i + micro < end:                                 # stopped within this step: drop it
-            run.save_to_resume(step)
-            break
+        # one optimizer step
+        loss = accumulate_gradients(parallel_model, train_data, block_size, step, micro, hardware,
+                                    scaler, stop)
+        if loss is None:                                    # drop this step, save and stop
+            continue
         step += 1
         lr = learning_rate_at(step)
         for group in opt.param_groups:
@@ -254,8 +293,7 @@ if __name__ == '__main__':
         scaler.step(opt)                                    # fp16: skipped if gradients overflow
         scaler.update()
         opt.zero_grad()
-        run.log.step(step, total_loss, norm, lr,
-                     is_due(step, log_interval) or is_due(step, eval_interval))
+        log.step(step, loss, norm, lr, is_due(step, log_interval) or is_due(step, eval_interval))
 
-    run.close(step)
+    log.close(step, best_val_loss)
     stop.end_process(is_finished=step == max_iters)

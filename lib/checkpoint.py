@@ -13,7 +13,7 @@ from torch import distributed
 
 from lib.device import is_first_process, require_memory
 from lib.errors import Error, brief, extra, require
-from lib.files import atomic, checksum
+from lib.files import acquire_lock, atomic, checksum
 from lib.tokenizer import Tokenizer, load_tokenizer
 from model import GPT, GPTConfig
 
@@ -23,7 +23,7 @@ SEAL = b'slm:'                  # a checkpoint ends with this and the CRC-32 of 
 
 
 # ---- files
-def save(path, model: GPT, **content):
+def save(path: Path, model: GPT, **content):
     """Write a checkpoint atomically, on rank 0 only. Raises Error if it cannot be written."""
     if not is_first_process():
         return
@@ -141,9 +141,10 @@ def require_finite_logits(model: GPT, source):
 
 
 def load_optimizer(optimizer, scaler, checkpoint: dict):
-    """Restore the optimizer and GradScaler; learning rate and weight decay still come from the
-    settings."""
+    """Restore the optimizer and GradScaler; the weight decay still comes from the settings."""
     groups = optimizer.state_dict()['param_groups']
+    for group, saved in zip(groups, checkpoint['optimizer']['param_groups']):
+        group['lr'] = saved['lr']               # until the next step sets it
     optimizer.load_state_dict({**checkpoint['optimizer'], 'param_groups': groups})
     if checkpoint['scaler']:                    # empty unless the run used fp16
         scaler.load_state_dict(checkpoint['scaler'])
@@ -206,6 +207,30 @@ def require_same_start(step: int, out: Path):
         distributed.all_gather_object(steps, step)
         require(len(set(steps)) == 1,
                 f'the processes start at steps {steps}: every machine needs the same {out}/ckpt.pt')
+
+
+def claim_run(settings) -> Path:
+    """Create and lock out_dir, on rank 0 only, and return its path. Raises Error if it holds a run
+    that is neither resumed nor replaced; in that case nothing is written."""
+    out = Path(settings['out_dir']).expanduser()
+    if is_first_process():
+        log = out / 'log.csv'
+        can_resume, has_best = (out / 'ckpt.pt').exists(), (out / 'best.pt').exists()
+        has_rows = log.exists() and len(log.read_bytes().splitlines()) > 2      # header and step 0
+        has_run = can_resume or has_best or has_rows
+        advice = 'continue it with --init_from=resume, ' if can_resume else ''
+        require(settings.is_resumed or settings['overwrite'] or not has_run,
+                f'{out} holds a run: {advice}replace it with --overwrite=True, or choose a '
+                'different --out_dir')
+        acquire_lock(out)
+    return out
+
+
+def delete_run(out: Path):
+    """Delete the weights and the picture of the run that a new one replaces."""
+    if is_first_process():
+        for path in (out / 'ckpt.pt', out / 'best.pt', out / 'loss.png', *out.glob('weights/*.pt')):
+            path.unlink(missing_ok=True)
 
 
 def checksums(meta: dict) -> dict:

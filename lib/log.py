@@ -24,37 +24,41 @@ class Log:
     """Writes log.csv; shows a progress bar on a terminal and prints a line per row elsewhere. Only
     rank 0 writes and prints."""
 
-    def __init__(self, settings, step: int, hardware, model, floor: float | None):
-        """step: steps done so far. Rows after it, left by a crash, are dropped: those steps run
-        again, and `step` itself is evaluated again. floor: the validation loss that no model
-        beats on average, if known."""
-        self.settings = settings
+    def __init__(self, settings, hardware, model, validation, step: int):
+        """step: steps done so far. Rows of log.csv after it, left by a crash, are dropped: those
+        steps run again, and `step` itself is evaluated again."""
+        self.settings, self.hardware = settings, hardware
+        self.model, self.validation = model, validation
+        self.floor = validation.floor
         self.out = Path(settings['out_dir']).expanduser()
         self.path = self.out / 'log.csv'
         self.max_iters = settings['max_iters']
-        self.hardware = hardware
         self.is_writer = is_writer = hardware.rank == 0
         self.tokens_per_step = settings['batch_size'] * model.config.block_size
-        self.floor = floor
         self.max_speed = max_speed(model, hardware.device)
         self.tracker = None                     # a Weights & Biases run
         self.first_step = step
         self.began = self.clock = time.perf_counter()
         self.last_lr = None                     # of the step before the resume
         self.pending = []                       # (loss, norm) since the last row, on the device
+        if is_writer:
+            self.begin(step)
         self.bar = tqdm(total=self.max_iters, initial=step, disable=None if is_writer else True,
                         smoothing=0, dynamic_ncols=True,
                         bar_format='{l_bar}{bar}| {n_fmt}/{total_fmt} steps, {remaining} left'
                                    '{postfix}')
-        if is_writer:
-            if settings['wandb_project']:       # first, because it can fail
-                self.tracker = extra('tracking', needed_by='wandb_project').start(settings)
-            interval = settings['eval_interval']
-            is_due = step == self.max_iters or interval > 0 and step % interval == 0
-            rows = read_rows(self.path, step, is_due) if settings.is_resumed else []
-            with atomic(self.path) as temporary:
-                with open(temporary, 'w', newline='', encoding='utf-8') as f:
-                    csv.writer(f).writerows([COLUMNS, *rows])
+
+    def begin(self, step: int):
+        """Begin log.csv."""
+        settings = self.settings
+        if settings['wandb_project']:           # first, because it can fail
+            self.tracker = extra('tracking', needed_by='wandb_project').start(settings)
+        interval = settings['eval_interval']
+        is_due = step == self.max_iters or interval > 0 and step % interval == 0
+        rows = read_rows(self.path, step, is_due) if settings.is_resumed else []
+        with atomic(self.path) as temporary:
+            with open(temporary, 'w', newline='', encoding='utf-8') as f:
+                csv.writer(f).writerows([COLUMNS, *rows])
 
     # ---- printing
     def say(self, text: str = '', indent: str = ''):
@@ -68,11 +72,11 @@ class Log:
         except OSError:
             drop_output()
 
-    def announce(self, meta: dict, model, micro: int, kept_steps: set[int]):
+    def announce(self, meta: dict, micro: int, checkpoint: dict | None):
         """Print what is about to be trained, on what, and how."""
-        config, settings = model.config, self.settings
+        config, settings = self.model.config, self.settings
         tokens, device = meta['train']['tokens'], self.hardware.device
-        self.say(f'model   {config.arch}, {model.num_params():,} parameters: {config.n_layer} '
+        self.say(f'model   {config.arch}, {self.model.num_params():,} parameters: {config.n_layer} '
                  f'layers, {config.n_head} heads, {config.n_embd} channels, vocabulary '
                  f'{meta["vocab_size"]:,}')
         floor = f', floor {self.floor:.4f} nats per token' if self.floor else ''
@@ -87,9 +91,8 @@ class Log:
         dtype = str(self.hardware.dtype).removeprefix('torch.')
         self.say(f'device  {name}, {dtype}, {self.hardware.world_size} process(es), micro-batches '
                  f'of {micro} sequences')
-        if kept_steps:
-            size = len(kept_steps) * 4 * model.num_params() / 1e6
-            self.say(f'keep    {len(kept_steps):,} files in {self.out / "weights"}, {size:,.0f} MB')
+        if settings.is_resumed:
+            self.announce_resume(checkpoint)
 
     def announce_resume(self, checkpoint: dict):
         """Print where a run resumes and which settings changed. The next step warns if the
@@ -119,7 +122,7 @@ class Log:
             self.bar.update(step - self.bar.n)
             return
         tokens = len(self.pending) * self.tokens_per_step
-        loss, norm = self.read_pending(step)
+        loss, norm = self.check_losses(step)
         speed = round(tokens / (time.perf_counter() - self.clock))
         self.clock = time.perf_counter()
         self.write({'step': step, 'tokens': step * self.tokens_per_step, 'train_loss': loss,
@@ -132,7 +135,7 @@ class Log:
         self.bar.set_postfix_str(f'loss {loss:.3f}, {speed:,} tokens/s', refresh=False)
         self.bar.update(step - self.bar.n)
 
-    def read_pending(self, step: int) -> tuple[float, float]:
+    def check_losses(self, step: int) -> tuple[float, float]:
         """The last step's loss and gradient norm. Raises Error if any since the last row is not
         finite."""
         if not self.pending:
@@ -150,9 +153,10 @@ class Log:
         require(math.isfinite(value), f'step {step}: the {name} is {value}: lower learning_rate; '
                                       f'the last good checkpoint, if any, is in {self.out}')
 
-    def evaluation(self, step: int, val_loss: float, bits_per_byte: float):
+    def evaluation(self, step: int, val_loss: float):
         """Write a row with the validation loss. Raises Error if it is not finite."""
         self.require_finite(step, 'validation loss', val_loss)
+        bits_per_byte = self.validation.bits_per_byte(val_loss)
         text = f'step {step:>6}  val {val_loss:.4f}  {bits_per_byte:.4f} bits/byte'
         if self.floor and step > 0:
             text += f'  {val_loss / self.floor - 1:.1%} above the floor'
@@ -181,7 +185,7 @@ class Log:
         self.bar.unpause()
 
     # ---- the end
-    def close(self, step: int, best_val_loss: float, best_bits_per_byte: float):
+    def close(self, step: int, best_val_loss: float):
         """Plot the losses, and print the results and the next command."""
         self.bar.close()
         if self.tracker:
@@ -192,8 +196,8 @@ class Log:
         self.say()
         if best_val_loss < math.inf:
             above = f', {best_val_loss / self.floor - 1:.1%} above the floor' if self.floor else ''
-            self.say(f'best    val loss {best_val_loss:.4f}, {best_bits_per_byte:.4f} bits per '
-                     f'byte{above}')
+            self.say(f'best    val loss {best_val_loss:.4f}, '
+                     f'{self.validation.bits_per_byte(best_val_loss):.4f} bits per byte{above}')
         if step < self.max_iters:
             self.say(f'stopped at step {step:,} of {self.max_iters:,}')
         minutes = (time.perf_counter() - self.began) / 60

@@ -87,7 +87,7 @@ def set_up_process(is_training: bool):
         signal.signal(signal.SIGINT, signal.SIG_DFL)
         # OpenMP's threads spin only briefly before they sleep. By default, training on two cores
         # that also run another program drops to less than a third of its speed.
-        os.environ.setdefault('GOMP_SPINCOUNT', '1500')         # read when torch is imported
+        os.environ.setdefault('GOMP_SPINCOUNT', '2000')         # read when torch is imported
     for stream in (sys.stdout, sys.stderr):
         if hasattr(stream, 'reconfigure'):              # replace unencodable characters with ?
             stream.reconfigure(errors='replace')

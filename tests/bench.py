@@ -20,6 +20,7 @@ import subprocess
 import sys
 import tempfile
 import time
+from functools import partial
 from pathlib import Path
 
 ROOT = Path(__file__).resolve().parent.parent
@@ -319,10 +320,10 @@ def busy():
     for name, function, unit, wanted in (
             ('training', training, 'tokens/s', '>= 0.5'),
             ('evaluation', evaluation, 's', '<= 2'),
-            ('sampling, one text', lambda: sampling(1), 'tokens/s', '>= 0.5'),
-            ('sampling, 16 texts', lambda: sampling(16), 'tokens/s', '>= 0.5')):
+            ('sampling, one text', partial(sampling, 1), 'tokens/s', '>= 0.5'),
+            ('sampling, 16 texts', partial(sampling, 16), 'tokens/s', '>= 0.5')):
         compare(f'{name}, default, two cores, beside a busy process',
-                lambda: beside_busy(function), 'alone', function, wanted, unit)
+                partial(beside_busy, function), 'alone', function, wanted, unit)
     os.sched_setaffinity(0, cores)
 
 

@@ -439,9 +439,9 @@ def test_the_next_command_suits_the_text_and_runs(prepare, tmp_path):
 
 
 def test_the_next_command_of_stories_is_their_recipe():
-    assert next_command('stories', 'stories', {}) == 'python train.py config/stories.py'
-    assert next_command('stories', 'my own', {}) == \
+    assert next_command('stories', 'stories', {}, False) == 'python train.py config/stories.py'
+    assert next_command('stories', 'my own', {}, False) == \
         "python train.py config/stories.py '--dataset=my own' '--out_dir=out/my own'"
-    assert re.match(r'python train.py config/tinystories(_cpu)?.py --dataset=a ',
-                    next_command('tinystories', 'a', {}))
+    assert re.match(r'python train.py config/tinystories_cpu.py --dataset=a ',
+                    next_command('tinystories', 'a', {}, False))
     assert bits_per_byte(3 * math.log(2) * 5, 5) == pytest.approx(3)

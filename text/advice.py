@@ -3,11 +3,26 @@ import math
 import platform
 import shlex
 import shutil
+import time
+
+import numpy as np
+
+TOKENS_PER_STEP = 4096
 
 
-def next_command(source: str, name: str, meta: dict) -> str:
-    """The command that trains on data/NAME, quoted for a shell."""
+def print_next(source: str, name: str, meta: dict):
+    """Print the command that trains on data/NAME and, if this depends on the text and the CPU,
+    roughly how long that takes."""
     has_gpu = bool(shutil.which('nvidia-smi')) or platform.system() == 'Darwin'
+    if source not in ('stories', 'tinystories') and not has_gpu:
+        fitting = fitting_settings(meta['train']['tokens'], has_gpu)
+        minutes = training_minutes(fitting, meta['vocab_size'])
+        print(f'training   about {math.ceil(minutes)} min on this CPU')
+    print('next: ' + next_command(source, name, meta, has_gpu))
+
+
+def next_command(source: str, name: str, meta: dict, has_gpu: bool) -> str:
+    """The command that trains on data/NAME, quoted for a shell."""
     if source == 'stories':
         arguments = ['config/stories.py']
         if name != 'stories':
@@ -26,7 +41,7 @@ def next_command(source: str, name: str, meta: dict) -> str:
 def fitting_settings(tokens: int, has_gpu: bool) -> dict:
     """Overrides of config/papers.py that suit this number of training tokens and this machine.
 
-    Steps grow with the square root of the tokens: at 4,096 tokens per step, 0.2 MB is trained on
+    Steps grow with the square root of the tokens: at TOKENS_PER_STEP, 0.2 MB is trained on
     for 16 epochs and 20 MB for 2. docs/measurements.md says how this was found."""
     max_iters = max(100, round(math.sqrt(tokens)))
     shape = {}
@@ -41,3 +56,16 @@ def fitting_settings(tokens: int, has_gpu: bool) -> dict:
     if tokens <= 256:
         shape['block_size'] = max(1, tokens // 2)
     return {**shape, 'max_iters': max_iters, 'eval_interval': max_iters // 8}
+
+
+def training_minutes(fitting: dict, vocab_size: int) -> float:
+    """An estimate for fitting_settings without a GPU, from the speed of a matrix product."""
+    n_embd = fitting['n_embd']
+    parameters = n_embd * (12 * fitting['n_layer'] * n_embd + vocab_size)   # used by each token
+    flops = 6 * parameters * fitting['max_iters'] * TOKENS_PER_STEP
+    matrix = np.ones((1024, 1024), np.float32)
+    matrix @ matrix                                         # starts the threads
+    began = time.perf_counter()
+    matrix @ matrix
+    seconds_per_flop = (time.perf_counter() - began) / (2 * 1024 ** 3)
+    return flops * seconds_per_flop / 60
