@@ -43,7 +43,7 @@ from lib.files import checksum
 from lib.terminal import fit, show_progress, warn
 from lib.tokenizer import Tokenizer, cut, load_tokenizer
 from text.advice import print_next
-from text.corpus import Corpus, divide, new_files, write_documents
+from text.corpus import divide, new_files, size_of, texts_of, write_documents
 from text.source import check_settings, dataset_folder, fingerprint, local_files, read_source
 from text.vocabulary import train_bpe
 
@@ -59,32 +59,32 @@ def make_dataset(folder: Path, source: dict, about: dict) -> dict:
     folder.parent.mkdir(exist_ok=True)
     with tempfile.TemporaryFile(dir=folder.parent) as file:
         # 1. Copy all documents to a temporary file, back to back; note where each starts and ends.
-        found = write_documents(source, file, seed)
-        # 2. Drop duplicates and split: {'train': indices of documents, 'val': indices}.
-        corpus, splits = divide(found, val_fraction)
+        raw, documents = write_documents(source, file, seed)
+        # 2. Drop duplicates and split: {'train': documents, 'val': documents}.
+        splits = divide(documents, raw, val_fraction)
         # 3. Train or load a tokenizer.
-        is_simple = about['source'] == 'stories' or len(corpus.raw) < SMALL_TEXT
+        is_simple = about['source'] == 'stories' or len(raw) < SMALL_TEXT
         size = vocab_size or (2048 if is_simple else 4096)
-        tok = make_tokenizer(tokenizer, size, corpus, splits['train'])
+        tok = make_tokenizer(tokenizer, size, splits['train'], raw)
         # 4. Write the ids of each document, then end-of-text.
-        meta = write_dataset(folder, tok, corpus, splits, about)
-    report(meta, duplicates=len(found.hash) - len(np.unique(found.hash)))
+        meta = write_dataset(folder, tok, splits, raw, about)
+    report(meta, duplicates=len(documents) - len(np.unique(documents['hash'])))
     if tok.kind == 'hf':
         warn_of_lost_text(tok, meta)
     print(f'wrote {folder} in {time.time() - began:.1f} s')
     return meta
 
 
-def make_tokenizer(kind: str, vocab_size: int, corpus: Corpus, train) -> Tokenizer:
-    """Train or load a tokenizer. bpe is trained on the documents with indices `train`; char takes
-    the characters of all documents, so that it can also encode val."""
+def make_tokenizer(kind: str, vocab_size: int, train: np.ndarray, raw) -> Tokenizer:
+    """Train or load a tokenizer. bpe is trained on the documents `train`; char takes the characters
+    of all documents, so that it can also encode val."""
     if kind == 'bpe':
-        every = corpus.size(train) // VOCABULARY_TEXT + 1   # sample a large corpus
-        texts = (text for text, _ in islice(corpus.texts(train), 0, None, every))
+        every = size_of(train) // VOCABULARY_TEXT + 1       # sample a large corpus
+        texts = (text for text, _ in islice(texts_of(train, raw), 0, None, every))
         return Tokenizer(train_bpe(texts, vocab_size))
     if kind == 'char':
         alphabet = set()
-        for text, _ in cut(corpus.raw, 0, len(corpus.raw)):
+        for text, _ in cut(raw, 0, len(raw)):
             alphabet.update(text)
         return Tokenizer({'kind': 'char', 'alphabet': ''.join(sorted(alphabet))})
     if kind == 'gpt2':
@@ -92,8 +92,7 @@ def make_tokenizer(kind: str, vocab_size: int, corpus: Corpus, train) -> Tokeniz
     return load_tokenizer(extra('foreign', needed_by=f'--tokenizer={kind}').read_tokenizer(kind))
 
 
-def write_dataset(folder: Path, tokenizer: Tokenizer, corpus: Corpus, splits: dict,
-                  about: dict) -> dict:
+def write_dataset(folder: Path, tokenizer: Tokenizer, splits: dict, raw, about: dict) -> dict:
     """Write the files of a dataset. Returns the contents of meta.json, which includes `about`."""
     dtype = np.uint16 if tokenizer.vocab_size <= 1 << 16 else np.uint32
     meta = {
@@ -105,16 +104,16 @@ def write_dataset(folder: Path, tokenizer: Tokenizer, corpus: Corpus, splits: di
         'dtype': np.dtype(dtype).name,                      # dtype of the ids in the .bin files
     }
     with new_files(folder) as new:
-        for split, indices in splits.items():
+        for split, documents in splits.items():
             path = new / f'{split}.bin'
             with open(path, 'wb') as f:
-                texts = show_progress(corpus.texts(indices), f'tokenizing {split}')
+                texts = show_progress(texts_of(documents, raw), f'tokenizing {split}')
                 size = sum(f.write(ids.astype(dtype)) for ids in tokenizer.encode_stream(texts))
-            nats = corpus.nats[indices].sum()
+            nats = documents['nats'].sum()
             meta[split] = {
                 'tokens': size // np.dtype(dtype).itemsize,
-                'documents': len(indices),
-                'bytes': corpus.size(indices),              # UTF-8 bytes
+                'documents': len(documents),
+                'bytes': size_of(documents),                # UTF-8 bytes
                 'checksum': checksum(path),
                 'nats': None if np.isnan(nats) else float(nats),    # -ln p(text) of the split
             }
