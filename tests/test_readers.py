@@ -11,7 +11,7 @@ import pytest
 
 from lib.errors import Error
 from text.hub import read_dataset
-from text.readers import find_files, read_files
+from text.inputs import find_files, read_files
 
 EOT = '<|endoftext|>'
 
@@ -233,6 +233,7 @@ def test_csv_delimiters(tmp_path, delimiter):
 def test_csv_errors(tmp_path):
     path = tmp_path / 'a.csv'
     assert 'no column text, but a, b;' in error_of(write(path, 'a,b\n1,2'))
+    assert 'two columns text' in error_of(write(path, 'text,id,text\na,1,b'))
     assert 'line 3 has too many cells' in error_of(write(path, 'text\nfine\nHello, you'))
     assert 'no column text' in error_of(write(path, ''.join(f'{i},{i}\n' for i in range(3))))
     assert 'after line 2: unexpected end' in error_of(write(path, 'text\na\n"open\nb\n'))

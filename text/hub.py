@@ -3,7 +3,8 @@ import os
 from pathlib import Path
 
 from lib.errors import Error, brief, require
-from text.readers import ROWS, find_reader, read_arrow, read_files
+from text.inputs import read_files
+from text.readers import ROWS, find_reader, read_arrow
 
 HELD_OUT = ('validation', 'valid', 'val', 'dev', 'test')        # names of splits, best first
 SAVED = ('dataset_dict.json', 'state.json')         # save_to_disk writes one of these
@@ -14,26 +15,23 @@ def read_dataset(source: str, text_column: str, config: str = '',
     """({split: iterator of its documents}, license) of a Hugging Face dataset: a name or a folder.
 
     The splits are 'train', the source's split `split` ('' = train), and 'val', its held-out split:
-    for train_sft that is validation_sft, test_sft or the like. Without one the only split is ''.
-    Raises Error if the dataset, configuration or split does not exist."""
+    for train_sft that is validation_sft, test_sft or the like. Without one the only split is ''."""
     source = os.path.expanduser(source)
-    splits, license = open_dataset(source, config)
+    contents, license = open_dataset(source, config)
     train = split or 'train'
-    require(train in splits, f'dataset {source} has no split {train}, but '
-                             f'{", ".join(map(str, splits))}; set --split')
+    require(train in contents, f'dataset {source} has no split {train}, but '
+                               f'{", ".join(map(str, contents))}; set --split')
     held_out = [train.replace('train', name) for name in HELD_OUT]
-    held_out = [name for name in held_out if name in splits and name != train]
-    if not held_out:
-        return {'': read_split(source, config, train, splits[train], text_column)}, license
-    # val comes first: a document in both splits stays there
-    return {side: read_split(source, config, name, splits[name], text_column)
-            for side, name in (('val', held_out[0]), ('train', train))}, license
+    held_out = [name for name in held_out if name in contents and name != train]
+    names = {'': train}
+    if held_out:                                # val first: a document in both stays there
+        names = {'val': held_out[0], 'train': train}
+    return {side: read_split(source, config, name, contents[name], text_column)
+            for side, name in names.items()}, license
 
 
 def open_dataset(source: str, config: str) -> tuple[dict, str | None]:
-    """({split: the paths or URLs of its files, or its rows if save_to_disk wrote them}, license).
-
-    Raises Error if the dataset or configuration does not exist."""
+    """({split: its files' paths or URLs, or its rows if save_to_disk wrote them}, license)."""
     import datasets
     try:
         if any(os.path.exists(os.path.join(source, name)) for name in SAVED):
@@ -42,8 +40,8 @@ def open_dataset(source: str, config: str) -> tuple[dict, str | None]:
         builder = datasets.load_dataset_builder(source, config or None)
     except Exception as e:
         hint = '; set --dataset_config' if isinstance(e, ValueError) else ''
-        reason = f'{type(e).__name__}: {brief(e)}'
-        raise Error(f'dataset {source} cannot be opened ({reason}){hint}') from e
+        raise Error(f'dataset {source} cannot be opened ({type(e).__name__}: {brief(e)})'
+                    f'{hint}') from e
     require(builder.name != 'text', f'dataset {source} holds text files: use --input')
     return builder.config.data_files or {}, builder.info.license or None
 
@@ -63,5 +61,4 @@ def read_split(source: str, config: str, split: str, content, text_column: str):
     except Error:
         raise
     except Exception as e:
-        reason = f'{type(e).__name__}: {brief(e)}'
-        raise Error(f'dataset {source} cannot be read ({reason})') from e
+        raise Error(f'dataset {source} cannot be read ({type(e).__name__}: {brief(e)})') from e

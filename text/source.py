@@ -7,13 +7,17 @@ from pathlib import Path
 from lib.errors import require
 from lib.files import checksum
 from text.hub import read_dataset
-from text.readers import Piece, find_files, read_files
+from text.inputs import find_files, read_files
+from text.readers import Piece
 from text.stories.teller import GRAMMAR, read_grammar, tell_stories
 
 
 def check_settings(settings):
     """Raise Error for settings that are out of range or contradict each other."""
     tokenizer, vocab_size, given = settings['tokenizer'], settings['vocab_size'], settings.given
+    is_stories = settings['dataset'] == 'stories' and not settings['input']
+    near = difflib.get_close_matches(tokenizer, ('bpe', 'gpt2', 'char'), 1, cutoff=0.5)
+    is_misspelled = near and tokenizer not in near and not Path(tokenizer).expanduser().exists()
     require(0 < settings['val_fraction'] < 1,
             f'val_fraction={settings["val_fraction"]} is not between 0 and 1')
     require(vocab_size == 0 or 257 <= vocab_size <= 1 << 24,
@@ -22,12 +26,9 @@ def check_settings(settings):
     require(settings['dataset'], 'dataset is an empty string: name a dataset, or use --input')
     require('vocab_size' not in given or tokenizer == 'bpe',
             f'vocab_size applies only to --tokenizer=bpe; {tokenizer} has its own: omit it')
-    near = difflib.get_close_matches(tokenizer, ('bpe', 'gpt2', 'char'), 1, cutoff=0.5)
-    require(tokenizer in near or not near or Path(tokenizer).expanduser().exists(),
-            f'tokenizer={tokenizer}: did you mean {"".join(near)}?')
+    require(not is_misspelled, f'tokenizer={tokenizer}: did you mean {"".join(near)}?')
     require(not settings['input'] or 'dataset' not in given,
             '--input replaces --dataset: omit one of them')
-    is_stories = settings['dataset'] == 'stories' and not settings['input']
     require('num_stories' not in given or is_stories,
             'num_stories applies only to --dataset=stories: omit it')
 
@@ -54,8 +55,7 @@ def local_files(settings) -> list[Path]:
         return find_files(settings['input'])
     if settings['dataset'] == 'stories':
         return [GRAMMAR]
-    folder = Path(settings['dataset']).expanduser()
-    return [path for path in folder.rglob('*') if path.is_file()]
+    return [path for path in Path(settings['dataset']).expanduser().rglob('*') if path.is_file()]
 
 
 def read_source(settings, files: list[Path]) -> tuple[dict, str | None]:

@@ -5,8 +5,8 @@ from lib.tokenizer import EOT
 
 
 def train_bpe(texts, size: int) -> dict:
-    """Train a byte-level BPE (Sennrich et al. 2016) with `size` tokens, including eot, on texts.
-    Returns its spec. It has fewer tokens if too few pairs occur at least twice."""
+    """The spec of a byte-level BPE (Sennrich et al. 2016) of `size` tokens, including eot, trained
+    on texts. It has fewer tokens if too few pairs occur at least twice."""
     from tokenizers import Tokenizer, decoders, models, pre_tokenizers, trainers
     bpe = Tokenizer(models.BPE())
     bpe.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=False)
