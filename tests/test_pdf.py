@@ -225,6 +225,27 @@ def test_hebrew_drawn_in_reading_order(tmp_path, parts):
     assert read_pdf_file(path) == ' '.join(parts)
 
 
+def test_spaces_of_hebrew_are_where_its_gaps_are():
+    """MuPDF puts blanks beside punctuation where none are seen."""
+    boxes = [('א', 0, 5), (' ', 9, 13), ('.', 5, 9), (' ', 30, 30), ('ב', 13, 18), (' ', 2, 2),
+             ('ג', 22, 27)]
+    letters = [Letter(text, left, 0, right, 10, 0, 0) for text, left, right in boxes]
+    assert mend_spaces(letters) == 'א. ב ג'
+
+
+def test_a_drop_cap_or_a_large_bullet_does_not_divide_a_paragraph(tmp_path):
+    canvas = Canvas(str(tmp_path / 'a.pdf'))
+    lines = simpleSplit(STORY[1:], 'Helvetica', 12, 270)
+    for first, size, x, bottom in ((STORY[0], 44, 102, 672), ('•', 24, 90, 496)):
+        canvas.setFont('Helvetica', size)
+        canvas.drawString(72, bottom, first)
+        canvas.setFont('Helvetica', 12)
+        for i, line in enumerate(lines):
+            canvas.drawString(x, bottom + (28 if size == 44 else 4) - 14 * i, line)
+    canvas.save()
+    assert read_pdf_file(tmp_path / 'a.pdf') == f'{STORY}\n\n• {STORY[1:]}'
+
+
 def test_soft_hyphens_vanish_between_letters_and_are_hyphens_between_digits(tmp_path):
     content = b'BT /F 12 Tf 72 700 Td (ABCBA) Tj 0 -40 Td (DBE) Tj ET'
     path = raw_pdf(tmp_path / 'a.pdf', zlib.compress(content), '/a/sfthyphen/b/one/two')
@@ -308,7 +329,7 @@ def test_gaps_become_spaces_and_covered_spaces_vanish():
     assert mended('letter', {1: 1}) == 'letter' and mended('x=1', {0: 3, 1: 3}) == 'x=1'
     backward = [Letter(letter, left, 0, left + 5, 10, 0, 0)
                 for letter, left in zip('אבגד', (18, 13, 5, 0))]
-    assert mend_spaces(backward, both_ways=True) == 'אב גד'
+    assert mend_spaces(backward) == 'אב גד'
 
 
 def test_a_pdf_without_spaces_is_named_and_kept(tmp_path, capsys):

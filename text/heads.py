@@ -1,5 +1,6 @@
 """Drop running heads and page numbers, which are not part of a PDF's text."""
 import re
+import statistics
 from collections import Counter
 from itertools import pairwise
 
@@ -39,18 +40,17 @@ def drop_running_heads(pages: list[list[Line]], gap: float) -> list[list[Line]]:
 def outer_lines(page: list[Line], gap: float) -> list[Line]:
     """Up to two lines that are set apart at the top and at the bottom, and all lines whose
     direction differs from that of most lines."""
-    turns = Counter(line.turns for line in page)
-    usual = max(turns, key=turns.get, default=0)
+    usual = statistics.mode([line.turns for line in page] or [0])
     found = [line for line in page if line.turns != usual]
     lines = sorted((line for line in page if line.turns == usual), key=lambda line: -line.bottom)
     if len(lines) == 1:
         return found + lines
     apart = [above.bottom - line.bottom > gap * max(above.height, line.height)
              for above, line in pairwise(lines)]
-    for n in (1, 2):
-        if apart[n - 1:n] == [True]:
+    for n in range(1, min(3, len(lines))):
+        if apart[n - 1]:
             found += lines[:n]
-        if apart[-n:][:1] == [True]:
+        if apart[-n]:
             found += lines[-n:]
     return found
 
@@ -62,11 +62,9 @@ def outer_numbers(line: Line) -> list[int]:
 
 def is_repeated(line: Line, other: Line) -> bool:
     """Whether lines of two pages have the same position, and the same text apart from digits."""
-    if abs(line.bottom - other.bottom) > line.height / 2:
-        return False
-    if HEADING.fullmatch(line.text):
-        return line.text == other.text
-    return pattern(line) == pattern(other)
+    is_same = line.text == other.text or not HEADING.fullmatch(line.text)
+    return (is_same and pattern(line) == pattern(other)
+            and abs(line.bottom - other.bottom) <= line.height / 2)
 
 
 def pattern(line: Line) -> str:

@@ -17,9 +17,9 @@ NO_SPACE = re.compile(rf'({HYPHEN}|[/_—\u3000-\u9fff\uff00-\uffef]|\S-)$')
 LEADERS = re.compile(r'\s*([.·…_]\s?){4,}\s*([\divxlc]+\s*$)?')
 BULLET, LABEL = '[•◦▪‣●○■–—*-]', r'[(\[]?(\d{1,3}|[a-zA-Z])[)\]]'
 LIST_ITEM = re.compile(rf'({BULLET}|{LABEL}|\d+\.(\d+\.?)*|\[\w+\]) ')
-SPACING_ACCENT = re.compile(r'([¨´ˆ˜ˇ˘˚¯¸˝])([^\W\d_])')
 COMBINING = dict(zip('¨´ˆ˜ˇ˘˚¯¸˝',
                      '\u0308\u0301\u0302\u0303\u030c\u0306\u030a\u0304\u0327\u030b'))
+SPACING_ACCENT = re.compile(rf'([{"".join(COMBINING)}])([^\W\d_])')
 NOT_TEXT = [*range(9), *range(11, 32), *range(127, 160), *range(0xe000, 0xf900)]
 REPAIRS = dict.fromkeys(NOT_TEXT, ' ') | {0xad: HYPHEN, 0xf0b7: '•'}    # 0xad is a soft hyphen
 REPAIRS |= {0xfb00: 'ff', 0xfb01: 'fi', 0xfb02: 'fl', 0xfb03: 'ffi', 0xfb04: 'ffl'}
@@ -29,15 +29,12 @@ def text_of_pages(pages: list[list[Line]]) -> str:
     """The text of pages, given the lines of each in reading order."""
     pages = [[clean(line) for line in page] for page in pages]
     pages = [join_rows([line for line in page if line.text]) for page in pages]
-    steps = line_steps(pages)
-    pages = drop_running_heads(pages, gap=1.25 * steps[len(steps) // 4])
-    steps = line_steps(pages)
-    limit = 1.25 * steps[(len(steps) - 1) // 2]         # the median
+    pages = drop_running_heads(pages, gap=1.25 * line_step(pages, 0.25))
+    limit = 1.25 * line_step(pages, 0.5)
     blocks = [block for page in pages for block in add_edges(divide(page, limit))]
     return join_words(join_blocks(blocks)).strip()
 
 
-# ---- letters
 def clean(line: Line) -> Line:
     """Repair mojibake, ligatures and accents in a line, and remove control characters."""
     import ftfy
@@ -54,12 +51,12 @@ def put_accent(match: re.Match) -> str:
 
 
 # ---- blocks
-def line_steps(pages: list[list[Line]]) -> list[float]:
-    """The distances between consecutive lines, in line heights, sorted."""
+def line_step(pages: list[list[Line]], quantile: float) -> float:
+    """A quantile of the distances between consecutive lines, in line heights."""
     steps = [round((line.bottom - below.bottom) / line.height, 1)
              for page in pages for line, below in pairwise(page)
              if line.height and line.bottom > below.bottom]
-    return sorted(steps) or [1]
+    return sorted(steps)[int(quantile * (len(steps) - 1))] if steps else 1
 
 
 def divide(page: list[Line], limit: float) -> list[list[Line]]:
@@ -76,8 +73,8 @@ def divide(page: list[Line], limit: float) -> list[list[Line]]:
 
 def same_height(a: Line, b: Line) -> bool:
     """Whether two lines have about the same height and direction."""
-    same_direction = (a.turns, a.mirrored) == (b.turns, b.mirrored)
-    return same_direction and abs(a.height - b.height) <= 0.15 * max(a.height, b.height)
+    return ((a.turns, a.mirrored) == (b.turns, b.mirrored)
+            and abs(a.height - b.height) <= 0.15 * max(a.height, b.height))
 
 
 def add_edges(blocks: list[list[Line]]) -> list[list[Line]]:
@@ -111,9 +108,9 @@ def join_blocks(blocks: list[list[Line]]) -> str:
         block_left = min(line.left for line in block)
         code_continues = last and last.code and block[0].code
         left = min(left, block_left) if code_continues else block_left
+        if re.search(r'[^\W\d_]-\Z', text[-2:]):
+            text = text[:-1] + HYPHEN           # PDFium does not look beyond the page
         for i, line in enumerate(block):
-            if i == 0 and re.search(r'[^\W\d_]-\Z', text[-2:]):
-                text = text[:-1] + HYPHEN       # PDFium does not look beyond the page
             if last and continues(last, line, below=i > 0):
                 text += ('' if NO_SPACE.search(last.text) else ' ') + line.text
             else:
@@ -127,8 +124,13 @@ def join_blocks(blocks: list[list[Line]]) -> str:
 def continues(last: Line, line: Line, below: bool) -> bool:
     """Whether a line continues the paragraph of the last one. below: it is directly below
     that; otherwise it may be at the top of the next column or page."""
+    both = (last, line)
+    is_numbers = all(re.search(r'\s[\d.,]*\d$', each.text) for each in both)
+    is_contents = any(LEADERS.search(each.text) for each in both)
+    is_code = last.code and line.code
+    stands_alone = is_numbers or is_contents or is_code or last.tabs & line.tabs
     after_gap = not below and line.bottom < last.bottom
-    if after_gap or stands_alone(last, line) or not same_height(last, line):
+    if stands_alone or after_gap or LIST_ITEM.match(line.text) or not same_height(last, line):
         return False
     if last.text.endswith(HYPHEN):
         return True
@@ -137,14 +139,6 @@ def continues(last: Line, line: Line, below: bool) -> bool:
         return not indented and is_full(last, line)
     in_sentence = last.text[-1] not in '.:!?' and line.text[0].islower()
     return in_sentence and is_full(last, line)
-
-
-def stands_alone(last: Line, line: Line) -> bool:
-    """Whether a line never continues another: code, a list item, a row of a table or contents."""
-    numbers = all(re.search(r'\s[\d.,]*\d$', each.text) for each in (last, line))
-    leaders = LEADERS.search(last.text) or LEADERS.search(line.text)
-    in_table = last.tabs & line.tabs or last.code and line.code
-    return bool(in_table or LIST_ITEM.match(line.text) or numbers or leaders)
 
 
 # ---- words

@@ -28,7 +28,9 @@ def read_letters(textpage, text: str, places: list[int], mirrored: bool) -> list
     boxes = [textpage.get_charbox(index, loose=True) for index in indices]
     turns = [round(raw.FPDFText_GetCharAngle(textpage, index) / (math.pi / 2)) % 4
              for index in indices]
-    if is_vertical([box for letter, box in zip(text, boxes) if letter != ' ']):
+    visible = [box for letter, box in zip(text, boxes) if letter != ' ']
+    goes_down = [above[1] > below[3] - 1 for above, below in pairwise(visible)]
+    if goes_down and all(goes_down):            # vertical Japanese
         turns = [1] * len(text)
     letters = []
     for i, (left, bottom, right, top) in enumerate(boxes):
@@ -43,36 +45,32 @@ def read_letters(textpage, text: str, places: list[int], mirrored: bool) -> list
     return in_reading_order(letters) if mirrored else letters
 
 
-def is_vertical(boxes: list[tuple]) -> bool:
-    """Whether each letter is below the one before, as in vertical Japanese."""
-    return len(boxes) > 1 and all(above[1] > below[3] - 1 for above, below in pairwise(boxes))
-
-
 def in_reading_order(letters: list[Letter]) -> list[Letter]:
     """The letters of a mirrored line. PDFium turns right-to-left text around even if the file has
     its letters in reading order: turn its words, and the letters in each, back."""
     words = [list(word) for _, word in groupby(letters, key=lambda letter: letter.text.isspace())]
     if words[0][0].left > words[-1][0].left:
         words.reverse()
-    ordered = []
     for word in words:
         text = ''.join(letter.text for letter in word)
         is_backward = RIGHT_TO_LEFT.search(text) and word[0].left > word[-1].left
         if is_backward and not re.search('[a-zA-Z0-9]', text):
             word.sort(key=lambda letter: letter.left)
-        ordered += word
-    return ordered
+    return [letter for word in words for letter in word]
 
 
 def find_cells(letters: list[Letter]) -> list[tuple[str, list[Letter]]]:
     """Split a line at gaps wider than its height: the text and the letters of each part."""
     if any(RIGHT_TO_LEFT.match(letter.text) for letter in letters):
-        return [(mend_spaces(letters, both_ways=True), letters)]
-    drawn = [letter for letter in letters if letter.text != ' ' or letter.right > letter.left]
-    spacing = letter_spacing(drawn)
-    if spacing:
-        letters = drawn                         # drop the spaces that PDFium guessed
+        return [(mend_spaces(letters), letters)]
     height = letters[0].top - letters[0].bottom
+    drawn = [letter for letter in letters if letter.text != ' ' or letter.right > letter.left]
+    gaps = gaps_in_words(drawn)
+    spacing = statistics.median(gaps) if len(gaps) > 4 else 0
+    if 0.1 * height < spacing < 0.6 * height:
+        letters = drawn                         # letterspaced: drop the spaces that PDFium guessed
+    else:
+        spacing = 0
     cells = []
     start = last = 0
     for i, letter in enumerate(letters):
@@ -87,30 +85,35 @@ def find_cells(letters: list[Letter]) -> list[tuple[str, list[Letter]]]:
     return [(mend_spaces(cell, spacing), cell) for cell in cells if not cell[-1].text.isspace()]
 
 
-def letter_spacing(letters: list[Letter]) -> float:
-    """The usual gap between the letters of a letterspaced title; 0 in other text."""
-    gaps = [b.left - a.right for a, b in pairwise(letters) if (a.text + b.text).isalpha()]
-    spacing = statistics.median(gaps) if len(gaps) > 4 else 0
-    height = letters[0].top - letters[0].bottom
-    return spacing if 0.1 * height < spacing < 0.6 * height else 0
+def gaps_in_words(letters: list[Letter]) -> list[float]:
+    """The gaps between neighboring letters of the alphabet."""
+    return [b.left - a.right for a, b in pairwise(letters) if (a.text + b.text).isalpha()]
 
 
-def mend_spaces(letters: list[Letter], spacing: float = 0, both_ways: bool = False) -> str:
-    """The text, adding a space in each wide gap between letters and dropping spaces that the next
-    letter covers: groff produces both. In a right-to-left script, digits run the other way."""
+def mend_spaces(letters: list[Letter], spacing: float = 0) -> str:
+    """The text, with a space in each wide gap between words and without spaces that a letter
+    covers: groff and MuPDF produce both. spacing: the usual gap in a letterspaced title."""
+    is_right_to_left = any(RIGHT_TO_LEFT.match(letter.text) for letter in letters)
     text = letters[0].text
-    for i, (last, letter) in enumerate(pairwise(letters)):
-        gap, width = letter.left - last.right, last.right - last.left
-        if both_ways:
-            gap = max(gap, last.left - letter.right)
+    last, space = letters[0], None
+    for i, letter in enumerate(letters[1:], 1):
+        if letter.text.isspace():
+            space = letter
+            continue
+        # In a right-to-left script, digits run the other way, and spaces may be anywhere.
+        gap = max(letter.left - last.right, last.left - letter.right)
+        height = last.top - last.bottom
         # In a letterspaced word, the gaps beside this one are as wide.
-        beside = [b.left - a.right for a, b in pairwise(letters[max(0, i - 1):i + 3])
-                  if (a.text + b.text).isalpha()]
-        usual = max(0, spacing, min(beside) if len(beside) > 1 else 0)
-        is_wide = gap > usual + 0.2 * (last.top - last.bottom)
-        if last.text == ' ' and gap < -0.7 * width < 0:
-            text = text[:-1]
-        elif is_wide and (spacing or WORDS.match(last.text + letter.text)):
-            text += ' '
-        text += letter.text
+        beside = gaps_in_words(letters[max(0, i - 2):i + 2])
+        usual = max(spacing, min(beside) if len(beside) > 1 else 0)
+        if space and is_right_to_left:
+            is_apart = gap > 0.075 * height
+        elif space:
+            width = space.right - space.left
+            is_apart = width <= 0 or letter.left >= space.left + 0.3 * width
+        else:
+            is_word = spacing or WORDS.match(last.text + letter.text)
+            is_apart = is_word and gap > usual + 0.2 * height
+        text += ' ' + letter.text if is_apart else letter.text
+        last, space = letter, None
     return text

@@ -38,40 +38,30 @@ def join_rows(cells: list[Line]) -> list[Line]:
     return lines
 
 
-def sort_by_place(lines: list[Line]) -> list[Line]:
-    """Sort lines from top to bottom and, at the same height, from left to right."""
-    rows = []
-    for line in sorted(lines, key=lambda line: -line.bottom):
-        if rows and rows[-1][0].bottom - line.bottom < line.height / 2:
-            rows[-1].append(line)
-        else:
-            rows.append([line])
-    return [line for row in rows for line in sorted(row, key=lambda line: line.left)]
-
-
 def is_beside(row: list[Line], cell: Line) -> bool:
-    """Whether a cell is to the right of a row and overlaps half of the smaller one's height."""
+    """Whether a cell is beside all cells of a row and overlaps half the height of the last one."""
     last = row[-1]
-    if (cell.turns, cell.mirrored) != (last.turns, last.mirrored):
-        return False
-    is_outside = cell.left > max(each.right for each in row) - 1
-    if cell.turns or cell.mirrored:             # PDFium may list these in any order
-        is_outside |= cell.right < min(each.left for each in row) + 1
+    is_apart = all(cell.left > each.right - 1 or cell.right < each.left + 1 for each in row)
     top = min(last.bottom + last.height, cell.bottom + cell.height)
     shared = top - max(last.bottom, cell.bottom)
-    return is_outside and shared >= 0.5 * min(last.height, cell.height)
+    return (is_apart and shared >= 0.5 * min(last.height, cell.height)
+            and (cell.turns, cell.mirrored) == (last.turns, last.mirrored))
 
 
 def join_row(row: list[Line]) -> Line:
+    """The line of a row's cells. Its height is that of the highest, except a drop cap or bullet."""
     row = sorted(row, key=lambda cell: cell.left)
     text = row[0].text
     for last, cell in pairwise(row):
-        is_apart = cell.left - last.right > 0.15 * cell.height
+        is_apart = cell.left - last.right > 0.15 * max(last.height, cell.height)
         text += ' ' + cell.text if is_apart else cell.text
-    higher = max(row, key=lambda cell: cell.height)
+    body = row
+    if len(row) > 1 and len(row[0].text) == 1 and row[0].height > 1.3 * row[1].height:
+        body = row[1:]
+    higher = max(body, key=lambda cell: cell.height)
     tabs = frozenset(round(cell.left) for cell in row[1:])
-    return row[0]._replace(text=text, right=row[-1].right, bottom=higher.bottom, tabs=tabs,
-                           height=higher.height, code=all(cell.code for cell in row))
+    return body[0]._replace(text=text, right=row[-1].right, bottom=higher.bottom, tabs=tabs,
+                            height=higher.height, code=all(cell.code for cell in row))
 
 
 def find_columns(rows: list[list[Line]]) -> tuple[list[list[Line]], int]:
@@ -93,12 +83,11 @@ def is_in_column(cell: Line, column: list[Line]) -> bool:
 
 def is_prose(column: list[Line]) -> bool:
     """Whether a column has at least three lines, most of them full, with several words each."""
-    if len(column) < 3 or any(line.code for line in column):
-        return False
     edge = max(line.right for line in column)
     n_full = sum(is_full(line._replace(edge=edge), below) for line, below in pairwise(column))
     n_words = sum(len(line.text.split()) for line in column)
-    return n_words >= 3 * len(column) and n_full >= 0.6 * (len(column) - 1)
+    return (len(column) > 2 and n_words >= 3 * len(column) and n_full >= 0.6 * (len(column) - 1)
+            and not any(line.code for line in column))
 
 
 def is_full(line: Line, below: Line) -> bool:

@@ -16,19 +16,20 @@ from pathlib import Path
 from lib.errors import require
 from lib.settings import ROOT
 from lib.terminal import warn
-from text.layout import HYPHEN, text_of_pages
+from text.layout import HYPHEN, glued, text_of_pages
 from text.letters import RIGHT_TO_LEFT, Letter, find_cells, read_letters
-from text.lines import Line, sort_by_place
+from text.lines import Line
 
 MAX_MEMORY = 1 << 30            # bytes, where the system can limit a process
 MAX_SECONDS = 120
 MAX_CHARACTERS = 50_000_000
 MAX_LOST = 0.01                 # warn if a larger share of the letters is lost
+MAX_GLUED = 0.02                # warn if a larger share of the text is in glued words
 MONOSPACED = re.compile(r'mono(?!type)|courier|typewriter|consol|menlo|fixed|code|tt\d', re.I)
 
 
 def read_pdf_file(path) -> str:
-    """The text of a PDF file. Warns if letters are missing.
+    """The text of a PDF file. Warns if letters or spaces are missing.
 
     Raises ValueError with the reason if it is unreadable, and Error if pypdfium2 is missing."""
     require(importlib.util.find_spec('pypdfium2'),
@@ -51,24 +52,21 @@ def read_pdf_file(path) -> str:
 
 # ---- in the subprocess
 def main(path):
+    with contextlib.suppress(ImportError, ValueError, OSError):     # not on Windows or macOS
+        import resource
+        resource.setrlimit(resource.RLIMIT_CORE, (0, 0))
+        resource.setrlimit(resource.RLIMIT_AS, (MAX_MEMORY, MAX_MEMORY))
     try:
-        limit_memory()
         pages, lost = read_pages(path)
         text = text_of_pages(pages)
     except Exception as e:                      # a damaged file makes libraries raise anything
         sys.exit(' '.join(str(e).split()) or type(e).__name__)
     if lost > MAX_LOST:
         warn(f'{lost:.0%} of its letters cannot be read')
+    if glued(text) > MAX_GLUED:
+        warn(f'{glued(text):.1%} of its text is in words of 18 letters or more; '
+             'spaces seem to be missing')
     sys.stdout.buffer.write(text.encode(errors='replace'))
-
-
-def limit_memory():
-    with contextlib.suppress(ImportError, ValueError, OSError):     # not on Windows or macOS
-        import resource
-        resource.setrlimit(resource.RLIMIT_CORE, (0, 0))
-        hard = resource.getrlimit(resource.RLIMIT_AS)[1]
-        limit = MAX_MEMORY if hard == resource.RLIM_INFINITY else min(MAX_MEMORY, hard)
-        resource.setrlimit(resource.RLIMIT_AS, (limit, hard))
 
 
 def read_pages(path) -> tuple[list[list[Line]], float]:
@@ -87,7 +85,7 @@ def read_pages(path) -> tuple[list[list[Line]], float]:
             lines = read_lines(textpage)
             turns = statistics.mode([line.turns for line in lines] or [0])
             if document.formenv or (turns + page.get_rotation() // 90) % 4:     # out of order
-                lines = sort_by_place(lines)
+                lines.sort(key=lambda line: -line.bottom)
             pages.append(lines)
             letters += textpage.count_chars()
             lost += count_lost(page, textpage)
@@ -112,7 +110,6 @@ def count_lost(page, textpage) -> float:
     return lost
 
 
-# ---- lines
 def read_lines(textpage) -> list[Line]:
     """The lines of a page, split at wide gaps and where the direction changes."""
     text = textpage.get_text_range()
@@ -132,7 +129,10 @@ def read_lines(textpage) -> list[Line]:
 
 
 def make_line(textpage, text: str, letters: list[Letter], mirrored: bool) -> Line:
-    higher = max(letters[0], letters[-1], key=lambda letter: letter.top - letter.bottom)
+    first, last = letters[0], letters[-1]
+    if text[1:2] == ' ' and first.top - first.bottom > 1.3 * (last.top - last.bottom):
+        first = last                            # a large bullet
+    higher = max(first, last, key=lambda letter: letter.top - letter.bottom)
     left, right = min(letter.left for letter in letters), max(letter.right for letter in letters)
     word = abs(letters[len(text.split()[0]) - 1].right - letters[0].left)
     code = is_monospaced(textpage, letters[0]) and is_monospaced(textpage, letters[-1])
