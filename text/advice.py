@@ -1,4 +1,4 @@
-"""A model size for the amount of text: the training command that prepare.py prints."""
+"""The training command that prepare.py prints, with a model size for the amount of text."""
 import math
 import platform
 import shlex
@@ -7,12 +7,12 @@ import time
 
 import numpy as np
 
-TOKENS_PER_STEP = 4096
+TOKENS_PER_STEP = 4096          # of config/papers.py
 
 
 def print_next(source: str, name: str, meta: dict):
-    """Print the command that trains on data/NAME and, if this depends on the text and the CPU,
-    roughly how long that takes."""
+    """Print the command that trains on data/NAME and, without a GPU, an estimate of the minutes;
+    recipes that do not depend on the text state theirs."""
     has_gpu = bool(shutil.which('nvidia-smi')) or platform.system() == 'Darwin'
     if source not in ('stories', 'tinystories') and not has_gpu:
         fitting = fitting_settings(meta['train']['tokens'], has_gpu)
@@ -23,39 +23,38 @@ def print_next(source: str, name: str, meta: dict):
 
 def next_command(source: str, name: str, meta: dict, has_gpu: bool) -> str:
     """The command that trains on data/NAME, quoted for a shell."""
-    if source == 'stories':
-        arguments = ['config/stories.py']
-        if name != 'stories':
-            arguments += [f'--dataset={name}', f'--out_dir=out/{name}']
+    arguments = [f'--dataset={name}', f'--out_dir=out/{name}']
+    if source == name == 'stories':
+        recipe, arguments = 'stories', []       # the recipe's own settings
+    elif source == 'stories':
+        recipe = 'stories'
     elif source == 'tinystories':
-        recipe = 'config/tinystories.py' if has_gpu else 'config/tinystories_cpu.py'
-        arguments = [recipe, f'--dataset={name}', f'--out_dir=out/{name}']
+        recipe = 'tinystories' if has_gpu else 'tinystories_cpu'
     else:
-        arguments = ['config/papers.py', f'--dataset={name}', f'--out_dir=out/{name}']
-        tokens = meta['train']['tokens']
-        fitting = fitting_settings(tokens, has_gpu)
+        recipe = 'papers'
+        fitting = fitting_settings(meta['train']['tokens'], has_gpu)
         arguments += [f'--{key}={value}' for key, value in fitting.items()]
-    return shlex.join(['python', 'train.py', *arguments])
+    return shlex.join(['python', 'train.py', f'config/{recipe}.py', *arguments])
 
 
 def fitting_settings(tokens: int, has_gpu: bool) -> dict:
     """Overrides of config/papers.py that suit this number of training tokens and this machine.
 
-    Steps grow with the square root of the tokens: at TOKENS_PER_STEP, 0.2 MB is trained on
-    for 16 epochs and 20 MB for 2. docs/measurements.md says how this was found."""
-    max_iters = max(100, round(math.sqrt(tokens)))
-    shape = {}
+    Steps grow with the square root of the tokens: 0.2 MB is trained on for 16 epochs and 20 MB
+    for 2. docs/measurements.md says how this was found."""
+    fitting = {}
     if tokens < 200_000:
-        shape = {'n_layer': 4, 'n_head': 3, 'n_embd': 192, 'dropout': 0.2}
+        fitting = {'n_layer': 4, 'n_head': 3, 'n_embd': 192, 'dropout': 0.2}
     elif tokens < 1_000_000:
-        shape = {'n_layer': 4, 'n_head': 4, 'n_embd': 256, 'dropout': 0.1}
+        fitting = {'n_layer': 4, 'n_head': 4, 'n_embd': 256, 'dropout': 0.1}
     elif tokens < 2_000_000 or not has_gpu:
-        shape = {'n_layer': 4, 'n_head': 4, 'n_embd': 256}
+        fitting = {'n_layer': 4, 'n_head': 4, 'n_embd': 256}
     if not has_gpu:
-        shape['fused_attention'] = False
+        fitting['fused_attention'] = False
     if tokens <= 256:
-        shape['block_size'] = max(1, tokens // 2)
-    return {**shape, 'max_iters': max_iters, 'eval_interval': max_iters // 8}
+        fitting['block_size'] = max(1, tokens // 2)
+    max_iters = max(100, round(math.sqrt(tokens)))
+    return {**fitting, 'max_iters': max_iters, 'eval_interval': max_iters // 8}
 
 
 def training_minutes(fitting: dict, vocab_size: int) -> float:
@@ -64,7 +63,7 @@ def training_minutes(fitting: dict, vocab_size: int) -> float:
     parameters = n_embd * (12 * fitting['n_layer'] * n_embd + vocab_size)   # used by each token
     flops = 6 * parameters * fitting['max_iters'] * TOKENS_PER_STEP
     matrix, seconds = np.ones((1024, 1024), np.float32), []
-    for _ in range(5):                                      # the first starts the threads
+    for _ in range(5):                          # the first starts the threads
         began = time.perf_counter()
         matrix @ matrix
         seconds.append(time.perf_counter() - began)

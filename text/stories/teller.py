@@ -37,10 +37,8 @@ def read_grammar(path=GRAMMAR) -> dict[str, list[Option]]:
     """The options of each rule. Raises Error, with the rule's name, for bad notation."""
     text = Path(path).read_text(encoding='utf-8') + '\n'
     text = re.sub(r'^[ \t]*#.*\n', '', text, flags=re.M)            # comments
-    stray = RULE.sub('', text).strip()
-    if stray:
-        line = stray.splitlines()[0]
-        raise Error(f'{path}: expected `rule:` or an indented line, got {line!r}')
+    for line in RULE.sub('', text).split('\n'):
+        require(not line.strip(), f'{path}: expected `rule:` or an indented line, got {line!r}')
     grammar = {}
     for rule, attributes, body in RULE.findall(text):
         try:
@@ -53,9 +51,10 @@ def read_grammar(path=GRAMMAR) -> dict[str, list[Option]]:
         has_good_braces = not any(PART.sub('', text) for text in texts)
         require(is_new and is_complete and has_good_braces,
                 f'{path}: rule {rule} has broken braces, an empty field, or a duplicate')
+        grammar[rule] = []
         for word in words:
             parts = [Part(*found) for found in PART.findall(word['']) if any(found)]
-            grammar.setdefault(rule, []).append(Option(parts, word))
+            grammar[rule].append(Option(parts, word))
     require('plot' in grammar, f'{path} has no rule plot')
     return grammar
 
@@ -75,8 +74,8 @@ def read_words(attributes: str, body: str) -> list[dict[str, str]]:
 
 def join_paragraphs(text: str) -> str:
     """The text with one line per paragraph; in the file, blank lines separate them."""
-    paragraphs = (' '.join(paragraph.split()) for paragraph in re.split(r'\n\s*\n', text))
-    return '\n'.join(paragraph for paragraph in paragraphs if paragraph)
+    paragraphs = re.split(r'\n\s*\n', text.strip())
+    return '\n'.join(' '.join(paragraph.split()) for paragraph in paragraphs)
 
 
 # ---- telling
