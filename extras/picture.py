@@ -1,5 +1,6 @@
 """Pictures for plot.py and attention.py: readable on any background, in any script."""
 import contextlib
+import os
 import warnings
 
 from lib.errors import Error
@@ -9,20 +10,25 @@ from lib.terminal import warn
 
 @contextlib.contextmanager
 def new_picture(path, size: tuple[float, float], text: str, layout: str, dpi: float = 160):
-    """Yield a figure of `size` inches with fonts for the text; write it to `path` as PNG.
-
+    """Yield a figure of `size` inches with fonts for the text; then write it to `path` as PNG.
     Raises Error if matplotlib is missing or the file cannot be written."""
     try:
         from matplotlib import style
         from matplotlib.figure import Figure
     except ImportError as e:
         raise Error(f'pictures need matplotlib: pip install matplotlib ({e})') from e
-    with style.context(['default', {'font.family': fonts_for(text)}]), warnings.catch_warnings():
+    settings = {'font.family': fonts_for(text), 'text.parse_math': False}       # $ is just text
+    with style.context(['default', settings]), warnings.catch_warnings():
         warnings.filterwarnings('ignore', 'Glyph')              # fonts_for has already warned
         figure = Figure(size, layout=layout, facecolor='white')
         yield figure
         with atomic(path) as temporary:
             figure.savefig(temporary, format='png', dpi=dpi, facecolor='white')
+
+
+def name_of(path) -> str:
+    """A path as text, also where Python was told to use ASCII, and str() cannot be drawn."""
+    return os.fsencode(path).decode(errors='replace')
 
 
 def fonts_for(text: str) -> list[str]:

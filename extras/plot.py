@@ -12,7 +12,7 @@ import contextlib
 import csv
 from pathlib import Path
 
-from extras.picture import new_picture
+from extras.picture import name_of, new_picture
 from lib import checkpoint as checkpoints
 from lib.dataset import bits_per_byte, open_dataset
 from lib.errors import Error, require
@@ -39,7 +39,7 @@ def read_log(run: Path) -> list[dict]:
 
 def curve(run: Path, column: str) -> tuple[list, list]:
     """The steps and values of a column. Step 0, before training, is left out."""
-    found = [row for row in read_log(run) if row.get('step', 0) > 0 and column in row]
+    found = [row for row in read_log(run) if row['step'] > 0 and column in row]
     return [row['step'] for row in found], [row[column] for row in found]
 
 
@@ -51,9 +51,8 @@ def smooth(values: list[float]) -> list[float]:
 
 
 def describe(run: Path, in_bits: bool) -> tuple[str, float | None]:
-    """What the run trained, if its checkpoint is there, and the floor of its validation loss. The
-    floor is known if the dataset is still the same and the run evaluated all of its validation
-    split."""
+    """What the run trained, if its checkpoint is there, and the floor of its validation loss, if
+    the dataset has not changed and the run evaluated its whole validation split."""
     title, floor = '', None
     with contextlib.suppress(Error, KeyError):
         checkpoint = checkpoints.load(run)
@@ -76,7 +75,7 @@ def read_lines(runs: list[Path]) -> list[tuple]:
         lines = [('training', COLORS[1], steps, smooth(values)),
                  ('validation', COLORS[0], *curve(runs[0], 'val_loss'))]
     else:
-        lines = [(str(run)[-30:], COLORS[i % len(COLORS)], *curve(run, 'bits_per_byte'))
+        lines = [(name_of(run)[-30:], COLORS[i % len(COLORS)], *curve(run, 'bits_per_byte'))
                  for i, run in enumerate(runs)]
     return [line for line in lines if line[-1]]
 
@@ -85,25 +84,25 @@ def plot_losses(runs: list[Path], path, floor: float | None = None):
     """Plot the losses of runs to a picture at `path`: for one run in nats per token, for several
     in bits per byte. Plots nothing until there is a loss.
 
-    floor: of the validation loss; None = the dataset's, if it is known and the same for all
-    runs."""
+    floor: of the validation loss; None = that of the datasets, if it is the same for all runs."""
     lines = read_lines(runs)
     if not lines:
         return
     titles, floors = zip(*[describe(run, in_bits=len(runs) > 1) for run in runs])
     if floor is None and len(set(floors)) == 1:
         floor = floors[0]
-    title, notes = titles[0] or str(runs[0]), [f'{runs[0]}', NOTE]
+    names = [name_of(run) for run in runs]
+    title, notes = titles[0] or names[0], [names[0], NOTE]
     if len(runs) > 1:
         title = f'Validation loss of {len(runs)} runs'
-        notes = [f'{run}: {text}' if text else str(run) for run, text in zip(runs, titles)]
+        notes = [f'{name}: {text or "no checkpoint"}'
+                 for name, text in zip(names, titles)]
     with new_picture(path, (9, 5), '\n'.join([title, *notes]), 'constrained') as figure:
         figure.get_layout_engine().set(w_pad=0.15, h_pad=0.12)
         axes, strip = figure.subplots(2, sharex=True, height_ratios=[8, 1])
-        axes.set_title(title, loc='left', pad=18 + 11 * len(notes), fontsize=13, weight='bold',
-                       parse_math=False)
+        axes.set_title(title, loc='left', pad=18 + 11 * len(notes), fontsize=13, weight='bold')
         axes.annotate('\n'.join(notes), (0, 1), (0, 8), xycoords='axes fraction', fontsize=9,
-                      textcoords='offset points', color='0.35', parse_math=False)
+                      textcoords='offset points', color='0.35')
         axes.set_ylabel('loss, nats per token' if len(runs) == 1 else 'loss, bits per byte')
         if len(runs) == 1:
             axes.plot(*curve(runs[0], 'train_loss'), color=COLORS[1], lw=0.7, alpha=0.35)
@@ -135,9 +134,9 @@ def draw_lines(axes, lines: list[tuple], floor: float | None):
     ends = sorted((values[-1], label, color) for label, color, _, values in lines)
     for value, label, color in ends:
         height = max(min(value, top), height + gap)         # absurd values stay in the picture
-        axes.annotate(f'{label} {value:.4f}', (1.02, height), xycoords=('axes fraction', 'data'),
-                      va='center', fontsize=10, color=color, parse_math=False,
-                      weight='normal' if label == 'training' else 'bold', annotation_clip=False)
+        axes.text(1.02, height, f'{label} {value:.4f}', transform=axes.get_yaxis_transform(),
+                  va='center', fontsize=10, color=color,
+                  weight='normal' if label == 'training' else 'bold')
 
 
 def draw_rates(strip, runs: list[Path]):
@@ -145,18 +144,19 @@ def draw_rates(strip, runs: list[Path]):
     for i, run in enumerate(runs):
         color = COLORS[i % len(COLORS)] if len(runs) > 1 else '0.4'
         strip.plot(*curve(run, 'lr'), color=color, lw=1.2)
-    peak = max(strip.dataLim.ymax, 0.0)
-    strip.set_ylim(0, 1.15 * peak or 1)
+    peak = strip.dataLim.ymax
     strip.set_yticks([0, peak], ['0', f'{peak:.2g}'], fontsize=8)
     strip.locator_params(axis='x', nbins=8, integer=True)
     strip.xaxis.set_major_formatter('{x:,.0f}')
     strip.set_xlabel('step')
-    strip.annotate('learning rate', (1.02, 0.5), xycoords='axes fraction', va='center',
-                   fontsize=10, color='0.4', annotation_clip=False)
+    strip.text(1.02, 0.5, 'learning rate', transform=strip.transAxes, va='center', fontsize=10,
+               color='0.4')
 
 
 def main():
-    folders = [Path(run.strip()).expanduser() for run in runs.split(',')]
+    is_one = Path(runs).expanduser().is_dir()               # its name may have a comma
+    names = [runs] if is_one else runs.split(',')
+    folders = [Path(name.strip()).expanduser() for name in names]
     path = Path(to).expanduser() if to else folders[0] / 'plot.png'
     require(path.suffix == '.png', f'to={to}: the name must end in .png')
     require(read_lines(folders), f'{runs}: no loss after step 0 yet; train longer')
