@@ -14,7 +14,7 @@ from torch import Tensor
 
 from extras.picture import new_picture
 from lib.errors import require
-from model import GPT, Attention, GPTConfig, causal_mask, rotate
+from model import GPT, Attention, GPTConfig, attend, rotate
 from sample import LanguageModel, load, read_prompt
 
 MAX_TOKENS = 64                 # with more, labels are too small to read
@@ -24,15 +24,16 @@ MAX_PIXELS = 12_000             # on the longer side, to fit in memory
 def attention_weights(model: GPT, idx: Tensor) -> list[Tensor]:
     """The attention weights of each layer, (H, T, T) each, for ids (1, T). Row i is how much
     token i attends to each token. Raises Error if a block has no Attention."""
-    weights = []
-    require(all(isinstance(getattr(block, 'attn', None), Attention) for block in model.h),
+    layers = [module for module in model.modules() if isinstance(module, Attention)]
+    require(len(layers) == len(model.h),
             'a block of this model has no Attention, so its weights cannot be shown')
+    weights = []
 
     def record(layer: Attention, inputs: tuple):
         x, rope, _, mask = inputs                                   # x (1, T, C)
         weights.append(layer_weights(layer, x, rope, mask))
 
-    hooks = [block.attn.register_forward_pre_hook(record) for block in model.h]
+    hooks = [layer.register_forward_pre_hook(record) for layer in layers]
     with torch.inference_mode():
         model.hidden(idx)
     for hook in hooks:
@@ -41,23 +42,19 @@ def attention_weights(model: GPT, idx: Tensor) -> list[Tensor]:
 
 
 def layer_weights(layer: Attention, x: Tensor, rope, mask) -> Tensor:
-    """softmax(q k^T / sqrt(D) + mask), (H, T, T), for inputs x (1, T, C): the part of
-    Attention.forward that the fused kernel does not return."""
+    """The weights (H, T, T) of one layer, for its inputs x (1, T, C). attend multiplies them by the
+    values, so with the identity as values it returns the weights."""
     T, H, K, D = x.shape[1], layer.n_head, layer.n_kv_head, layer.head_dim
     q = layer.q_norm(layer.q_proj(x).view(1, T, H, D))
     k = layer.k_norm(layer.k_proj(x).view(1, T, K, D))
     if rope is not None:
         q, k = rotate(q, rope), rotate(k, rope)
-    q, k = q[0].transpose(0, 1), k[0].transpose(0, 1)               # (H or K, T, D)
-    k = k.repeat_interleave(H // K, dim=0)                          # (H, T, D)
-    if mask is None:
-        mask = causal_mask(T, T, x.device)
-    return (q @ k.mT / math.sqrt(D) + mask).softmax(dim=-1)         # (H, T, T)
+    identity = torch.eye(T, device=x.device).expand(1, K, T, T)
+    return attend(q.transpose(1, 2), k.transpose(1, 2), identity, mask)[0]
 
 
 def read_ids(lm: LanguageModel, prompt: str) -> list[int]:
-    """The ids of a prompt after end-of-text, which starts a document. Raises Error if it has no
-    tokens, or too many."""
+    """The ids of a prompt, after end-of-text. Raises Error if it has no tokens, or too many."""
     ids = [lm.tokenizer.eot, *lm.tokenizer.encode(prompt)]
     T, most = len(ids), min(MAX_TOKENS, lm.model.config.block_size)
     require(2 <= T <= most, f'start has {T - 1:,} tokens; set it to a text of 1 to {most - 1}')
@@ -65,8 +62,7 @@ def read_ids(lm: LanguageModel, prompt: str) -> list[int]:
 
 
 def draw_attention(lm: LanguageModel, prompt: str, path):
-    """Draw the attention weights of a prompt, with a row per layer and a column per head, as a
-    picture at `path`. Raises Error if the prompt has no tokens, or too many."""
+    """Draw the attention weights of a prompt: a row per layer, a column per head."""
     ids = read_ids(lm, prompt)
     config, T = lm.model.config, len(ids)
     idx = torch.tensor([ids], device=lm.model.wte.weight.device)
@@ -83,7 +79,7 @@ def draw_heads(figure, config: GPTConfig, weights: list[Tensor], labels: list[st
     from matplotlib.colors import PowerNorm
 
     T = len(labels)
-    ticks = dict(ticks=range(T), labels=labels, fontsize=7, parse_math=False)
+    ticks = dict(ticks=range(T), labels=labels, fontsize=7)
     future = torch.ones(T, T, dtype=torch.bool).triu(1)
     norm = PowerNorm(0.5, 0, 1)                                     # makes small weights visible
     figure.supylabel('token', fontsize=9)

@@ -22,11 +22,11 @@ class Lens(NamedTuple):
 
 
 def hidden_states(model: GPT, idx: Tensor) -> list[Tensor]:
-    """The hidden states (T, C) of ids (1, T) after the embedding and after each layer."""
+    """The hidden states (T, C) of ids (1, T) after the embedding and after each layer: what enters
+    each block, and the last norm."""
     states = []
-    hooks = [model.h[0].register_forward_pre_hook(lambda _, inputs: states.append(inputs[0][0]))]
-    hooks += [block.register_forward_hook(lambda *call: states.append(call[-1][0]))
-              for block in model.h]
+    hooks = [module.register_forward_pre_hook(lambda _, inputs: states.append(inputs[0][0]))
+             for module in (*model.h, model.norm_f)]
     with torch.inference_mode():
         model.hidden(idx)
     for hook in hooks:
@@ -71,8 +71,8 @@ def token_bytes(tokenizer: Tokenizer, i: int) -> bytes:
     if hasattr(tokenizer, 'bpe'):                                       # bpe or gpt2
         return tokenizer.bpe.decode_single_token_bytes(i)
     name = tokenizer.hf.id_to_token(i)
-    if found := re.fullmatch('<0x(..)>', name):
-        return bytes.fromhex(found[1])
+    if re.fullmatch('<0x..>', name):
+        return bytes.fromhex(name[3:5])
     # Byte-level BPE spells each byte as a letter: as itself if printable, else as U+0100 and up.
     letters = sorted(pre_tokenizers.ByteLevel.alphabet())
     of_letter = dict(zip(letters, sorted(range(256), key=lambda byte: chr(byte) not in letters)))
