@@ -70,8 +70,7 @@ def to_hugging_face(model: GPT, eot: int) -> tuple[dict, dict[str, Tensor]]:
 
 
 def check_same_logits(model: GPT, config: dict, tensors: dict[str, Tensor]):
-    """Raise Error unless the tensors give the model's logits: otherwise an edited model.py would
-    silently be exported wrong."""
+    """Raise Error unless the tensors give the model's logits: an edited model.py may not."""
     refused = f'{config["architectures"][0]} cannot express this model (was model.py changed?): '
     T = min(1024, model.config.block_size)
     idx = torch.randint(model.config.vocab_size, (1, T), generator=torch.Generator().manual_seed(0))

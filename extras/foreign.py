@@ -16,11 +16,10 @@ OVERLAP = 1 << 13               # characters shared by neighboring windows
 
 
 class ForeignTokenizer(Tokenizer):
-    """A tokenizer.json and the id of its end-of-text: {'kind': 'hf', 'json': ..., 'eot': id}.
+    """The tokenizer of a spec {'kind': 'hf', 'json': a tokenizer.json, 'eot': id of end-of-text}.
 
     Its vocabulary may not cover the text: over all text encoded so far, `unknown` counts unknown
-    tokens, `visible` non-whitespace characters, and `lost` those of them that decoding loses.
-    waiting_ids are single bytes and special tokens."""
+    tokens, `visible` non-whitespace characters, and `lost` those of them that decoding loses."""
 
     def setup(self):
         import tokenizers
@@ -39,7 +38,7 @@ class ForeignTokenizer(Tokenizer):
         added = self.hf.get_added_tokens_decoder()
         specials = {i for i, token in added.items() if token.special}
         single_bytes = {self.hf.token_to_id(f'<0x{byte:02X}>') for byte in range(256)}
-        self.waiting_ids = specials | single_bytes | {self.eot}
+        self.waiting_ids = specials | single_bytes | {self.eot}     # see Tokenizer
         # RoBERTa-style tokenizers prepend a space (spelled Ġ) that their decoder does not remove.
         splitter = self.hf.pre_tokenizer
         adds_space = splitter and 'Ġe' in str(splitter.pre_tokenize_str('e'))
@@ -116,8 +115,6 @@ def join(pieces):
     for text, ends in pieces:
         parts.append(text)
         size += len(text)
-        require(size < 100_000_000, 'a document has 100 million characters, too many for this '
-                                    'tokenizer: split it, or use --tokenizer=bpe')
         if ends:
             documents.append(''.join(parts))
             parts = []
@@ -133,25 +130,33 @@ def count_visible(text: str) -> int:
     return len(''.join(unicodedata.normalize('NFKC', text).split()))
 
 
+def find_folder(source, files) -> Path:
+    """The folder `source`, or one with these files of the Hugging Face repository of that name."""
+    folder = Path(source).expanduser()
+    if folder.is_dir():
+        return folder
+    from huggingface_hub import snapshot_download
+    return Path(snapshot_download(str(source), allow_patterns=files))
+
+
+def read_eos(folder: Path) -> str | None:
+    """The eos_token in tokenizer_config.json, which may be missing."""
+    file = folder / 'tokenizer_config.json'
+    if not file.exists():
+        return None
+    eos = json.loads(file.read_text(encoding='utf-8')).get('eos_token')
+    return eos['content'] if isinstance(eos, dict) else eos
+
+
 def read_tokenizer(source: str) -> dict:
     """Spec of the tokenizer.json in a folder or Hugging Face repository, with its eos token as
     end-of-text. Raises Error if there is none."""
     from tokenizers import Tokenizer
     try:
-        folder = Path(source).expanduser()
-        if not folder.is_dir():
-            from huggingface_hub import snapshot_download
-            folder = Path(snapshot_download(source, allow_patterns='tokenizer*.json'))
+        folder = find_folder(source, 'tokenizer*.json')
         text = (folder / 'tokenizer.json').read_text(encoding='utf-8')
-        config_file = folder / 'tokenizer_config.json'
-        config = {}
-        if config_file.exists():
-            config = json.loads(config_file.read_text(encoding='utf-8'))
         tokenizer = Tokenizer.from_str(text)
-        eos = config.get('eos_token')
-        if isinstance(eos, dict):
-            eos = eos['content']
-        for token in (eos, EOT, '</s>', '<eos>'):
+        for token in (read_eos(folder), EOT, '</s>', '<eos>'):
             if token and tokenizer.token_to_id(token) is not None:
                 return {'kind': 'hf', 'json': text, 'eot': tokenizer.token_to_id(token)}
     except Exception as e:

@@ -37,6 +37,7 @@ def write(path: Path, config: GPTConfig, tokenizer: Tokenizer, tensors: dict[str
 
 
 def is_ours(path: Path) -> bool:
+    """Whether this command wrote the file."""
     if not path.is_file():
         return False
     with open(path, 'rb') as f:

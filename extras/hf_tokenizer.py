@@ -2,7 +2,7 @@
 import json
 
 import tokenizers
-from tokenizers import Regex, decoders, models, pre_tokenizers
+from tokenizers import Regex, decoders, models, pre_tokenizers, processors
 
 from lib.tokenizer import EOT, Tokenizer
 
@@ -42,20 +42,15 @@ def gpt2() -> tokenizers.Tokenizer:
 def tokenizer_files(tokenizer: Tokenizer, block_size: int) -> dict[str, bytes]:
     """{name: content} of tokenizer.json and tokenizer_config.json. They put end-of-text before a
     prompt, like sample.py."""
-    text = tokenizer_json(tokenizer.spec)
-    eot, token = tokenizer.eot, tokenizers.Tokenizer.from_str(text).id_to_token(tokenizer.eot)
-    begin = {'SpecialToken': {'id': token, 'type_id': 0}}
-    first, second = ({'Sequence': {'id': name, 'type_id': 0}} for name in 'AB')
-    prepend_eot = {
-        'type': 'TemplateProcessing', 'single': [begin, first],
-        'pair': [begin, first, begin, second],
-        'special_tokens': {token: {'id': token, 'ids': [eot], 'tokens': [token]}}}
+    theirs = tokenizers.Tokenizer.from_str(tokenizer_json(tokenizer.spec))
+    eot = theirs.id_to_token(tokenizer.eot)
+    theirs.post_processor = processors.TemplateProcessing(
+        single=[eot, '$A'], pair=[eot, '$A', eot, '$B'], special_tokens=[(eot, tokenizer.eot)])
     # Prompts are padded on the left, because continuations go on the right. Some engines require an
     # unk_token, although no text encodes to it.
-    config = {'tokenizer_class': 'PreTrainedTokenizerFast', 'bos_token': token, 'eos_token': token,
-              'pad_token': token, 'unk_token': token, 'padding_side': 'left',
+    config = {'tokenizer_class': 'PreTrainedTokenizerFast', 'bos_token': eot, 'eos_token': eot,
+              'pad_token': eot, 'unk_token': eot, 'padding_side': 'left',
               'model_input_names': ['input_ids', 'attention_mask'],
               'clean_up_tokenization_spaces': False, 'model_max_length': block_size}
-    content = {**json.loads(text), 'post_processor': prepend_eot}
-    return {'tokenizer.json': json.dumps(content, ensure_ascii=False).encode(),
+    return {'tokenizer.json': theirs.to_str().encode(),
             'tokenizer_config.json': json.dumps(config, indent=2).encode()}

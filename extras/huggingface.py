@@ -11,7 +11,7 @@ from pathlib import Path
 import torch
 from torch import Tensor
 
-from extras.foreign import read_tokenizer
+from extras.foreign import find_folder, read_tokenizer
 from lib.errors import Error, brief, require
 from lib.files import checksum
 from lib.terminal import warn
@@ -98,11 +98,7 @@ def load(source) -> dict:
 
     Raises Error if there is none, or if model.py does not support it."""
     try:
-        folder = Path(source)
-        if not folder.is_dir():
-            from huggingface_hub import snapshot_download
-            files = ['*.json', 'model*.safetensors']
-            folder = Path(snapshot_download(str(source), allow_patterns=files))
+        folder = find_folder(source, ['*.json', 'model*.safetensors'])
         model, spec = read_model(folder), read_tokenizer(str(folder))
         tokens, rows = load_tokenizer(spec).vocab_size, model['model_config']['vocab_size']
         require(tokens <= rows, f'its tokenizer has {tokens} tokens, more than vocab_size={rows}')

@@ -12,13 +12,9 @@ def reference_logits(config: dict, tensors: dict[str, Tensor], idx: Tensor) -> T
     return compute(config, tensors, idx)
 
 
-def split_heads(x: Tensor, heads: int) -> Tensor:
-    """(B, T, heads * D) to (B, heads, T, D)."""
-    return x.unflatten(2, (heads, -1)).transpose(1, 2)
-
-
 def attention(q: Tensor, k: Tensor, v: Tensor) -> Tensor:
-    """Causal attention of q (B, H, T, D) to k, v (B, K, T, D), as (B, T, H * D)."""
+    """Causal attention of q (B, T, H, D) to k, v (B, T, K, D), as (B, T, H * D)."""
+    q, k, v = (x.transpose(1, 2) for x in (q, k, v))
     y = F.scaled_dot_product_attention(q, k, v, is_causal=True, enable_gqa=True)
     return y.transpose(1, 2).flatten(2)
 
@@ -34,8 +30,8 @@ def gpt2_logits(config: dict, t: dict[str, Tensor], idx: Tensor) -> Tensor:
     x = t['transformer.wte.weight'][idx] + t['transformer.wpe.weight'][:idx.shape[1]]
     for layer in range(config['n_layer']):
         h = f'transformer.h.{layer}.'
-        qkv = linear(norm(x, h + 'ln_1'), h + 'attn.c_attn').chunk(3, dim=-1)
-        y = attention(*(split_heads(part, config['n_head']) for part in qkv))
+        qkv = linear(norm(x, h + 'ln_1'), h + 'attn.c_attn')
+        y = attention(*qkv.unflatten(2, (3, config['n_head'], -1)).unbind(2))
         x = x + linear(y, h + 'attn.c_proj')
         y = F.gelu(linear(norm(x, h + 'ln_2'), h + 'mlp.c_fc'), approximate='tanh')
         x = x + linear(y, h + 'mlp.c_proj')
@@ -45,9 +41,8 @@ def gpt2_logits(config: dict, t: dict[str, Tensor], idx: Tensor) -> Tensor:
 
 def qwen3_logits(config: dict, t: dict[str, Tensor], idx: Tensor) -> Tensor:
     D, T = config['head_dim'], idx.shape[1]
-    H, K = config['num_attention_heads'], config['num_key_value_heads']
     frequencies = config['rope_theta'] ** (-torch.arange(0, D, 2).float() / D)
-    angles = (torch.arange(T)[:, None] * frequencies).repeat(1, 2)      # (T, D)
+    angles = (torch.arange(T)[:, None, None] * frequencies).repeat(1, 1, 2)     # (T, 1, D)
 
     def norm(x, name):
         weight = t[name + '.weight']
@@ -55,6 +50,9 @@ def qwen3_logits(config: dict, t: dict[str, Tensor], idx: Tensor) -> Tensor:
 
     def linear(x, name):
         return x @ t[name + '.weight'].T
+
+    def heads(x, name):                                     # (B, T, heads, D)
+        return linear(x, name).unflatten(2, (-1, D))
 
     def rotate(x):
         a, b = x.chunk(2, dim=-1)
@@ -64,11 +62,9 @@ def qwen3_logits(config: dict, t: dict[str, Tensor], idx: Tensor) -> Tensor:
     for layer in range(config['num_hidden_layers']):
         h = f'model.layers.{layer}.'
         y = norm(x, h + 'input_layernorm')
-        q = split_heads(linear(y, h + 'self_attn.q_proj'), H)
-        k = split_heads(linear(y, h + 'self_attn.k_proj'), K)
-        v = split_heads(linear(y, h + 'self_attn.v_proj'), K)
-        q = rotate(norm(q, h + 'self_attn.q_norm'))
-        k = rotate(norm(k, h + 'self_attn.k_norm'))
+        q = rotate(norm(heads(y, h + 'self_attn.q_proj'), h + 'self_attn.q_norm'))
+        k = rotate(norm(heads(y, h + 'self_attn.k_proj'), h + 'self_attn.k_norm'))
+        v = heads(y, h + 'self_attn.v_proj')
         x = x + linear(attention(q, k, v), h + 'self_attn.o_proj')
         y = norm(x, h + 'post_attention_layernorm')
         y = F.silu(linear(y, h + 'mlp.gate_proj')) * linear(y, h + 'mlp.up_proj')
