@@ -28,18 +28,15 @@ PIECE = 1 << 16                 # tokens of the training text to search at once
 
 def open_validation(lm: LanguageModel, dataset: str, eval_tokens: int):
     """Open a dataset ('' = the model's): a Validation, its documents (arrays of ids, each with its
-    end-of-text), and the ids of the training split.
-
-    A document cut by eval_tokens is left out, unless it is the only one. Raises Error if the
-    dataset has a different tokenizer from the model."""
+    end-of-text), and the ids of the training split. A document cut by eval_tokens is left out,
+    unless it is the only one. Raises Error if the model has another tokenizer."""
     name = dataset or lm.settings.get('dataset')
     require(name, 'this model does not record its dataset: set dataset')
     require(eval_tokens >= 0, f'eval_tokens={eval_tokens} must not be negative')
     meta, train, val = open_dataset(name)
     require(load_tokenizer(meta['tokenizer']) == lm.tokenizer,
             f'data/{name} uses a different tokenizer from the model; set a different dataset')
-    block_size = lm.model.config.block_size
-    validation = Validation(meta, val, lm.tokenizer, eval_tokens, block_size)
+    validation = Validation(meta, val, lm.tokenizer, eval_tokens, lm.model.config.block_size)
     ends = np.flatnonzero(validation.ids == meta['eot']) + 1
     documents = np.split(validation.ids, ends)[:max(1, len(ends))]
     return validation, documents, train

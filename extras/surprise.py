@@ -8,7 +8,6 @@ out_dir = 'out'             # a run, a checkpoint, or the folder of a Hugging Fa
 start = ''                  # the text, or FILE:path; '' = the first held-out document
 to = 'surprise.html'        # the page, a .html file
 dataset = ''                # NAME of data/NAME; '' = the one the model was trained on
-eval_tokens = 0             # tokens of the validation split to read; 0 = all
 settings = configure(globals())
 
 import math
@@ -29,20 +28,16 @@ PAGE = """<!doctype html><html lang="en"><meta charset="utf-8"><title>Surprise</
 <meta name="viewport" content="width=device-width">
 <meta name="color-scheme" content="light dark"><style>
 body { font: 17px/1.9 Georgia, serif; max-width: 42rem; margin: 2rem auto 11rem; padding: 0 1rem }
-p, small { font: 14px/1.6 ui-monospace, monospace }
+p, small, .eot { font: 14px/1.6 ui-monospace, monospace }
 main, small { white-space: pre-wrap; overflow-wrap: anywhere }
-span { position: relative }
 b { font-weight: normal; border-radius: 3px;
     background: rgb(255 100 0 / calc(.07 * min(10, var(--bits)))) }
-span:focus { outline: none }
-span:hover b, span:focus b { outline: 2px solid #ff6400 }
-.eot { font: 12px/1 ui-monospace, monospace; padding: .1em .5em; border: 1px solid #888;
-       border-radius: 1em }
-small { display: none; position: absolute; left: 0; top: 1.7em; z-index: 1; width: 12rem;
-        padding: .5em .8em; background: Canvas; border: 1px solid; border-radius: 6px }
-span:hover small, span:focus small { display: block }
+.eot { padding: .1em .5em; border: 1px solid #888; border-radius: 1em }
+small { display: none; position: fixed; inset: auto 0 0 0; padding: .5em 1em; background: Canvas;
+        border-top: 1px solid }
+span:is(:hover, :focus) small { display: block }
+span:is(:hover, :focus) b { outline: 2px solid #ff6400 }
 s { text-decoration: none; opacity: .4 } s::before { content: "\\21b5" }
-@media (max-width: 72rem) { small { position: fixed; inset: auto 0 0 0; width: auto } }
 </style><p>%s. Color is surprise: <b style="--bits:0">&nbsp;0&nbsp;</b><b
 style="--bits:5">&nbsp;5&nbsp;</b><b
 style="--bits:10">&nbsp;10&nbsp;</b> bits, -log<sub>2</sub> of a token's probability.
@@ -58,17 +53,16 @@ def token_surprise(lm: LanguageModel, ids: list[int]) -> list[tuple]:
     A long text is read as in generation: a full context restarts from its last half."""
     stream = torch.tensor([lm.tokenizer.eot, *ids], device=lm.model.wte.weight.device)
     inputs, targets = stream[:-1], stream[1:]
-    block_size = lm.model.config.block_size
+    block_size, vocab_size = lm.model.config.block_size, lm.tokenizer.vocab_size
     found, start = [], 0                                    # start of the window in inputs
     while len(found) < len(ids):
         window = inputs[start:start + block_size]
         known = len(found) - start                          # positions done in the last window
         with torch.inference_mode():
             log_p = lm.model(window[None])[0, known:].log_softmax(-1)               # (new, V)
-        new = targets[start + known:start + len(window), None]                      # (new, 1)
+        new = targets[len(found):start + len(window), None]                         # (new, 1)
         bits = -log_p.gather(1, new)[:, 0] / math.log(2)                            # (new,)
-        vocab_size = lm.tokenizer.vocab_size                # the embedding may have more rows
-        best = log_p[:, :vocab_size].topk(min(TOP, vocab_size))
+        best = log_p[:, :vocab_size].topk(min(TOP, vocab_size))     # the model may have more rows
         found += zip(bits.tolist(), best.values.exp().tolist(), best.indices.tolist())
         start += len(window) - max(1, block_size // 2) + 1
     return found
@@ -123,7 +117,7 @@ def main():
     if start:
         ids = lm.tokenizer.encode(prompt)
     else:
-        ids = open_validation(lm, dataset, eval_tokens)[1][0].tolist()
+        ids = open_validation(lm, dataset, eval_tokens=0)[1][0].tolist()
     write_page(lm, ids, path)
     print(f'written: {path}')
 
