@@ -21,7 +21,7 @@ def compile_decoding(model: GPT) -> nn.Module:
 
 
 class CompiledGPT(nn.Module):
-    """A GPT whose next_logits of a single token is compiled."""
+    """Generates like GPT, but the step of a single token is compiled."""
 
     def __init__(self, model: GPT):
         super().__init__()
@@ -45,7 +45,7 @@ class CompiledGPT(nn.Module):
     def next_logits(self, idx: Tensor, cache: KVCache) -> Tensor:
         """Logits (B, V) after ids (B, T), like GPT.next_logits."""
         is_decoding = idx.shape[1] == 1 and cache.length > 1    # 0 and 1 would recompile
-        if self.step is None or not is_decoding:
+        if self.step is None or not is_decoding:            # None: compiling has failed
             return self.model.next_logits(idx, cache)
         idx = idx.clone(memory_format=torch.contiguous_format)  # so would other strides
         try:

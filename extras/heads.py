@@ -1,5 +1,5 @@
-"""What attention heads look at, measured: each pattern names the tokens that a head of this kind
-looks at, and its score is the share of the attention that goes there."""
+"""What attention heads look at, measured: a pattern names the tokens that a head of this kind looks
+at, and its score is the share of the attention that goes there."""
 import contextlib
 import itertools
 
@@ -27,8 +27,8 @@ PATTERNS = {                    # in the order in which a name is chosen
 def find_patterns(ids: list[int], words: list[list[list[int]]] = ()) -> dict[str, Tensor]:
     """For each pattern which tokens a head of this kind looks at, (T, T): row i for token i.
 
-    words: the spellings, in ids, of each word that a story may introduce. The previous and the
-    first token count for their own patterns only, so that no head gets two names by chance."""
+    words: the spellings, in ids, of each word that a story may introduce. The first and the
+    previous token count for their own patterns only: a head should not fit two by chance."""
     x, T = torch.tensor(ids), len(ids)
     i, j = torch.arange(T)[:, None], torch.arange(T)[None]
     earlier = (0 < j) & (j < i - 1)
@@ -70,24 +70,25 @@ def read_texts(lm: LanguageModel, dataset: str) -> tuple[list[list[int]], str]:
     """The ids of a few texts to measure heads on, and what they are: held-out ones or, if there is
     no dataset, what the model writes itself."""
     size = min(TEXT_TOKENS, lm.model.config.block_size - 1)
-    if dataset or lm.settings.get('dataset'):
-        try:
-            documents = open_validation(lm, dataset, eval_tokens=0)[1]
-            pieces = (document[start:start + size].tolist() for document in documents
-                      for start in range(0, len(document), size))
-            texts = [[lm.tokenizer.eot, *piece] for piece in itertools.islice(pieces, TEXTS)]
-            return texts, f'held-out texts of data/{dataset or lm.settings["dataset"]}'
-        except Error as e:
-            if dataset:
-                raise
-            warn(f'{e}; the heads are measured on texts that the model writes')
-    rows = lm.rows(num_samples=TEXTS, max_new_tokens=min(100, size))
-    return [[lm.tokenizer.eot, *row] for row in rows], 'texts that the model wrote itself'
+    name = dataset or lm.settings.get('dataset')
+    source = f'held-out texts of data/{name}'
+    try:
+        documents = open_validation(lm, name, eval_tokens=0)[1]
+        pieces = (document[start:start + size].tolist() for document in documents
+                  for start in range(0, len(document), size))
+        rows = list(itertools.islice(pieces, TEXTS))
+    except Error as e:
+        if dataset:
+            raise
+        warn(f'{e}; the heads are measured on texts that the model writes')
+        source = 'texts that the model wrote itself'
+        rows = lm.rows(num_samples=TEXTS, max_new_tokens=min(100, size))
+    return [[lm.tokenizer.eot, *row] for row in rows], source
 
 
 class Measure:
-    """Scores heads on a few texts. even: the score, by pattern, of a head that looks at itself and
-    all earlier tokens alike; rows: the tokens it is measured on."""
+    """Scores heads on a few texts. rows: how many tokens have somewhere to look, by pattern; even:
+    the score of a head that looks at itself and all earlier tokens alike."""
 
     def __init__(self, texts: list[list[int]], words: list[list[list[int]]] = ()):
         self.texts = texts
@@ -97,18 +98,9 @@ class Measure:
         even = [torch.ones(1, 1, len(ids), len(ids)).tril() for ids in texts]
         even = [weights / weights.sum(dim=-1, keepdim=True) for weights in even]
         self.even = {name: score.item() for name, score in self.add_up(even).items()}
-        self.needed = {name: max(THRESHOLD, TIMES_EVEN * even) for name, even in self.even.items()}
-
-    def score(self, model) -> dict[str, Tensor]:
-        """The scores, (L, H), of a model's heads by pattern."""
-        device = model.wte.weight.device
-        return self.add_up(
-            torch.stack(attention_weights(model, torch.tensor([ids], device=device))).cpu()
-            for ids in self.texts)
 
     def add_up(self, weights) -> dict[str, Tensor]:
-        """By pattern, the share (L, H) of each text's weights (L, H, T, T) that goes to its
-        tokens."""
+        """The scores (L, H) by pattern, given the attention weights (L, H, T, T) on each text."""
         total = dict.fromkeys(self.rows, 0.0)
         for w, found in zip(weights, self.patterns):
             for name, looks in found.items():
@@ -117,15 +109,20 @@ class Measure:
 
     def name(self, scores: dict[str, float]) -> str:
         """The name of a head with these scores; '' if none is high enough."""
-        return next((name for name, score in scores.items()
-                     if score >= self.needed[name]), '')
+        for name, score in scores.items():
+            if score >= max(THRESHOLD, TIMES_EVEN * self.even[name]):
+                return name
+        return ''
 
     def describe(self, model) -> list[list[dict]]:
         """The name and the scores of each head of a model, by layer."""
-        scores = torch.stack(list(self.score(model).values()), dim=-1)      # (L, H, patterns)
-        return [[{'name': self.name(dict(zip(self.even, head.tolist()))),
-                  'scores': [round(score, 3) for score in head.tolist()]} for head in layer]
-                for layer in scores]
+        device = model.wte.weight.device
+        weights = [torch.stack(attention_weights(model, torch.tensor([ids], device=device))).cpu()
+                   for ids in self.texts]
+        scores = torch.stack(list(self.add_up(weights).values()), dim=-1)   # (L, H, patterns)
+        return [[{'name': self.name(dict(zip(self.even, head))),
+                  'scores': [round(score, 3) for score in head]} for head in layer]
+                for layer in scores.tolist()]
 
     def explain(self) -> dict:
         """The patterns, and from which score on a head gets the name of one."""

@@ -94,7 +94,7 @@ function build() {
   $('step').hidden = alone
   $('step_label').hidden = $('step_output').hidden = steps[at].step === null
   $('alone').hidden = steps[at].step !== null
-  $('journey').hidden = alone && !curves.train_loss
+  $('journey').hidden = alone && !curves.train_loss?.length
 }
 
 // ---- what depends on the step
@@ -162,7 +162,8 @@ function draw_curve(step) {
     svg.append(element)
   }
   svg.replaceChildren()
-  for (let loss = 0; loss <= most; loss += most > 5 ? 2 : most > 2 ? 1 : .5)
+  const gap = [.5, 1, 2, 5].find(gap => most < 6 * gap) || most
+  for (let loss = 0; loss <= most; loss += gap)
     add('text', { x: 26, y: y(loss) + 4, 'text-anchor': 'end' }, String(loss))
   for (let tick = 1; x(tick) <= width; tick *= 10)
     add('text', { x: x(tick), y: height + 18, 'text-anchor': 'middle' }, tick.toLocaleString('en'))
@@ -192,16 +193,18 @@ function draw_facts({ step, changes }) {
   const facts = { 'train_loss': 'training loss', 'val_loss': 'validation loss',
                   'lr': 'learning rate', 'grad_norm': 'gradient norm' }
   $('facts').replaceChildren(...Object.entries(facts).flatMap(([column, name]) => {
-    const [logged, value] = nearest(column, step)
-    const when = value === undefined ? 'not logged here'
-      : logged === step ? '' : `at step ${logged.toLocaleString('en')}`
-    return [make('span', {}, name), make('b', {}, value === undefined ? ''
-      : String(Number(value.toPrecision(3)))), make('small', {}, when)]
+    const [logged, value] = step === null ? [] : nearest(column, step)
+    let shown = '', when = 'not logged here'
+    if (value !== undefined) {
+      shown = String(Number(value.toPrecision(3)))
+      when = logged === step ? '' : `at step ${logged.toLocaleString('en')}`
+    }
+    return [make('span', {}, name), make('b', {}, shown), make('small', {}, when)]
   }))
-  $('changed').textContent = changes
-    ? `How much the weights of each part have changed since step ${
-      steps[at - 1].step.toLocaleString('en')}, relative to their size`
-    : steps.length > 1 ? 'Before the first change of the weights' : ''
+  $('changed').textContent = steps.length > 1 ? 'Before the first change of the weights' : ''
+  if (changes)
+    $('changed').textContent = 'How much the weights of each part have changed since step '
+      + `${steps[at - 1].step.toLocaleString('en')}, relative to their size`
   const label = part => part === 'embedding' && data.is_tied ? 'embedding = output' : part
   $('shares').replaceChildren(...Object.entries(changes || {}).flatMap(([part, size]) =>
     [make('span', {}, label(part)), meter(Math.min(1, size)), make('span', {}, percent(size)),
@@ -261,9 +264,10 @@ function describe_bits(i) {
       .toFixed(1)}.` : '.')
   if (!i) return sum
   const bits = steps[at].bits[i - 1], drawn = data.draws?.[i - 1]
-  const by_grammar = !data.draws ? '' : drawn > 0
-    ? ` The grammar draws it, with a probability of ${percent(2 ** -drawn)}: ${drawn.toFixed(1)}`
-      + ' bits.' : ' The text before it determines it.'
+  let by_grammar = drawn === 0 ? ' The text before it determines it.' : ''
+  if (drawn > 0)
+    by_grammar = ` The grammar draws it, with a probability of ${percent(2 ** -drawn)}: `
+      + `${drawn.toFixed(1)} bits.`
   return `${quoted(i)}: ${bits.toFixed(1)} bits, a probability of ${percent(2 ** -bits)}.`
     + `${by_grammar} ${sum}`
 }

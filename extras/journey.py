@@ -45,16 +45,21 @@ def encode_weights(weights: Tensor) -> str:
     return base64.b64encode(whole.numpy().tobytes()).decode()
 
 
-def rounded(values: Tensor) -> list:
-    return [round(value, 4) for value in values.tolist()]
+def rounded(p: Tensor) -> list:
+    """Probabilities to four digits, to keep the page small."""
+    return p.double().numpy().round(4).tolist()
 
 
 def pack_lens(lens: Lens) -> list[list[list]]:
-    """For each layer and token: the probability of the token that comes next, then the ids and
-    probabilities of the likeliest."""
-    return [[[*rounded(row_next[t:t + 1]), *zip(row_ids[t].tolist(), rounded(row_p[t]))]
-             for t in range(len(row_p))]
-            for row_next, row_p, row_ids in zip(*lens[1:])]
+    """For each layer and token [p of the token that comes next, [id, p] of the likeliest, ...]. At
+    the last token nothing comes next, so the list begins with the likeliest."""
+    layers = []
+    for next_p, top_p, top_ids in zip(lens.next_p, lens.top_p, lens.top_ids):
+        layer = [list(zip(ids, p)) for ids, p in zip(top_ids.tolist(), rounded(top_p))]
+        for t, p in enumerate(rounded(next_p)):
+            layer[t].insert(0, p)
+        layers.append(layer)
+    return layers
 
 
 def read_step(lm: LanguageModel, prompt: str, measure: Measure) -> dict:
@@ -116,12 +121,11 @@ def collect(run: Path, prompt: str, dataset: str) -> dict:
 def write_page(content: dict, path: Path):
     """Write the page. In the content `<` is escaped, so that no text ends the script element."""
     text = json.dumps(content, ensure_ascii=False, separators=(',', ':')).replace('<', '\\u003c')
-    page = TEMPLATE.read_text(encoding='utf-8')
-    for kind in ('css', 'js'):
-        part = TEMPLATE.with_suffix(f'.{kind}').read_text(encoding='utf-8')
-        page = page.replace('{' + kind + '}', f'\n{part}')
+    html, css, js = (TEMPLATE.with_suffix(suffix).read_text(encoding='utf-8')
+                     for suffix in ('.html', '.css', '.js'))
+    page = html.replace('{css}', css).replace('{js}', js).replace('{data}', text)
     with atomic(path) as temporary:
-        temporary.write_text(page.replace('{data}', text), encoding='utf-8')
+        temporary.write_text(page, encoding='utf-8')
 
 
 def main():

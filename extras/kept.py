@@ -16,8 +16,8 @@ def kept_files(run: Path) -> list[tuple[int, Path]]:
 
 
 def spread(files: list[tuple], most: int) -> list[tuple]:
-    """Of many (step, file), `most` that are spread evenly over log(step), with the last and, if
-    there are two or more, the first."""
+    """`most` of these (step, file), spread evenly over log(step): with the last and, if there are
+    two or more, the first."""
     files = list(files) if most > 1 else files[-1:]
     while len(files) > most:
         gaps = [math.log1p(after) - math.log1p(before)
@@ -45,13 +45,14 @@ def weight_changes(before: GPT, after: GPT) -> dict[str, float]:
 
 
 def read_curves(run: Path) -> dict[str, list]:
-    """[step, value] of the columns of log.csv that the page shows; {} if there is none. Of many
-    rows, MAX_POINTS."""
-    rows = read_log(run) if (run / 'log.csv').exists() else []
-    curves = {}
-    for column in ('train_loss', 'val_loss', 'lr', 'grad_norm') if rows else ():
+    """[step, value] of the columns of log.csv that the page shows, at most MAX_POINTS each; {} if
+    there is no log."""
+    if not (run / 'log.csv').exists():
+        return {}
+    rows, curves = read_log(run), {}
+    for column in ('train_loss', 'val_loss', 'lr', 'grad_norm'):
         points = [[int(row['step']), row[column]] for row in rows
-                  if 'step' in row and math.isfinite(row.get(column, math.nan))]
-        every = math.ceil(len(points) / MAX_POINTS) or 1
+                  if math.isfinite(row.get(column, math.nan))]
+        every = 1 + len(points) // MAX_POINTS
         curves[column] = points[:-1:every] + points[-1:]
     return curves
