@@ -242,7 +242,7 @@ function show_token(i) {
   const next = i < T - 1 ? quoted(i + 1) : ''
   $('next').textContent = `After ${quoted(i)}` + (next && `. The text goes on with ${next} (✓).`)
   $('lens').replaceChildren(...step.lens.map((layer, l) => {
-    const [p, ...top] = next ? layer[i] : [null, ...layer[i]]
+    const [p, ...top] = layer[i]
     const row = make('div', { className: 'guesses' },
                      make('small', {}, l ? `after layer ${l}` : 'after embedding'))
     for (const [id, share] of top) {

@@ -51,14 +51,12 @@ def rounded(p: Tensor) -> list:
 
 
 def pack_lens(lens: Lens) -> list[list[list]]:
-    """For each layer and token [p of the token that comes next, [id, p] of the likeliest, ...]. At
-    the last token nothing comes next, so the list begins with the likeliest."""
+    """For each layer and token [p of the token that comes next, [id, p] of the likeliest, ...];
+    after the last token none comes next."""
     layers = []
     for next_p, top_p, top_ids in zip(lens.next_p, lens.top_p, lens.top_ids):
-        layer = [list(zip(ids, p)) for ids, p in zip(top_ids.tolist(), rounded(top_p))]
-        for t, p in enumerate(rounded(next_p)):
-            layer[t].insert(0, p)
-        layers.append(layer)
+        rows = zip([*rounded(next_p), None], top_ids.tolist(), rounded(top_p))
+        layers.append([[p, *zip(ids, likeliest)] for p, ids, likeliest in rows])
     return layers
 
 

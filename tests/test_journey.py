@@ -388,7 +388,7 @@ def test_the_page_shows_each_kept_step_as_it_was(run, kept, capsys):
         assert (step['attention'] - weights).abs().max() <= .5 / 255 + 1e-6
         with torch.inference_mode():
             p = lm.model(torch.tensor([ids]))[0].softmax(-1)                    # (T, V)
-        for t, (next_p, *top) in enumerate((*step['lens'][-1][:-1], [0, *step['lens'][-1][-1]])):
+        for t, (next_p, *top) in enumerate(step['lens'][-1]):
             best = p[t].topk(5)
             assert [i for i, _ in top] == best.indices.tolist()
             assert [q for _, q in top] == pytest.approx(best.values.tolist(), abs=1e-4)
