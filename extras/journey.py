@@ -119,11 +119,12 @@ def collect(run: Path, prompt: str, dataset: str) -> dict:
 def write_page(content: dict, path: Path):
     """Write the page. In the content `<` is escaped, so that no text ends the script element."""
     text = json.dumps(content, ensure_ascii=False, separators=(',', ':')).replace('<', '\\u003c')
-    html, css, js = (TEMPLATE.with_suffix(suffix).read_text(encoding='utf-8')
-                     for suffix in ('.html', '.css', '.js'))
-    page = html.replace('{css}', css).replace('{js}', js).replace('{data}', text)
+    page = TEMPLATE.read_text(encoding='utf-8')
+    for name in ('journey.css', 'journey.js', 'journey_step.js'):
+        part = TEMPLATE.with_name(name).read_text(encoding='utf-8')
+        page = page.replace('{' + name + '}', part)
     with atomic(path) as temporary:
-        temporary.write_text(page, encoding='utf-8')
+        temporary.write_text(page.replace('{data}', text), encoding='utf-8')
 
 
 def main():
