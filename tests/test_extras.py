@@ -525,6 +525,14 @@ def test_several_runs_are_compared_in_bits_per_byte(run, trained, figures, capsy
     assert figures[1].axes[0].get_title('left') == 'new'
 
 
+def test_an_out_dir_may_have_a_comma_and_an_accent(trained):
+    Path('out').rename('a,é')
+    ascii_only = {'PYTHONUTF8': '0', 'PYTHONCOERCECLOCALE': '0', 'LC_ALL': 'C'}
+    shown = command('extras.plot', '--runs=a,é', env=ascii_only)
+    assert shown.returncode == 0, shown.stderr
+    assert Path('a,é/plot.png').stat().st_size > 1000
+
+
 def test_the_floor_is_drawn_where_all_runs_have_the_same(run, dataset, figures):
     """The same stories in two tokenizers have the same floor in bits per byte."""
     for tokenizer in ('bpe', 'char'):
