@@ -115,6 +115,8 @@ def join(pieces):
     for text, ends in pieces:
         parts.append(text)
         size += len(text)
+        require(size < 100_000_000, 'a document has 100 million characters, too many for this '
+                                    'tokenizer: split it, or use --tokenizer=bpe')
         if ends:
             documents.append(''.join(parts))
             parts = []
@@ -139,15 +141,6 @@ def find_folder(source, files) -> Path:
     return Path(snapshot_download(str(source), allow_patterns=files))
 
 
-def read_eos(folder: Path) -> str | None:
-    """The eos_token in tokenizer_config.json, which may be missing."""
-    file = folder / 'tokenizer_config.json'
-    if not file.exists():
-        return None
-    eos = json.loads(file.read_text(encoding='utf-8')).get('eos_token')
-    return eos['content'] if isinstance(eos, dict) else eos
-
-
 def read_tokenizer(source: str) -> dict:
     """Spec of the tokenizer.json in a folder or Hugging Face repository, with its eos token as
     end-of-text. Raises Error if there is none."""
@@ -155,8 +148,15 @@ def read_tokenizer(source: str) -> dict:
     try:
         folder = find_folder(source, 'tokenizer*.json')
         text = (folder / 'tokenizer.json').read_text(encoding='utf-8')
+        config_file = folder / 'tokenizer_config.json'
+        config = {}
+        if config_file.exists():
+            config = json.loads(config_file.read_text(encoding='utf-8'))
         tokenizer = Tokenizer.from_str(text)
-        for token in (read_eos(folder), EOT, '</s>', '<eos>'):
+        eos = config.get('eos_token')
+        if isinstance(eos, dict):
+            eos = eos['content']
+        for token in (eos, EOT, '</s>', '<eos>'):
             if token and tokenizer.token_to_id(token) is not None:
                 return {'kind': 'hf', 'json': text, 'eot': tokenizer.token_to_id(token)}
     except Exception as e:
