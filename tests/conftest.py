@@ -2,6 +2,7 @@
 a small dataset there; `command` runs a script in a process of its own."""
 import csv
 import importlib.util
+import json
 import os
 import runpy
 import shutil
@@ -21,6 +22,11 @@ TINY = ('--n_layer=2', '--n_head=2', '--n_embd=16', '--block_size=16', '--batch_
         '--max_iters=12', '--eval_interval=4', '--log_interval=1', '--warmup_iters=2',
         '--device=cpu', '--dtype=float32')
 SIGNALS = (signal.SIGINT, signal.SIGTERM, signal.SIGHUP, signal.SIGUSR1)
+
+
+def pytest_configure(config):
+    """No warning that the fixture `run` executes a module that a test has imported."""
+    config.addinivalue_line('filterwarnings', 'ignore:.*found in sys.modules:RuntimeWarning')
 
 
 def copy_project(folder, *more):
@@ -94,3 +100,40 @@ def read_log(path='out/log.csv'):
 def same_weights(a, b):
     import torch
     return a.keys() == b.keys() and all(torch.equal(a[key], b[key]) for key in a)
+
+
+def write(path, content) -> Path:
+    """Write text or bytes to a file, also in a new folder."""
+    path = Path(path)
+    path.parent.mkdir(parents=True, exist_ok=True)
+    if isinstance(content, str):
+        content = content.encode('utf-8', 'surrogatepass')
+    path.write_bytes(content)
+    return path
+
+
+def write_rows(path, rows, encoding='utf-8') -> Path:
+    """Write a .jsonl file, of rows or of texts."""
+    rows = (row if isinstance(row, dict) else {'text': row} for row in rows)
+    text = '\n'.join(json.dumps(row, ensure_ascii=False) for row in rows)
+    return write(path, text.encode(encoding))
+
+
+def rewrite_meta(folder, change):
+    """Change the meta.json of a dataset, and make its checksum right again."""
+    from lib.dataset import checksum_of_meta
+    meta = json.loads(Path(folder, 'meta.json').read_text())
+    change(meta)
+    meta['checksum'] = checksum_of_meta(meta)
+    Path(folder, 'meta.json').write_text(json.dumps(meta))
+
+
+def hold_lock(folder):
+    """Start a process that holds the lock of a folder until it gets a line."""
+    code = ('import pathlib, sys; from lib.files import acquire_lock\n'
+            'held = acquire_lock(pathlib.Path(sys.argv[1])); print("held", flush=True); input()')
+    process = subprocess.Popen([sys.executable, '-c', code, folder], text=True,
+                               stdin=subprocess.PIPE, stdout=subprocess.PIPE,
+                               env={**os.environ, 'PYTHONPATH': str(ROOT)})
+    assert process.stdout.readline() == 'held\n'
+    return process

@@ -67,6 +67,23 @@ def text_of(*pages):
     return text_of_pages([page(*lines) for lines in pages])
 
 
+@pytest.fixture
+def canvas(tmp_path):
+    """A canvas for a PDF of one page; canvas.read() is its text."""
+    canvas = Canvas(str(tmp_path / 'a.pdf'))
+    canvas.read = lambda: canvas.save() or read_pdf_file(tmp_path / 'a.pdf')
+    return canvas
+
+
+def draw_vertically(canvas, *lines):
+    """Draw lines from right to left, in a Japanese font that the PDF does not embed."""
+    font = UnicodeCIDFont('HeiseiMin-W3', isVertical=True)
+    pdfmetrics.registerFont(font)
+    canvas.setFont(font.fontName, 14)
+    for i, line in enumerate(lines):
+        canvas.drawString(500 - 24 * i, 750, line)
+
+
 # ---- whole files
 def test_a_word_divided_by_a_page_break_is_rejoined_without_running_heads(tmp_path):
     words = 'the small cat sees a bird over an old wall near some trees'.split()
@@ -146,52 +163,39 @@ def test_turned_text_reads_like_upright_text(tmp_path, angle):
     assert mixed.count(STORY) == 2 and 'Anna Smith 61 kg\nBert 80 kg' in mixed
 
 
-def test_a_stamp_in_the_margin_is_whole_and_apart_from_the_text(tmp_path):
-    canvas = Canvas(str(tmp_path / 'a.pdf'))
+def test_a_stamp_in_the_margin_is_whole_and_apart_from_the_text(canvas):
     canvas.rotate(90)
     canvas.drawString(200, -30, 'arXiv:2401.01234v2 [cs.XX] 5 Jan 2024')
     canvas.rotate(-90)
     for i, line in enumerate(simpleSplit(STORY, 'Helvetica', 12, 300)):
         canvas.drawString(72, 700 - 14 * i, line)
-    canvas.save()
-    text = read_pdf_file(tmp_path / 'a.pdf')
-    assert text == f'arXiv:2401.01234v2 [cs.XX] 5 Jan 2024\n\n{STORY}'
+    assert canvas.read() == f'arXiv:2401.01234v2 [cs.XX] 5 Jan 2024\n\n{STORY}'
 
 
-def test_letterspaced_titles_are_words(tmp_path):
-    canvas = Canvas(str(tmp_path / 'a.pdf'))
+def test_letterspaced_titles_are_words(canvas):
     for i, spacing in enumerate([1, 3, 6]):
         canvas.drawString(72, 700 - 50 * i, 'CHAPTER THE FIRST', charSpace=spacing)
     x = 72
     for letter in 'CHAPTER THE SECOND':                     # each letter placed on its own
         canvas.drawString(x, 550, letter.strip())
         x += canvas.stringWidth(letter, 'Helvetica', 12) + 4
-    canvas.save()
     titles = ['CHAPTER THE FIRST'] * 3 + ['CHAPTER THE SECOND']
-    assert read_pdf_file(tmp_path / 'a.pdf') == ' '.join(titles)
+    assert canvas.read() == ' '.join(titles)
 
 
-def test_letterspaced_words_in_a_line_are_words(tmp_path):
-    canvas = Canvas(str(tmp_path / 'a.pdf'))
+def test_letterspaced_words_in_a_line_are_words(canvas):
     text = canvas.beginText(72, 700)
     for part, spacing in (('The goose was', 0), (' ', 0), ('very', 3), (' ', 0), ('clever', 3),
                           (' and so on.', 0)):
         text.setCharSpace(spacing)
         text.textOut(part)
     canvas.drawText(text)
-    canvas.save()
-    assert read_pdf_file(tmp_path / 'a.pdf') == 'The goose was very clever and so on.'
+    assert canvas.read() == 'The goose was very clever and so on.'
 
 
-def test_vertical_lines_are_read_from_right_to_left(tmp_path):
-    font = UnicodeCIDFont('HeiseiMin-W3', isVertical=True)
-    pdfmetrics.registerFont(font)
-    canvas = Canvas(str(tmp_path / 'a.pdf'))
-    canvas.setFont(font.fontName, 14)
-    for i, line in enumerate(['むかしむかしある', 'ところにおじいさ', 'んがいました。']):
-        canvas.drawString(500 - 24 * i, 750, line)
-    canvas.save()
-    text = read_pdf_file(tmp_path / 'a.pdf')
+def test_vertical_lines_are_read_from_right_to_left(canvas):
+    draw_vertically(canvas, 'むかしむかしある', 'ところにおじいさ', 'んがいました。')
+    text = canvas.read()
     if len(text) < 20:
         pytest.skip('PDFium needs a Japanese font on this machine')
     assert text == 'むかしむかしあるところにおじいさんがいました。'
@@ -252,14 +256,11 @@ def test_soft_hyphens_vanish_between_letters_and_are_hyphens_between_digits(tmp_
     assert read_pdf_file(path) == 'aba 1-2'
 
 
-def test_the_values_of_a_form_stand_beside_their_labels(tmp_path):
-    canvas = Canvas(str(tmp_path / 'a.pdf'))
+def test_the_values_of_a_form_stand_beside_their_labels(canvas):
     for y, label, value in (700, 'Name:', 'Jane Example'), (660, 'Reason:', 'The bridge is broken'):
         canvas.drawString(72, y, label)
         canvas.acroForm.textfield(name=label, value=value, x=200, y=y - 5, width=250, height=20)
-    canvas.save()
-    assert read_pdf_file(tmp_path / 'a.pdf').split() == (
-        'Name: Jane Example Reason: The bridge is broken'.split())
+    assert canvas.read().split() == 'Name: Jane Example Reason: The bridge is broken'.split()
 
 
 def test_a_form_field_needs_no_drawing_of_its_value(tmp_path):
@@ -270,19 +271,14 @@ def test_a_form_field_needs_no_drawing_of_its_value(tmp_path):
     assert read_pdf_file(path) == 'Name: Jane Example'
 
 
-def test_lost_letters_are_named_with_their_share(tmp_path, capsys):
+def test_lost_letters_are_named_with_their_share(canvas, tmp_path, capsys):
     """PDFium drops vertical text in a font that is not embedded."""
-    font = UnicodeCIDFont('HeiseiMin-W3', isVertical=True)
-    pdfmetrics.registerFont(font)
-    canvas = Canvas(str(tmp_path / 'vertical.pdf'))
     canvas.drawString(72, 100, 'upright')
-    canvas.setFont(font.fontName, 14)
-    canvas.drawString(500, 750, 'むかしむかしあるところに')
-    canvas.save()
-    if 'むかし' in read_pdf_file(tmp_path / 'vertical.pdf'):
+    draw_vertically(canvas, 'むかしむかしあるところに')
+    if 'むかし' in canvas.read():
         pytest.skip('PDFium has found a Japanese font on this machine')
     (warning,) = capsys.readouterr().err.splitlines()
-    share = int(re.search(r'vertical\.pdf: (\d+)% of its letters', warning)[1])
+    share = int(re.search(r'a\.pdf: (\d+)% of its letters', warning)[1])
     assert 55 <= share <= 70                                # 12 of 19
     read_pdf_file(pdf(tmp_path / 'good.pdf', [['A good paper.']]))
     assert capsys.readouterr().err == ''

@@ -1,12 +1,9 @@
 """prepare.py: dividing documents, the files of a dataset, opening them, and mistakes."""
-import json
 import math
 import os
 import random
 import re
-import runpy
 import shlex
-import signal
 import subprocess
 import sys
 import time
@@ -14,13 +11,11 @@ from pathlib import Path
 
 import numpy as np
 import pytest
-import torch
-from conftest import ROOT, command
+from conftest import ROOT, command, hold_lock, rewrite_meta, write, write_rows
 
-from lib.dataset import bits_per_byte, checksum_of_meta, open_dataset
+from lib.dataset import bits_per_byte, open_dataset
 from lib.errors import Error
 from lib.tokenizer import load_tokenizer
-from model import GPT, GPTConfig
 from text.advice import fitting_settings, next_command
 from text.stories.teller import read_grammar, tell_stories
 
@@ -40,17 +35,6 @@ def prepare(run, capsys):
         names = [word[10:] for word in arguments if word.startswith('--dataset=')]
         return open_dataset(names[0] if names else 'stories')
     return prepare
-
-
-def write(name, content):
-    path = Path(name)
-    path.parent.mkdir(parents=True, exist_ok=True)
-    path.write_bytes(content if isinstance(content, bytes) else content.encode())
-    return path
-
-
-def write_rows(name, texts):
-    return write(name, '\n'.join(json.dumps({'text': text}) for text in texts))
 
 
 def documents(meta, *arrays):
@@ -208,14 +192,10 @@ def test_a_name_may_have_dots_and_blanks(prepare):
 
 
 def test_two_processes_do_not_mix_their_files(prepare):
-    hold = ('from pathlib import Path; from lib.files import acquire_lock\n'
-            'held = acquire_lock(Path("data/stories")); print(flush=True); input()')
-    other = subprocess.Popen([sys.executable, '-c', hold], stdin=subprocess.PIPE,
-                             stdout=subprocess.PIPE, env=os.environ | {'PYTHONPATH': str(ROOT)})
-    other.stdout.readline()
+    other = hold_lock('data/stories')
     with pytest.raises(Error, match='in use by another run'):
         prepare('--num_stories=20')
-    other.communicate(b'\n')
+    other.communicate('\n')
     prepare('--num_stories=20')
 
 
@@ -233,26 +213,6 @@ def test_a_stop_between_two_renames_leaves_no_mixture(small, prepare, monkeypatc
         prepare('--input=a.jsonl', '--tokenizer=char', '--name=a_gpt2', '--overwrite=True')
     with pytest.raises(Error, match='half written'):
         open_dataset('a_gpt2')
-
-
-def test_a_kill_at_any_moment_leaves_the_old_dataset_or_the_new_one(run):
-    write('a.txt', EOT.join(f'this is {i} of {i * i} ' * 40 for i in range(3000)))
-    write('b.txt', f'some older text{EOT}and more')
-    allowed = []
-    for source in 'ab':
-        run('prepare.py', f'--input={source}.txt', '--name=x', '--overwrite=True')
-        allowed.append(open_dataset('x')[0]['train']['checksum'])
-    program = [sys.executable, str(ROOT / 'prepare.py'), '--input=a.txt', '--name=x',
-               '--overwrite=True']
-    for delay in (0.3, 0.6, 0.9):
-        process = subprocess.Popen(program, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL)
-        time.sleep(delay)
-        process.send_signal(signal.SIGKILL)
-        process.wait()
-        assert open_dataset('x')[0]['train']['checksum'] in allowed
-    assert subprocess.run(program, stdout=subprocess.DEVNULL).returncode == 0
-    assert sorted(os.listdir('data/x')) == ['.lock', 'meta.json', 'tokenizer.json', 'train.bin',
-                                            'val.bin']
 
 
 @pytest.mark.parametrize('n', [20_000, 8_000])      # full while reading, and while tokenizing
@@ -277,14 +237,6 @@ def small(prepare):
     write_rows('a.jsonl', [f'some text {i}' for i in range(50)])
     prepare('--input=a.jsonl', '--tokenizer=gpt2')
     return Path('data/a_gpt2')
-
-
-def rewrite(folder, change):
-    """Change meta.json and make its checksum right again."""
-    meta = json.loads((folder / 'meta.json').read_text())
-    change(meta)
-    meta['checksum'] = checksum_of_meta(meta)
-    (folder / 'meta.json').write_text(json.dumps(meta))
 
 
 def test_flipped_bits_and_cut_or_swapped_files_are_refused(small):
@@ -324,7 +276,7 @@ def test_a_missing_dataset_names_its_command_and_those_there_are(small):
 def test_files_above_1_gb_are_verified_on_request(small, monkeypatch):
     with open(small / 'train.bin', 'rb+') as f:
         f.truncate(4_000_000_000)                           # a sparse file
-    rewrite(small, lambda meta: meta['train'].update(tokens=2_000_000_000))
+    rewrite_meta(small, lambda meta: meta['train'].update(tokens=2_000_000_000))
     train = open_dataset('a_gpt2')[1]
     assert train.shape == (2_000_000_000,) and isinstance(train, np.memmap)
     monkeypatch.setattr('lib.dataset.checksum', lambda path: 'wrong')
@@ -337,9 +289,9 @@ def test_files_above_1_gb_are_verified_on_request(small, monkeypatch):
     ('--vocab=3', 'vocab_size'), ('--vocab_size=big', 'int'), ('--vocab_size=100', '257'),
     ('--val_fraction=0', 'val_fraction'), ('--val_fraction=1', 'val_fraction'),
     ('nosuch.py', 'nosuch.py'), ('--num_stories=0', 'no text'), ('--dataset=no/such', 'no/such'),
-    ('--dataset=.', 'dataset'), ('--dataset=', 'dataset is an empty'), ('--input=nothing.txt', 'nothing.txt'),
-    ('--input=x.xyz', 'x.xyz'), ('--input=,', 'input'), ('--input=empty.txt', 'no text'),
-    ('--input=spaces.txt', 'no text'), ('--input=one.txt', 'short'),
+    ('--dataset=.', 'dataset'), ('--dataset=', 'dataset is an empty'),
+    ('--input=empty.txt', 'no text'), ('--input=spaces.txt', 'no text'),
+    ('--input=one.txt', 'short'),
     ('--input=bad.jsonl', 'bad.jsonl cannot be read: line 2'), ('--input=column.jsonl', 'title'),
     ('--input=good.txt --tokenizer=nosuch', 'nosuch'), ('--input=good.txt --name=../up', 'name'),
     ('--input=good.txt --name=..', 'name'), ('good.txt', '--key=value'),
@@ -361,21 +313,19 @@ def test_a_mistake_is_an_error_and_nothing_is_written(tmp_path, prepare, args, w
 
 
 # ---- memory
-def grow(path, megabytes, shape):
-    """Varied text: many documents, one of many lines, one line, one word, or new words only."""
-    rng, size = np.random.default_rng(0), 0
-    words = np.array('little girl the was ball and happy dog Äpfel ran to it she'.split())
-    gap = {'many': f'\n{EOT}\n', 'one': '\n', 'word': ''}.get(shape, ' ')
+WORDS = 'little girl the was ball and happy dog Äpfel ran to it she'.split()
+
+
+def grow(path, megabytes, between, gap):
+    """Write varied text: sentences with `between` the words and a `gap` after each. Without
+    `between`, new words only."""
+    draw, size = random.Random(0), 0
+    said = [''] if between is None else [between.join(draw.choices(WORDS, k=150))
+                                         for _ in range(50)]
     with open(path, 'w', encoding='utf-8') as f:
         while size < megabytes * 1e6:
-            numbers = rng.integers(10**9, 10**10, 1000)
-            draws = rng.integers(0, len(words), (50, 150))
-            said = [('' if shape == 'word' else ' ').join(words[draw]) for draw in draws]
-            if shape == 'words':
-                size += f.write(' '.join(map(str, rng.integers(10**9, 10**10, 50_000))) + ' ')
-                continue
-            for n in numbers:
-                size += f.write(said[n % 50] + (f' {n}.' if gap else '') + gap)
+            number = f' {draw.randrange(10**9, 10**10)}.' if gap else ''
+            size += f.write(draw.choice(said) + number + gap)
 
 
 def peak_memory(program, cwd):
@@ -394,39 +344,24 @@ def peak_memory(program, cwd):
 
 
 @pytest.mark.skipif(not Path('/proc/self/status').exists(), reason='needs /proc')
-@pytest.mark.parametrize('shape, megabytes', [
-    ('one', 20), ('word', 3), ('words', 8),
-    *(pytest.param(shape, 500, marks=pytest.mark.slow) for shape in ('many', 'one', 'line'))])
-def test_memory_stays_bounded(tmp_path, shape, megabytes):
+@pytest.mark.parametrize('megabytes, between, gap, limit', [
+    (20, ' ', '\n', 200), (3, '', '', 560), (8, None, ' ', 560),
+    *(pytest.param(500, ' ', gap, 1000, marks=pytest.mark.slow)
+      for gap in (f'\n{EOT}\n', '\n', ' '))])       # many documents, one of many lines, one line
+def test_memory_stays_bounded(tmp_path, megabytes, between, gap, limit):
     path = tmp_path / 'a.txt'
-    grow(path, megabytes, shape)
+    grow(path, megabytes, between, gap)
     peak = peak_memory([sys.executable, str(ROOT / 'prepare.py'), '--input=a.txt'], tmp_path)
-    limit = {500: 1000, 20: 200}.get(megabytes, 560)
     assert peak < limit, f'{peak:.0f} MB of anonymous memory'
     path.unlink()
 
 
 # ---- advice
 def test_the_next_command_suits_the_text_and_runs(prepare, tmp_path):
-    """More text: a larger model, fewer epochs, less dropout."""
-    sizes, epochs, dropouts = [], [], []
-    recipe = runpy.run_path(str(ROOT / 'config/papers.py'))
-    for tokens in (1000, 70_000, 600_000, 6_000_000, 10**9):
-        fitting = fitting_settings(tokens, has_gpu=True)
-        shape = {name: fitting.get(name, recipe[name]) for name in ('n_layer', 'n_head', 'n_embd')}
-        with torch.device('meta'):
-            sizes.append(GPT(GPTConfig(4096, **shape)).num_params())
-        epochs.append(fitting['max_iters'] * 16 * 256 / tokens)
-        dropouts.append(fitting.get('dropout', 0))
-    assert sizes == sorted(sizes) and sizes[0] < sizes[-1] / 4
-    assert 12 < epochs[1] < 20 and 1 < epochs[3] < 3
-    assert epochs == sorted(epochs, reverse=True) and dropouts == sorted(dropouts, reverse=True)
-
-    words = random.Random(0)
-    text = ''.join(''.join(words.choices('abcdefghij', k=5)) + ' ' for _ in range(190_000))
-    write('mine.txt', text)
-    assert prepare('--input=mine.txt')[0]['vocab_size'] == 4096             # of 1.1 MB
-    write('mine.txt', text[:50_000])
+    letters = ''.join(random.Random(0).choices('abcdefghij ', k=1_100_000))
+    write('mine.txt', letters)
+    assert prepare('--input=mine.txt')[0]['vocab_size'] == 4096
+    write('mine.txt', letters[:50_000])
     meta = prepare('--input=mine.txt', '--overwrite=True')[0]
     assert meta['vocab_size'] == 2048
     arguments = shlex.split(prepare.out.split('next: ')[1])
