@@ -166,24 +166,9 @@ def test_a_model_too_large_for_the_memory_is_refused_before_it_is_built(dataset,
 def test_max_speed_counts_six_flops_a_parameter_and_those_of_attention(monkeypatch):
     model, cuda = GPT(GPTConfig(**SHAPE)), torch.device('cuda')
     flops = 6 * model.num_params() + 12 * 2 * 32 * 16           # of one token
-    for name, peak in {'NVIDIA H100 80GB HBM3': 989e12, 'NVIDIA H100 PCIe': 756e12,
-                       'Tesla T4': 65e12, 'NVIDIA A100-SXM4-40GB': 312e12, 'unknown': None}.items():
+    for name, peak in (('NVIDIA H100 PCIe', 756e12), ('Tesla T4', 65e12), ('unknown', None)):
         monkeypatch.setattr(torch.cuda, 'get_device_name', lambda device, name=name: name)
-        expected = peak and pytest.approx(peak / flops)
-        assert device_file.max_speed(model, cuda) == expected
-    assert device_file.max_speed(model, torch.device('cpu')) is None
-
-
-@pytest.mark.slow
-def test_evaluation_adds_one_compiled_graph_and_changes_none(run, dataset):
-    counters = torch._dynamo.utils.counters
-    torch._dynamo.reset()
-    counters.clear()
-    done = run('train.py', f'--dataset={dataset}', *TINY, '--compile=True', '--batch_size=6')
-    windows = len(done['validation'].cuts) - 1
-    assert windows % 6, 'the last batch of an evaluation is smaller'
-    assert counters['stats']['unique_graphs'] == 3          # of a trial, training and evaluation
-    assert not counters['graph_break']
+        assert device_file.max_speed(model, cuda) == (peak and pytest.approx(peak / flops))
 
 
 # ---- with a GPU

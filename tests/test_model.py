@@ -2,14 +2,11 @@
 import math
 import os
 import pickle
-import subprocess
-import sys
 
 import numpy as np
 import pytest
 import torch
-import torch.nn.functional as F
-from conftest import ROOT, same_weights
+from conftest import same_weights
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
@@ -17,7 +14,6 @@ import model as model_file
 import train
 from extras.export import to_hugging_face
 from lib import checkpoint as checkpoints
-from lib.checks import check_fit
 from lib.dataset import Validation, read_windows, window_cuts
 from lib.errors import Error
 from lib.muon import Muon, orthogonalize
@@ -61,53 +57,6 @@ def rows_of(model, idx, n, **sampling):
 
 
 # ---- the network
-ALONE = """
-import sys
-sys.path.insert(0, '.')
-import torch
-from model import GPT, GPTConfig, causal_mask, fused_attend
-ids = torch.tensor([ord(c) - 32 for c in 'the cat sat on the mat. ' * 40])
-for arch in ('gpt2', 'qwen3'):
-    torch.manual_seed(0)
-    config = GPTConfig(96, arch, block_size=16, n_layer=2, n_head=2, n_embd=32)
-    model = GPT(config)
-    optimizer, losses = torch.optim.AdamW(model.parameters(), 1e-2), []
-    for step in range(50):
-        starts = torch.randint(len(ids) - 17, (8,)).tolist()
-        x, y = (torch.stack([ids[i + d:i + d + 16] for i in starts]) for d in (0, 1))
-        loss = model(x, y)
-        loss.backward()
-        optimizer.step()
-        optimizer.zero_grad()
-        losses.append(loss.item())
-    assert losses[-1] < 0.3 * losses[0], losses
-    torch.save(model.state_dict(), 'weights.pt')
-    again = GPT(config).eval()
-    again.load_state_dict(torch.load('weights.pt', weights_only=True))
-    context = ids[None, :5]
-    for next_id in again.generate(context, 40, temperature=0):
-        if context.shape[1] > 16:
-            context = context[:, -8:]
-        assert torch.equal(next_id, again(context)[:, -1].argmax(-1))
-        context = torch.cat((context, next_id[:, None]), 1)
-for shape in ({'n_head': 3}, {'arch': 'rnn'}, {'dropout': 1.0}):
-    try:
-        GPTConfig(96, **shape)
-    except ValueError as e:
-        assert next(iter(shape)) in str(e)
-    else:
-        raise AssertionError(shape)
-print('alone')
-"""
-
-
-def test_model_py_works_alone_in_an_empty_folder(tmp_path):
-    (tmp_path / 'model.py').write_bytes((ROOT / 'model.py').read_bytes())
-    shown = subprocess.run([sys.executable, '-I', '-c', ALONE], cwd=tmp_path, text=True,
-                           capture_output=True)
-    assert shown.stdout == 'alone\n', shown.stderr
-
-
 @pytest.mark.parametrize('shape', SHAPES)
 def test_a_token_does_not_attend_to_later_ones(shape):
     model = make(shape)
@@ -181,16 +130,13 @@ def test_fused_attention_and_the_formula_are_causal_attention(n_kv_head):
     {'arch': 'gpt2', 'positions': 'rope'}, {'positions': 'learned'}, {'norm': 'layer'},
     {'mlp': 'gelu'}, {'qk_norm': 'none'}, {'arch': 'gpt2', 'mlp': 'swiglu', 'qk_norm': 'rms'}])
 def test_parts_of_one_architecture_fit_the_other(change):
-    torch.manual_seed(0)
-    model = GPT(GPTConfig(50, block_size=16, n_layer=2, n_head=2, n_embd=32, **change)).eval()
+    model = make(**change)
     idx, cache = torch.randint(50, (1, 12)), model.new_cache(1)
     with torch.inference_mode():
         parts = [model.next_logits(part, cache) for part in idx.split([5] + [1] * 7, dim=1)]
-        torch.testing.assert_close(torch.stack(parts, dim=1), model(idx)[:, 4:])
-    plain = GPT(GPTConfig(50, block_size=16, n_layer=2, n_head=2, n_embd=32,
-                          arch=model.config.arch))
-    assert {name for name, value in vars(model.config).items()
-            if value != vars(plain.config)[name]} >= change.keys() - {'arch'}
+        torch.testing.assert_close(torch.stack(parts, dim=1), model(idx)[:, 4:], rtol=1e-4,
+                                   atol=1e-4)
+    assert vars(model.config).items() >= change.items()
     model(idx, idx).backward()
     assert all(p.grad is not None for p in model.parameters())
     with pytest.raises(Error, match='so no other program can run it'):
@@ -229,15 +175,24 @@ def test_gradients_in_bf16_are_near_those_in_fp32(shape):
     assert 0 < (gradient(True) - exact).norm() < 0.02 * exact.norm()
 
 
-def test_the_loss_is_the_mean_cross_entropy_of_targets_other_than_minus_1():
+def test_the_loss_is_the_mean_cross_entropy_of_targets_other_than_minus_1(monkeypatch):
+    """Also if it is computed in pieces, which need less memory."""
     model, idx = make(), torch.randint(50, (4, 16))
     targets = idx.roll(-1, 1)
     targets[1:3, 5:] = -1
     p = model(idx).double().log_softmax(-1)
-    nats = [-p[i, t, targets[i, t]].item() for i in range(4) for t in range(16)
-            if targets[i, t] >= 0]
-    assert len(nats) == 42
-    assert model(idx, targets).item() == pytest.approx(sum(nats) / 42, rel=1e-6)
+    exact = -p[targets >= 0].gather(1, targets[targets >= 0][:, None]).mean().item()
+    held, grads = [], []
+    model.lm_head.register_forward_hook(lambda module, inputs, logits: held.append(len(logits)))
+    for most, pieces in ((2 ** 25, [64]), (50 * 7, [7] * 9 + [1])):
+        monkeypatch.setattr('model.MAX_LOGITS', most)
+        model.zero_grad()
+        held.clear()
+        loss = model(idx, targets)
+        assert held == pieces and loss.item() == pytest.approx(exact, rel=1e-6)
+        loss.backward()
+        grads.append(model.wte.weight.grad.clone())
+    assert torch.allclose(*grads, atol=1e-6)
 
 
 def test_dropout_applies_in_training_only():
@@ -419,15 +374,6 @@ def test_optimizers_hold_each_parameter_once_and_only_matrices_decay(optimizer, 
             assert decay == pytest.approx(0.1 if p.ndim == 2 else 0)
 
 
-def test_the_output_matrix_has_a_learning_rate_of_its_own_only_if_untied(monkeypatch):
-    model = make(tie_weights=False)
-    opt = groups_of(model, monkeypatch, output_lr_scale=4.0)
-    scaled = [p for group in opt.param_groups if group['lr_scale'] == 4 for p in group['params']]
-    assert len(scaled) == 1 and scaled[0] is model.lm_head.weight
-    with pytest.raises(Error, match='output_lr_scale needs tie_weights=False'):
-        check_fit({'output_lr_scale': 4.0}, make().config, 1000)
-
-
 def test_muon_updates_matrices_as_torch_does(monkeypatch):
     """Several matrices of one shape, square, tall and wide, beside a vector that AdamW updates;
     the momentum decays by 0.85 at first and by 0.95 from step 300 on."""
@@ -492,11 +438,10 @@ def test_packing_counts_each_token_once_and_keeps_documents_whole(lengths, block
                 assert i // 100 * 100 in row            # the beginning of its document is in sight
 
 
-def validation(ids, nats=None, eval_tokens=0):
+def validation(ids):
     tokenizer = load_tokenizer({'kind': 'char', 'alphabet': ''.join(map(chr, range(300, 350)))})
-    size = len(tokenizer.decode(ids).encode())
-    meta = {'eot': 50, 'val': {'bytes': size, 'nats': nats}}
-    return Validation(meta, np.array(ids), tokenizer, eval_tokens, 16)
+    meta = {'eot': 50, 'val': {'bytes': len(tokenizer.decode(ids).encode()), 'nats': None}}
+    return Validation(meta, np.array(ids), tokenizer, 0, 16)
 
 
 def test_evaluation_is_the_mean_over_tokens_and_changes_no_state():
@@ -519,15 +464,6 @@ def test_evaluation_is_the_mean_over_tokens_and_changes_no_state():
     assert alone == pytest.approx(nats, rel=1e-6)
 
 
-def test_bits_and_floor_are_of_the_tokens_that_are_evaluated():
-    ids = [1, 2, 49, 50, 7, 50]                         # characters of two bytes
-    whole, part = validation(ids, nats=3.0), validation(ids, nats=3.0, eval_tokens=2)
-    assert whole.floor == 0.5 and part.floor is None and validation(ids).floor is None
-    assert whole.bits_per_byte(math.log(2)) == pytest.approx(6 / 8)
-    assert part.bits_per_byte(math.log(2)) == pytest.approx(2 / 4)
-    assert part.ids.tolist() == [1, 2] and validation(ids, 3.0, 6).floor == 0.5
-
-
 # ---- checkpoints
 def save(path, model, **more):
     content = {'tokenizer': SPEC, 'settings': {'seed': 5}, 'step': 3,
@@ -546,8 +482,6 @@ def test_a_checkpoint_comes_back_whole(tmp_path):
     for block_size in (17, 0):
         with pytest.raises(Error, match='block_size'):
             checkpoints.build_model(checkpoint, block_size=block_size)
-    tied = checkpoints.build_model({**checkpoint, 'model': dict(checkpoint['model'])})
-    assert tied.lm_head.weight is tied.wte.weight
     checkpoint['model_config']['n_inner'] *= 2
     with pytest.raises(Error, match='do not match its config'):
         checkpoints.build_model(checkpoint)
@@ -592,10 +526,9 @@ def test_a_pickle_that_runs_code_is_refused_and_does_not_run(tmp_path):
     save(tmp_path / 'bomb.pt', model)
     (tmp_path / 'plain.pt').write_bytes(pickle.dumps(Bomb()))
     for name in ('bomb.pt', 'plain.pt'):
-        with pytest.raises(Error, match=name):
-            checkpoints.read(tmp_path / name)
-        with pytest.raises(Error, match=name):
-            checkpoints.read_settings(tmp_path / name)
+        for read in (checkpoints.read, checkpoints.read_settings):
+            with pytest.raises(Error, match=name):
+                read(tmp_path / name)
     assert not (tmp_path / 'harm').exists()
 
 
@@ -612,24 +545,3 @@ def test_a_failed_save_leaves_the_previous_checkpoint(tmp_path):
         resource.setrlimit(resource.RLIMIT_FSIZE, (soft, hard))
     assert checkpoints.read(path)['step'] == 1
     assert [file.name for file in tmp_path.iterdir()] == ['a.pt']
-
-
-def test_the_loss_in_pieces_is_the_loss(monkeypatch):
-    model, idx = make(), torch.randint(50, (4, 16))
-    targets = idx.roll(-1, 1)
-    targets[1:3, 5:] = -1
-    held, results = [], []
-    model.lm_head.register_forward_hook(lambda module, inputs, logits: held.append(len(logits)))
-    for most, pieces in ((2 ** 25, [64]), (50 * 7, [7] * 9 + [1])):
-        monkeypatch.setattr('model.MAX_LOGITS', most)
-        model.zero_grad()
-        held.clear()
-        loss = model(idx, targets)
-        assert held == pieces
-        loss.backward()
-        results.append((loss.item(), model.wte.weight.grad.clone()))
-    kept = targets >= 0
-    exact = F.cross_entropy(model(idx)[kept], targets[kept]).item()
-    (whole, whole_grad), (pieces, pieces_grad) = results
-    assert whole == pytest.approx(pieces, rel=1e-6) == pytest.approx(exact, rel=1e-6)
-    assert torch.allclose(whole_grad, pieces_grad, atol=1e-6)

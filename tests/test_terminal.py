@@ -1,10 +1,9 @@
 """What the scripts show on terminals of several widths."""
 import os
 import re
-import struct
-import subprocess
 import sys
 
+import pexpect
 import pytest
 from conftest import ROOT
 
@@ -14,22 +13,14 @@ MODEL = ['--n_layer=1', '--n_head=2', '--n_embd=32', '--block_size=32', '--batch
 
 def on_terminal(columns, script, *args) -> list[str]:
     """The lines that a script leaves on a terminal, and those that it overwrites."""
-    fcntl, pty, termios = map(pytest.importorskip, ('fcntl', 'pty', 'termios'))
-    main, side = pty.openpty()
-    fcntl.ioctl(side, termios.TIOCSWINSZ, struct.pack('HHHH', 40, columns, 0, 0))
     environment = {name: value for name, value in os.environ.items() if name != 'COLUMNS'}
-    process = subprocess.Popen([sys.executable, ROOT / script, *args], stdin=side, stdout=side,
-                               stderr=side, env=environment | {'TERM': 'xterm'})
-    os.close(side)
-    shown = b''
-    try:
-        while block := os.read(main, 1 << 16):
-            shown += block
-    except OSError:                             # Linux says so when the other side is closed
-        pass
-    os.close(main)
-    assert process.wait() == 0, shown
-    text = re.sub(r'\x1b\[\w', '', shown.decode())
+    terminal = pexpect.spawn(sys.executable, [str(ROOT / script), *args], encoding='utf-8',
+                             env=environment | {'TERM': 'xterm'}, dimensions=(40, columns),
+                             timeout=300)
+    terminal.expect(pexpect.EOF)
+    terminal.close()
+    assert terminal.exitstatus == 0, terminal.before
+    text = re.sub(r'\x1b\[\w', '', terminal.before)
     return [line.rstrip() for line in re.split(r'[\r\n]+', text)]
 
 
