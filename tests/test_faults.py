@@ -5,11 +5,9 @@ import sys
 import pytest
 from conftest import ROOT
 
-SHORT = ['kill --n=1 --steps=10', 'signals --n=6', 'impatience --n=1', 'early --n=2', 'disk --n=4',
-         'corrupt --n=42', 'damaged_pdfs --n=8', 'hostile --n=8', 'fuzz --n=500', 'values --n=12',
-         'numbers --n=2', 'lock --n=1', 'distributed --n=1 --world_size=2']
-SLOW = ['memory --n=1', 'distributed --n=2', 'torchrun --n=1', 'long --n=60', 'corrupt --n=100',
-        'hostile --n=60', 'values --n=200', 'kill --n=10']
+SHORT = ['kill --n=1 --steps=10', 'signals --n=6', 'impatience --n=1', 'disk --n=4',
+         'values --n=12', 'distributed --n=1 --world_size=2']
+SLOW = ['memory --n=1', 'distributed --n=2', 'long --n=60', 'values --n=200', 'kill --n=10']
 
 
 @pytest.mark.skipif(sys.platform != 'linux', reason='faults.py forks, and limits memory and files')
