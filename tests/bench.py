@@ -1,12 +1,11 @@
 """Measure slm beside its peers: python tests/bench.py ROW [--nanogpt=FOLDER --llama2c=FOLDER ...]
 
-ROW is throughput, busy, shakespeare, tinystories, stories, sampling, preparation, start, memory,
-recipes, or all. Each prints rows of a Markdown table: the medians of runs in processes of their
-own that alternate A B A B, the ratio slm / peer, and the smallest and largest ratio of a pair.
-Peers run from their own unchanged files; where a number in one had to change, the function that
-runs it says so. Needs Linux."""
+ROW is throughput, busy, shakespeare, tinystories, sampling, preparation, memory, or all. Each
+prints rows of a Markdown table: the medians of runs in processes of their own that alternate
+A B A B, the ratio slm / peer, and the smallest and largest ratio of a pair. Peers run from their
+own unchanged files; where a number in one had to change, the function that runs it says so. Needs
+Linux."""
 import csv
-import importlib.util
 import itertools
 import json
 import os
@@ -29,17 +28,16 @@ sys.path.insert(0, str(ROOT))
 import numpy as np  # noqa: E402
 
 from lib.errors import require  # noqa: E402
-from lib.settings import configure, read_fields  # noqa: E402
+from lib.settings import configure  # noqa: E402
 
 nanogpt = ''                # a clone of github.com/karpathy/nanoGPT
 llama2c = ''                # a clone of github.com/karpathy/llama2.c
-input = ''                  # shakespeare, stories: the text of tinyshakespeare
+input = ''                  # shakespeare: the text of tinyshakespeare
 tinystories = ''            # tinystories, preparation: TinyStories, a folder with data/*.parquet
 pairs = 3                   # how often slm and a peer are measured in turn
 steps = 300                 # throughput, busy: steps; the larger model takes a tenth of them
-iters = 2000                # shakespeare, stories: nanoGPT's steps, as in its README
+iters = 2000                # shakespeare: nanoGPT's steps, as in its README
 shakespeare_train = 'config/shakespeare_cpu.py'     # shakespeare: slm's arguments of train.py
-stories_train = 'config/stories.py'                 # stories: of train.py
 tinystories_prepare = '--vocab_size=1024'           # tinystories: of prepare.py
 tinystories_train = ('config/tinystories_cpu.py --compile=False --batch_size=8 --warmup_iters=40 '
                      '--max_iters=225')             # tinystories: of train.py
@@ -56,59 +54,38 @@ if _row.startswith('-'):
 settings = configure(globals(), argv=[] if _row == 'child' else _options)
 
 NEEDS = {'throughput': 'nanogpt', 'busy': '', 'shakespeare': 'nanogpt input',
-         'tinystories': 'nanogpt tinystories', 'stories': 'nanogpt input',
-         'sampling': 'nanogpt llama2c', 'preparation': 'nanogpt tinystories', 'start': '',
-         'memory': 'nanogpt', 'recipes': ''}
+         'tinystories': 'nanogpt tinystories', 'sampling': 'nanogpt llama2c',
+         'preparation': 'nanogpt tinystories', 'memory': 'nanogpt'}
 EXAMPLE = ('config/train_shakespeare_char.py --device=cpu --compile=False --eval_iters=20 '
            '--log_interval=1 --batch_size=12 --n_layer=4 --n_head=4 --n_embd=128 '
            '--dropout=0.0 ')                        # nanoGPT's own example for a CPU
 QUIET = ('--eval_iters=1 --eval_interval=1000000 --log_interval=1 '
          '--gradient_accumulation_steps=1 ')
 UNEVALUATED = '--eval_interval=0 --eval_tokens=1000 '
-GPUS = 0.3 * 65e12, 0.3 * 989e12    # FLOP/s of a T4 (fp16) and an H100 (bf16) at 30% of their peak
-VOCABULARIES = {'=char': 65, '=gpt2': 50257, '_size=8192': 8192, '_size=4096': 4096,
-                'name=papers': 4096, '': 1431}      # recipes: by a word of the header
 NEW = 256                   # tokens to sample
 CORES = len(os.sched_getaffinity(0))
 
 
 # ---- processes. All work in one temporary folder, with slm/ and peer/ to run the scripts in
 class Run:
-    """A command, run to its end: its seconds, output, peak resident MB and, if watched, peak
-    anonymous MB."""
+    """A command, run to its end: its seconds, output and peak resident MB."""
 
-    def __init__(self, *command, cwd='.', watch=False, **environment):
+    def __init__(self, *command, cwd='.', **environment):
         words = []
         for part in command:
             words += part.split() if type(part) is str else [part]
         words = [sys.executable if word == 'python' else str(word) for word in words]
-        self.anonymous, clock = 0.0, time.perf_counter()
+        clock = time.perf_counter()
         with tempfile.TemporaryFile('w+') as output:
             process = subprocess.Popen(words, stdout=output, stderr=subprocess.STDOUT, cwd=cwd,
                                        env=os.environ | environment)
-            ended = os.wait4(process.pid, os.WNOHANG if watch else 0)
-            while not ended[0]:
-                self.anonymous = max(self.anonymous, anonymous_memory(process.pid) / 1024)
-                time.sleep(0.02)
-                ended = os.wait4(process.pid, os.WNOHANG)
-            self.seconds, self.resident = time.perf_counter() - clock, ended[2].ru_maxrss / 1024
-            process.returncode = os.waitstatus_to_exitcode(ended[1])
+            _, status, usage = os.wait4(process.pid, 0)
+            self.seconds, self.resident = time.perf_counter() - clock, usage.ru_maxrss / 1024
+            process.returncode = os.waitstatus_to_exitcode(status)
             output.seek(0)
             self.output = output.read()
         require(process.returncode == 0, f'{" ".join(words)} ended with {process.returncode}: '
                                          f'{self.output[-400:]}')
-
-
-def anonymous_memory(pid) -> int:
-    """kB of anonymous memory of a process and its children; 0 if it has just ended."""
-    try:
-        maps = Path(f'/proc/{pid}/smaps_rollup').read_text()
-        own = int(re.search(r'^Anonymous: +(\d+)', maps, re.M)[1])
-        tasks = Path(f'/proc/{pid}/task').glob('*/children')
-        children = ' '.join(task.read_text() for task in tasks).split()
-        return own + sum(map(anonymous_memory, children))
-    except (OSError, TypeError):
-        return 0
 
 
 def ask(function, *arguments, **environment):
@@ -118,25 +95,21 @@ def ask(function, *arguments, **environment):
     return json.loads(re.findall('^result: (.*)$', ran.output, re.M)[-1])
 
 
-def prepare_slm(options='', **more):
-    return Run('python', ROOT / 'prepare.py', '--overwrite=True', options, cwd='slm', **more)
+def prepare_slm(options=''):
+    return Run('python', ROOT / 'prepare.py', '--overwrite=True', options, cwd='slm')
 
 
 def train_slm(*options):
     """Run train.py; returns the Run and (tokens, seconds) between log rows, without evaluations."""
     ran = Run('python', ROOT / 'train.py', *options, '--out_dir=out --overwrite=True', cwd='slm')
     parts, last = [], 0
-    for row in read_log():
-        if row['lr']:
-            tokens = int(row['tokens']) - last
-            parts.append((tokens, tokens / float(row['tokens_per_second'])))
-            last += tokens
-    return ran, parts
-
-
-def read_log():
     with open('slm/out/log.csv', newline='') as f:
-        return list(csv.DictReader(f))
+        for row in csv.DictReader(f):
+            if row['lr']:
+                tokens = int(row['tokens']) - last
+                parts.append((tokens, tokens / float(row['tokens_per_second'])))
+                last += tokens
+    return ran, parts
 
 
 def training_seconds(options) -> float:
@@ -149,13 +122,6 @@ def train_nanogpt(options):
     ran = Run('python ../nanoGPT/train.py', options, '--out_dir=out', cwd='peer')
     times = re.findall(r'^iter \d+: .* time ([\d.]+)ms', ran.output, re.M)
     return ran, [float(ms) / 1000 for ms in times]
-
-
-def nanogpt_module():
-    spec = importlib.util.spec_from_file_location('nanogpt_model', 'nanoGPT/model.py')
-    module = importlib.util.module_from_spec(spec)
-    spec.loader.exec_module(module)
-    return module
 
 
 # ---- the table
@@ -196,13 +162,6 @@ def race(name, ours, theirs, unit, most_time, size_counts):
     row(name, f'{a:,.1f} s, {min(losses):.4f}..{max(losses):.4f} {unit}, {size:,} parameters',
         f'nanoGPT: {b:,.1f} s, {bound:.4f} {unit}, {most:,} parameters', f'{a / b:.3f}',
         f'{min(ratios):.3f}..{max(ratios):.3f}', '; '.join(wanted))
-
-
-def alone(name, values, unit, wanted=''):
-    """Print a row without a peer."""
-    value = statistics.median(values)
-    row(name, f'{value:,.2f} {unit}', '', '', f'{min(values):,.2f}..{max(values):,.2f}',
-        judged(value, wanted))
 
 
 def on_gpu(name) -> bool:
@@ -268,9 +227,6 @@ def train_in_turn(V, L, H, C, T, B, n, wanted):
         options += '--device=cuda '
         compare(name + ', GPU', lambda: slm_speed(options, n), 'nanoGPT compiled',
                 lambda: nanogpt_speed(options, B * T, n), wanted)
-        ran = train_slm(options + '--arch=gpt2 --eval_tokens=1000')[0]
-        mfu = [float(percent) for percent in re.findall(r'MFU ([\d.]+)%', ran.output)[2:]]
-        alone(name + ', GPU, MFU', mfu, '%', '>= 45')
         return
     eager, compiled = (options + f'--device=cpu --compile={value} ' for value in (False, True))
     formula = '--fused_attention=False '                    # faster on a CPU at these lengths
@@ -315,6 +271,14 @@ def busy():
                   cwd='slm')
         return float(re.search(r'([\d,]+) tokens per second', ran.output)[1].replace(',', ''))
 
+    def beside_busy(function):
+        process = subprocess.Popen([sys.executable, '-c', 'while True: pass'])
+        try:
+            return function()
+        finally:
+            process.kill()
+            process.wait()
+
     cores = os.sched_getaffinity(0)
     os.sched_setaffinity(0, sorted(cores)[:2])              # the processes started here inherit it
     for name, function, unit, wanted in (
@@ -325,16 +289,6 @@ def busy():
         compare(f'{name}, default, two cores, beside a busy process',
                 partial(beside_busy, function), 'alone', function, wanted, unit)
     os.sched_setaffinity(0, cores)
-
-
-def beside_busy(function):
-    """What function() returns while another process keeps a core busy."""
-    process = subprocess.Popen([sys.executable, '-c', 'while True: pass'])
-    try:
-        return function()
-    finally:
-        process.kill()
-        process.wait()
 
 
 # ---- time to a loss
@@ -408,8 +362,8 @@ def load_nanogpt():
     """The model of nanoGPT's checkpoint, and its iteration."""
     import torch
     saved = torch.load('peer/out/ckpt.pt', map_location='cpu', weights_only=False)
-    module = nanogpt_module()
-    model = module.GPT(module.GPTConfig(**saved['model_args'])).eval()
+    theirs = runpy.run_path('nanoGPT/model.py')
+    model = theirs['GPT'](theirs['GPTConfig'](**saved['model_args'])).eval()
     model.load_state_dict(saved['model'])
     return model, saved['iter_num']
 
@@ -418,7 +372,11 @@ def shakespeare():
     """Training time, without evaluations, to the loss that nanoGPT's CPU example ends with.
 
     Of nanoGPT the weights after the last step are judged, not those of its best evaluation."""
-    targets = write_shakespeare()
+    text = Path('input.txt').read_text(encoding='utf-8')
+    cut = int(0.9 * len(text))
+    targets = len(text) - cut - 1
+    splits = {'train': [text[:cut]], 'val': [text[cut:]]}
+    write_nanogpt_data('shakespeare_char', splits, 'char', False)
     prepare_slm('--input=../input.txt --name=shakespeare --tokenizer=char --val_fraction=0.1')
     seeds = itertools.cycle((1, 2, 3))
 
@@ -429,61 +387,14 @@ def shakespeare():
         return seconds, nats / targets, size
 
     def theirs():
-        seconds = train_nanogpt_example()
+        times = train_nanogpt(f'{EXAMPLE} --block_size=64 --max_iters={iters} '
+                              f'--eval_interval={iters} --lr_decay_iters={iters} '
+                              '--always_save_checkpoint=True')[1]
+        seconds = statistics.median(times) + sum(times[1:iters])    # the first one evaluates
         nats, size, _ = ask(judge, 64, 'shakespeare_char')
         return seconds, nats / targets, size
 
     race("Shakespeare by characters, to nanoGPT's loss", ours, theirs, 'nats', 0.09, True)
-
-
-def write_shakespeare() -> int:
-    """Write the text for nanoGPT and the judge. Returns the number of targets in the val split."""
-    text = Path('input.txt').read_text(encoding='utf-8')
-    cut = int(0.9 * len(text))
-    splits = {'train': [text[:cut]], 'val': [text[cut:]]}
-    write_nanogpt_data('shakespeare_char', splits, 'char', False)
-    return len(text) - cut - 1
-
-
-def train_nanogpt_example() -> float:
-    """The seconds of nanoGPT's CPU example, without evaluations."""
-    times = train_nanogpt(EXAMPLE + f'--block_size=64 --max_iters={iters} --eval_interval={iters} '
-                          f'--lr_decay_iters={iters} --always_save_checkpoint=True')[1]
-    return statistics.median(times) + sum(times[1:iters])       # the first one evaluates
-
-
-def stories():
-    """The storyteller beside nanoGPT's CPU example: seconds, distance from the floor, and samples
-    that the grammar could have told."""
-    write_shakespeare()
-    prepare_slm()
-    seeds, found = itertools.cycle((1, 2, 3)), []
-
-    def ours():
-        seconds = training_seconds(f'{stories_train} --eval_interval=0 --seed={next(seeds)}')
-        found.append(ask(examine_stories))
-        return seconds
-
-    compare('config/stories.py', ours, "nanoGPT's CPU example", train_nanogpt_example, '', 's')
-    above, right = zip(*found)
-    alone('config/stories.py, above the floor', above, '%', '<= 0.4')
-    alone('config/stories.py, samples that the grammar could have told', right, '%', '>= 99')
-
-
-def examine_stories():
-    """How many percent the loss of slm's model is above the floor, and how many percent of 1,000
-    samples at temperature 0.8 the grammar could have told."""
-    from grammar_parser import parse
-
-    from sample import load
-    from text.stories.teller import read_grammar
-    loss = [float(row['val_loss']) for row in read_log() if row['val_loss']][-1]
-    val = json.loads(Path('slm/data/stories/meta.json').read_text())['val']
-    lm, grammar = load('slm/out'), read_grammar()
-    rows = [ids for seed in range(0, 1000, 100)             # sample i is drawn with seed + i
-            for ids in lm.rows(num_samples=100, seed=seed, temperature=0.8)]
-    right = sum(len(parse(grammar, lm.tokenizer.decode(ids))) == 1 for ids in rows)
-    return 100 * (loss * val['tokens'] / val['nats'] - 1), 100 * right / len(rows)
 
 
 def tinystories_splits() -> dict:
@@ -595,19 +506,6 @@ def ours(temperature, top_p, rows=1, device='cpu', compile=True):
     return lambda: ask(slm_sampling, temperature, top_p, rows, device, compile)
 
 
-def compile_seconds(device):
-    """Seconds of the third token, whose step is the first to be compiled, without a cache of
-    earlier runs."""
-    os.environ['TORCHINDUCTOR_FORCE_DISABLE_CACHES'] = '1'
-    from sample import load
-    ids = load('sampler.pt', device, compile=True).sample_ids('', max_new_tokens=3)
-    next(ids)
-    next(ids).tolist()
-    clock = time.perf_counter()
-    next(ids).tolist()
-    return time.perf_counter() - clock
-
-
 def llama2c_sampling(options=''):
     """Tokens per second as run.c prints them: of its 256 steps without the first."""
     output = Run('./run model.bin -s 1', options).output
@@ -617,8 +515,8 @@ def llama2c_sampling(options=''):
 
 def nanogpt_sampling(rows, device):
     import torch
-    module = nanogpt_module()
-    model = module.GPT(module.GPTConfig(bias=False, **SAMPLER)).to(device).eval()
+    theirs = runpy.run_path('nanoGPT/model.py')
+    model = theirs['GPT'](theirs['GPTConfig'](bias=False, **SAMPLER)).to(device).eval()
     prompt = torch.zeros(rows, 1, dtype=torch.long, device=device)
     return speed_of(lambda: model.generate(prompt, NEW, top_k=1).tolist(), rows * NEW)
 
@@ -648,7 +546,6 @@ def sampling():
                     lambda rows=rows: ask(nanogpt_sampling, rows, 'cuda'), wanted)
         compare(name + ', compiled', ours(*GREEDY, 1, 'cuda'), 'transformers GPT2LMHeadModel',
                 lambda: ask(transformers_sampling, 1, 'cuda'), '>= 10')
-        alone('sampling, 15M parameters, to compile it, GPU', [ask(compile_seconds, 'cuda')], 's')
 
 
 def sampling_on_cpu(name):
@@ -666,10 +563,9 @@ def sampling_on_cpu(name):
             lambda: ask(transformers_sampling, 1, 'cpu'))
     compare(name + 'greedy, 16 together', ours(*GREEDY, 16, compile=False), 'llama2.c, one',
             lambda: llama2c_sampling('-t 0'), '>= 4')
-    alone('sampling, 15M parameters, to compile it', [ask(compile_seconds, 'cpu')], 's')
 
 
-# ---- preparation, start, memory
+# ---- preparation, memory
 def make_corpus(size):
     """Write `size` MB of distinct stories: the shuffled sentences of given ones, and a number."""
     import pyarrow
@@ -706,9 +602,9 @@ def prepare_as_nanogpt(processes):
 def preparation():
     megabytes = ask(make_corpus, mb)
 
-    def prepare(watch=False):
-        return prepare_slm('--input=../openwebtext/train.parquet --name=corpus --tokenizer=gpt2',
-                           watch=watch)
+    def ours():
+        ran = prepare_slm('--input=../openwebtext/train.parquet --name=corpus --tokenizer=gpt2')
+        return megabytes / ran.seconds
 
     def theirs():
         with tempfile.TemporaryDirectory() as cache:        # without the last run's work
@@ -717,90 +613,19 @@ def preparation():
             return megabytes / (time.perf_counter() - clock)
 
     compare(f"preparation, {megabytes:.0f} MB, GPT-2's tokens",
-            lambda: megabytes / prepare().seconds, 'nanoGPT', theirs, '>= 8', 'MB/s')
-    alone('preparation, peak anonymous memory', [prepare(watch=True).anonymous], 'MB', '<= 1000')
-
-
-def start():
-    """Seconds from the command to the first step in log.csv, on the stories, and of --help."""
-    prepare_slm()
-    seconds = [first_step() for _ in range(pairs)]
-    alone('python train.py, to its first step', seconds, 's', '<= 5')
-    for name in ('prepare.py', 'train.py', 'sample.py'):
-        seconds = [Run('python', ROOT / name, '--help').seconds for _ in range(pairs)]
-        alone(f'python {name} --help', seconds, 's', '<= 0.5')
-
-
-def first_step() -> float:
-    log, clock = Path('slm/out/log.csv'), time.perf_counter()
-    log.unlink(missing_ok=True)
-    words = [sys.executable, ROOT / 'train.py', '--log_interval=1', '--overwrite=True']
-    train = subprocess.Popen(words, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL, cwd='slm')
-    while not (log.exists() and re.search('^[1-9]', log.read_text(), re.M)):
-        require(train.poll() is None, 'train.py ended before its first step')
-        time.sleep(0.01)
-    seconds = time.perf_counter() - clock
-    train.kill()
-    train.wait()
-    return seconds
-
-
-def peak_on_gpu(folder, script, options):
-    """Peak MB that torch held on the GPU while a script ran as the command line would run it."""
-    import torch
-    sys.path.insert(0, str(Path(script).parent))
-    sys.argv = [script, *options.split()]
-    os.chdir(folder)
-    runpy.run_path(script, run_name='__main__')
-    return torch.cuda.max_memory_allocated() / 2**20
+            ours, 'nanoGPT', theirs, '>= 8', 'MB/s')
 
 
 def memory():
-    """Peak of two steps: of resident memory on a CPU, of what torch held on a GPU."""
+    """Peak resident memory of two steps on a CPU."""
     L, H, C = shape.split('x')
     both = (f'--n_layer={L} --n_head={H} --n_embd={C} --block_size=1024 --max_iters=2 '
             f'--dataset={write_letters(50257)} --warmup_iters=1 --bias=False --out_dir=out ')
+    both += '--batch_size=4 --device=cpu --compile=False '
     ours = both + '--arch=gpt2 --overwrite=True ' + UNEVALUATED
-    theirs, name = both + QUIET, f'memory, {shape}, context 1024, batch '
-    on_cpu = '--batch_size=4 --device=cpu --compile=False'
-    if device != 'cuda':
-        compare(name + '4, resident', lambda: train_slm(ours + on_cpu)[0].resident, 'nanoGPT',
-                lambda: train_nanogpt(theirs + on_cpu)[0].resident, '<= 0.7', 'MB')
-    if on_gpu(name + '12, GPU'):
-        script, their_script = str(ROOT / 'train.py'), f'{nanogpt}/train.py'
-        compare(name + '12, GPU',
-                lambda: ask(peak_on_gpu, 'slm', script, ours + '--batch_size=12'),
-                'nanoGPT compiled',
-                lambda: ask(peak_on_gpu, 'peer', their_script, theirs + '--batch_size=12'),
-                '<= 0.7', 'MB')
-
-
-def recipes():
-    """Each recipe at full size: memory and time here, from four steps; time on GPUs, from its
-    FLOPs."""
-    print()
-    row('recipe', 'parameters', 'tokens', 'memory, of so many sequences', f'{CORES} cores', 'T4',
-        'H100')
-    row(*['---'] * 7)
-    for path in (ROOT / 'train.py', *sorted((ROOT / 'config').glob('*.py'))):
-        recipe = [] if path.stem == 'train' else [str(path)]
-        script = runpy.run_path(str(ROOT / 'train.py'))
-        found = configure(script, 'model.py:GPTConfig', argv=recipe)
-        found = {**read_fields('model.py:GPTConfig'), **found, **found.model}
-        if found['init_from'] != 'scratch':                 # its shape is that of the weights
-            continue
-        V = next(V for word, V in VOCABULARIES.items() if word in path.read_text())
-        L, C, T = (found[name] for name in ('n_layer', 'n_embd', 'block_size'))
-        B = min(found['micro_batch_size'] or found['batch_size'], 8192 // T)
-        ran, parts = train_slm(*recipe, f'--dataset={write_letters(V)} --max_iters=5 '
-                               f'--warmup_iters=1 --log_interval=1 --batch_size={B} '
-                               '--micro_batch_size=0 --device=cpu', UNEVALUATED)
-        N = int(re.search(r' ([\d,]+) parameters', ran.output)[1].replace(',', ''))
-        tokens = found['batch_size'] * T * found['max_iters']
-        flops = tokens * (6 * N + 12 * L * C * T)           # Chowdhery et al. 2022, appendix B
-        hours = [tokens / middle_speed(parts) / 3600, *(flops / speed / 3600 for speed in GPUS)]
-        row(path.stem, f'{N:,}', f'{tokens / 1e6:,.1f}M', f'{ran.resident / 1000:.1f} GB of {B}',
-            *(f'{h:,.1f} h' if h > 1 else f'{h * 60:.1f} min' for h in hours))
+    compare(f'memory, {shape}, context 1024, batch 4, resident',
+            lambda: train_slm(ours)[0].resident, 'nanoGPT',
+            lambda: train_nanogpt(both + QUIET)[0].resident, '<= 0.7', 'MB')
 
 
 # ---- the command
@@ -833,9 +658,8 @@ def main():
             os.symlink(place, name)
         about, _gpu = ask(machine)
         print(f'{about}; {pairs} pairs\n')
-        if chosen != ['recipes']:
-            row('row', 'slm', 'peer', 'slm / peer', 'spread', 'wanted')
-            row(*['---'] * 6)
+        row('row', 'slm', 'peer', 'slm / peer', 'spread', 'wanted')
+        row(*['---'] * 6)
         for name in chosen:
             try:
                 (tinystories_race if name == 'tinystories' else globals()[name])()
