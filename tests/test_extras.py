@@ -3,10 +3,8 @@ import json
 import math
 import random
 import re
-import shutil
-import struct
 import sys
-from html.parser import HTMLParser
+from html import unescape
 from pathlib import Path
 
 import numpy as np
@@ -14,12 +12,15 @@ import pytest
 import torch
 from conftest import TEXT, TINY, command, read_log
 from matplotlib.figure import Figure
+from test_export import make as make_model
+from test_export import spec_of
+from test_import import make_theirs, save_tokenizer
 
 from extras.attention import attention_weights, draw_attention
 from extras.evaluate import longest_overlap
 from extras.export import export
 from extras.picture import fonts_for, new_picture
-from extras.plot import plot_losses, smooth
+from extras.plot import plot_losses
 from extras.surprise import token_surprise, write_page
 from lib import checkpoint as checkpoints
 from lib.errors import Error
@@ -28,12 +29,9 @@ from model import GPT, GPTConfig
 from sample import LanguageModel
 from text.vocabulary import train_bpe
 
-# `run` executes modules of extras/ that these tests have imported
-pytestmark = pytest.mark.filterwarnings('ignore:.*found in sys.modules:RuntimeWarning')
-COMMANDS = ('attention', 'compare', 'evaluate', 'plot', 'surprise')
-SHAPES = {'gpt2': dict(arch='gpt2'), 'gpt2 with biases': dict(arch='gpt2', bias=True), 'qwen3': {},
-          'qwen3 grouped': dict(n_kv_head=2),
-          'qwen3 own head_dim': dict(n_kv_head=1, head_dim=24)}
+COMMANDS = ('attention', 'compare', 'evaluate', 'export', 'journey', 'plot', 'surprise')
+SHAPES = ('gpt2', 'gpt2 without biases', 'qwen3', 'qwen3 grouped',
+          'qwen3 grouped untied, own head_dim')
 HOSTILE = ('</script><script>document.title = "no"</script><img src=x onerror="alert(1)"> &amp; & '
            '\'"\n\n</main></small> <!-- {x} %s 50% $a$ ü – 日本語 🙂\ttab \\n \\ \u202e end')
 
@@ -62,12 +60,7 @@ class Words(Tokenizer):
 
 
 def make(shape='qwen3', **more):
-    """A language model with random weights, large enough that its predictions are not uniform."""
-    torch.manual_seed(0)
-    small = dict(vocab_size=Words.vocab_size, block_size=64, n_layer=2, n_head=4, n_embd=64)
-    model = GPT(GPTConfig(**{**small, **SHAPES[shape], **more})).eval()
-    for p in model.parameters():
-        torch.nn.init.normal_(p, 1.0 if p.ndim == 1 else 0.0, 0.15)
+    model = make_model(shape, **{'vocab_size': Words.vocab_size, 'block_size': 64, **more})
     return LanguageModel(model, Words())
 
 
@@ -91,26 +84,25 @@ def figures(monkeypatch):
 
 # ---- every command
 @pytest.mark.parametrize('name', COMMANDS)
-def test_help_lists_the_settings_and_a_typo_is_one_line(name, tmp_path):
+def test_help_lists_the_settings(name, tmp_path):
     shown = command(f'extras.{name}', '--help', cwd=tmp_path)
     assert shown.returncode == 0 and f'extras.{name}' in shown.stdout
-    lines = re.findall(r'^  --\w+=.*$', shown.stdout, re.M)
-    assert len(lines) >= 2 and all(len(line.split('  ')) > 1 for line in lines)
-    typo = command(f'extras.{name}', '--out_dri=x', cwd=tmp_path)
-    assert typo.returncode == 2 and re.fullmatch('error: .*out_dri.*\n', typo.stderr)
+    assert len(re.findall(r'^  --\w+=', shown.stdout, re.M)) >= 2
 
 
 @pytest.mark.parametrize('name, settings, says', [
-    ('attention', ['--to=a.jpg', '--start=the'], 'to=a.jpg.*png'),
-    ('attention', [], 'start has 0 tokens'),
-    ('attention', ['--start=Ü'], 'Ü'),
-    ('attention', ['--start=' + 'the ' * 9], '36 tokens.* 1 to 15'),
-    ('surprise', ['--to=page.txt'], 'to=page.txt.*html'),
-    ('surprise', ['--start=Ü'], 'Ü'),
-    ('surprise', ['--start=FILE:none.txt'], 'none.txt'),
-    ('surprise', ['--start=FILE:empty.txt'], 'the text is empty'),
+    *((name, *mistake) for name in ('attention', 'journey') for mistake in (
+        (['--start=the', '--to=a.txt'], 'to=a.txt.*(png|html)'),
+        ([], 'start has 0 tokens'),
+        (['--start=' + 'the ' * 9], '36 tokens.* 1 to 15'))),
+    *((name, *mistake) for name in ('journey', 'surprise') for mistake in (
+        (['--start=Ü'], 'Ü'),
+        (['--start=FILE:none.txt'], 'none.txt'),
+        (['--start=the', '--to=letters.txt/a.html'], 'letters.txt'))),
+    ('journey', ['--start=the', '--dataset=none'], 'none'),
     ('surprise', ['--dataset=none'], 'none'),
-    ('surprise', ['--to=letters.txt/a.html'], 'letters.txt'),
+    ('surprise', ['--to=page.txt'], 'to=page.txt.*html'),
+    ('surprise', ['--start=FILE:empty.txt'], 'the text is empty'),
     ('evaluate', ['--out_dir=none'], 'none'),
     ('evaluate', ['--eval_tokens=-1'], 'eval_tokens=-1'),
     ('compare', [], 'set --models'),
@@ -123,16 +115,6 @@ def test_bad_input_is_an_error_and_nothing_is_written(run, trained, name, settin
     with pytest.raises(Error, match=says):
         run(f'extras.{name}', *settings)
     assert set(Path().rglob('*')) == before
-
-
-def test_paths_may_begin_with_a_tilde(run, trained, monkeypatch, capsys):
-    monkeypatch.setenv('HOME', str(Path('home').absolute()))
-    shutil.copytree('out', 'home/out')
-    run('extras.attention', '--out_dir=~/out', '--start=the cat', '--to=~/new/a.png')
-    run('extras.surprise', '--out_dir=~/out', '--start=the cat', '--to=~/a.html')
-    run('extras.plot', '--runs=~/out', '--to=~/loss.png')
-    assert {'a.html', 'loss.png', 'new'} < {path.name for path in Path('home').iterdir()}
-    assert re.search('^written: .*/home/new/a.png$', capsys.readouterr().out, re.M)
 
 
 # ---- attention
@@ -167,13 +149,8 @@ def test_the_labels_of_an_attention_picture_are_readable(n, tmp_path, figures):
     figure.set_dpi(220)                                                         # as it was saved
     *squares, bar = figure.axes
     assert len(squares) == 4 and bar.get_ylabel() == 'attention weight'
-    assert figure.get_facecolor() == (1, 1, 1, 1)
     weights = attention_weights(lm.model, torch.tensor([[256, *ids]]))[0][0]
-    drawn = squares[0].images[0]
-    assert np.allclose(drawn.get_array().filled(0), weights)
-    assert drawn.norm(0.25) == pytest.approx(0.5) and drawn.norm(1) == 1
-    width, height = struct.unpack('>II', (tmp_path / 'a.png').read_bytes()[16:24])
-    assert width > 200 * 2 * 1.6 and height > 200 * 2 * 1.6
+    assert np.allclose(squares[0].images[0].get_array().filled(0), weights)
     for axis, side in ((squares[0].yaxis, 'y'), (squares[2].xaxis, 'x')):
         labels = axis.get_ticklabels()
         assert [label.get_text() for label in labels] == ['<eot>', *map(lm.tokenizer.label, ids)]
@@ -181,14 +158,6 @@ def test_the_labels_of_an_attention_picture_are_readable(n, tmp_path, figures):
         assert all(abs(b - a) >= 18 for a, b in boxes)                          # pixels
         boxes = sorted(tuple(sorted(box)) for box in boxes)
         assert all(a[1] <= b[0] + 2 for a, b in zip(boxes, boxes[1:]))          # no overlap
-
-
-def test_the_picture_of_a_large_model_fits_in_memory(tmp_path, monkeypatch):
-    sizes = []
-    monkeypatch.setattr(Figure, 'savefig', lambda self, path, dpi, **options: (
-        sizes.append(dpi * max(self.get_size_inches())), Path(path).touch()))
-    draw_attention(make(n_layer=1, n_head=16), 'x' * 63, tmp_path / 'a.png')
-    assert 11_000 < sizes[0] <= 12_000                                          # pixels
 
 
 def test_characters_without_a_font_get_one_warning(tmp_path, capsys, recwarn):
@@ -199,14 +168,6 @@ def test_characters_without_a_font_get_one_warning(tmp_path, capsys, recwarn):
         figure.suptitle('\U0010fffd')                               # for private use
     assert re.fullmatch('warning: no installed font has .*\n', capsys.readouterr().err)
     assert not recwarn.list
-
-
-def test_another_installed_font_shows_what_the_first_one_lacks(monkeypatch, capsys):
-    import matplotlib.font_manager as fonts
-    first = fonts.get_font(fonts.findfont('DejaVu Sans')).get_charmap()
-    other = next(font for font in fonts.fontManager.ttflist if font.name == 'STIXNonUnicode')
-    letter = chr(next(c for c in fonts.get_font(other.fname).get_charmap() if c not in first))
-    assert 'STIXNonUnicode' in fonts_for(f'a{letter}') and not capsys.readouterr().err
 
 
 # ---- surprise
@@ -226,38 +187,16 @@ def test_surprise_is_that_of_the_model_with_at_least_half_a_context(shape):
         assert probabilities == pytest.approx(p.topk(5).values.tolist(), abs=1e-4)
 
 
-class Page(HTMLParser):
-    """The page as a browser reads it: its tags, the text in <main>, and the tips in <small>."""
-
-    def __init__(self, html):
-        super().__init__()
-        self.open, self.tags, self.text, self.tips = [], set(), '', []
-        self.feed(html)
-        self.close()
-
-    def handle_starttag(self, tag, attributes):
-        self.tags.add(tag)
-        self.open += [tag] if tag not in ('meta', 'html') else []
-        self.tips += [''] if tag == 'small' else []
-
-    def handle_endtag(self, tag):
-        if tag != 'html':
-            assert self.open.pop() == tag
-
-    def handle_data(self, data):
-        if 'small' in self.open:
-            self.tips[-1] += data
-        elif 'main' in self.open:
-            self.text += data
-
-
 def test_the_page_shows_the_text_exactly_and_what_was_predicted(tmp_path):
     lm = make(block_size=256)
     write_page(lm, lm.tokenizer.encode(HOSTILE), tmp_path / 'page.html')
-    page = Page((tmp_path / 'page.html').read_text(encoding='utf-8'))
-    assert page.text == HOSTILE and not {'script', 'img', 'link'} & page.tags
+    page = (tmp_path / 'page.html').read_text(encoding='utf-8')
+    main = page.partition('<main>')[2].partition('</main>')[0]
+    tips = [unescape(tip) for tip in re.findall('<small>(.*?)</small>', main, re.S)]
+    assert unescape(re.sub('<small>.*?</small>|<[^>]*>', '', main, flags=re.S)) == HOSTILE
+    assert not re.search('<(script|img|link)', page)
     surprises = iter(token_surprise(lm, lm.tokenizer.encode(HOSTILE)))
-    for token, tip in zip(lm.tokenizer.split(HOSTILE), page.tips, strict=True):
+    for token, tip in zip(lm.tokenizer.split(HOSTILE), tips, strict=True):
         size = 1 if token in Words.words else len(token.encode())
         found = [next(surprises) for _ in range(size)]  # those of a character's bytes add up
         title, *lines = tip.splitlines()
@@ -315,23 +254,11 @@ def test_the_longest_overlap_is_found_wherever_it_is():
 # ---- compare
 def save_theirs(folder, kind='gpt2', **tokenizer_config):
     """A random model of transformers with a BPE tokenizer, and this tokenizer."""
-    import transformers
-    torch.manual_seed(0)
-    spec = train_bpe([TEXT] * 9, 300)
-    size = load_tokenizer(spec).vocab_size
-    if kind == 'gpt2':
-        config = transformers.GPT2Config(vocab_size=size, n_positions=64, n_embd=32, n_layer=2,
-                                         n_head=2)
-    else:
-        config = transformers.Qwen3Config(
-            vocab_size=size, hidden_size=32, intermediate_size=64, num_hidden_layers=2, head_dim=16,
-            num_attention_heads=2, num_key_value_heads=1, max_position_embeddings=64)
-    config.bos_token_id = config.eos_token_id = load_tokenizer(spec).eot
-    transformers.AutoModelForCausalLM.from_config(config).save_pretrained(folder)
-    Path(folder, 'tokenizer.json').write_text(spec['json'], encoding='utf-8')
-    Path(folder, 'tokenizer_config.json').write_text(json.dumps(
-        {'tokenizer_class': 'PreTrainedTokenizerFast', **tokenizer_config}))
-    return load_tokenizer(spec)
+    tokenizer, model = load_tokenizer(spec_of('bpe')), make_theirs(kind)
+    model.config.bos_token_id = model.config.eos_token_id = tokenizer.eot
+    model.save_pretrained(folder)
+    save_tokenizer(folder, 'bpe', tokenizer_class='PreTrainedTokenizerFast', **tokenizer_config)
+    return tokenizer
 
 
 def read_table(out):
@@ -403,8 +330,9 @@ def test_models_that_cannot_be_compared_are_errors_and_their_code_does_not_run(r
         'AutoConfig': 'evil.Evil', 'AutoModelForCausalLM': 'evil.Evil'}}))
     with pytest.raises(Error, match='models=evil'):
         run('extras.compare', '--models=evil')
-    save_theirs('evil', tokenizer_class='Evil',
-                auto_map={'AutoTokenizer': ['evil.Evil', 'evil.Evil']})
+    save_theirs('evil')
+    save_tokenizer('evil', 'bpe', tokenizer_class='Evil',
+                   auto_map={'AutoTokenizer': ['evil.Evil', 'evil.Evil']})
     with pytest.raises(Error, match='models=evil'):
         run('extras.compare', '--models=evil')
     assert not Path('exploded').exists()
@@ -423,77 +351,46 @@ def labels_of(figure):
 
 def test_a_plot_of_one_run_shows_what_it_was_and_both_losses(run, trained, figures):
     plot_losses([Path('out')], 'loss.png', 2.345)
-    figure, rows = figures[0], read_log()
-    axes, strip = figure.axes
+    (axes, strip), rows = figures[0].axes, read_log()
     train = [row for row in rows if row['train_loss']]
-    val = [row for row in rows if row['val_loss'] and row['step'] != '0']
+    val = [float(row['val_loss']) for row in rows if row['val_loss'] and row['step'] != '0']
     assert Path('loss.png').read_bytes()[:4] == b'\x89PNG'
-    assert figure.get_facecolor() == (1, 1, 1, 1) == axes.get_facecolor()
     size = GPT(GPTConfig(**checkpoints.load('out')['model_config'])).num_params()
     assert axes.get_title('left') == f'{size:,} parameters, trained on letters for 12 steps'
-    assert labels_of(figure)[0].startswith('out\ntraining: ')
-    drawn = [list(line.get_ydata()) for line in axes.lines]
-    assert sorted(labels_of(figure)[1:]) == sorted([
-        f'training {drawn[1][-1]:.4f}', f'validation {float(val[-1]["val_loss"]):.4f}',
-        'floor 2.3450, the entropy of the text'])
-    assert axes.get_ylabel() == 'loss, nats per token'
-    assert drawn[0] == [float(row['train_loss']) for row in train]
-    assert drawn[2] == [float(row['val_loss']) for row in val]
-    assert drawn[3] == [2.345, 2.345]
-    faint, smoothed, validation, _ = axes.lines
-    assert faint.get_linewidth() < smoothed.get_linewidth() < validation.get_linewidth()
-    assert faint.get_alpha() < 0.5 and validation.get_marker() == 'o'
+    raw, smoothed, validation, floor = (list(line.get_ydata()) for line in axes.lines)
+    assert raw == [float(row['train_loss']) for row in train]
+    assert validation == val and floor == [2.345, 2.345]
+    note, *labels = labels_of(figures[0])
+    assert note.startswith('out\ntraining: ') and sorted(labels) == [
+        'floor 2.3450, the entropy of the text', f'training {smoothed[-1]:.4f}',
+        f'validation {val[-1]:.4f}']
     boxes = sorted(text.get_window_extent().intervaly.tolist() for text in axes.texts)
     assert all(a[1] <= b[0] + 2 for a, b in zip(boxes, boxes[1:]))          # no overlap
     assert list(strip.lines[0].get_ydata()) == [float(row['lr']) for row in train]
-    assert [label.get_text() for label in strip.get_yticklabels()] == ['0', '0.001']
     plot_losses([Path('out')], 'loss.png')
     assert len(figures[1].axes[0].lines) == 3                               # no floor is known
 
 
-def test_training_losses_are_smoothed_over_their_neighbors():
-    assert smooth([5.0, 3.0, 1.0]) == [5, 3, 1]                             # too few to smooth
-    values = [random.Random(i).gauss(2, 0.1) for i in range(200)]
-    assert np.std(smooth(values)[20:]) < np.std(values) / 3
-    falling = [100 / (i + 1) for i in range(200)]
-    assert np.allclose(smooth(falling), falling, rtol=0.25)                 # the steep part, too
-
-
-def test_the_range_of_a_plot_leaves_out_the_first_steps_and_absurd_values(run, trained, figures):
+@pytest.mark.parametrize('losses, least, low, most', [
+    ([9.0] * 2 + [2.0] * 92 + [1.0] * 6, 0.8, 1, 2.5),
+    ([2.0] * 50 + [1e9] * 20 + [2.0] * 30, 0, 2, 10)])
+def test_the_range_of_a_plot_leaves_out_the_first_steps_and_absurd_values(
+        trained, figures, losses, least, low, most):
     header = Path('out/log.csv').read_text().split('\n')[0]
-
-    def limits(losses):
-        rows = [f'{step},0,{loss},,,0.001,1,1' for step, loss in enumerate(losses, 1)]
-        Path('out/log.csv').write_text('\n'.join([header, *rows]))
-        plot_losses([Path('out')], 'loss.png')
-        return figures[-1].axes[0].get_ylim()
-
-    bottom, top = limits([9.0] * 2 + [2.0] * 92 + [1.0] * 6)
-    assert 0.8 < bottom < 1 and 2 < top < 2.5
-    bottom, top = limits([2.0] * 50 + [1e9] * 20 + [2.0] * 30)              # a run that recovered
-    assert 0 < bottom < 2 and top < 10
-    bottom, top = limits([0.0] * 50)
-    assert bottom < 0 < top
+    rows = [f'{step},0,{loss},,,0.001,1,1' for step, loss in enumerate(losses, 1)]
+    Path('out/log.csv').write_text('\n'.join([header, *rows]))
+    plot_losses([Path('out')], 'loss.png')
+    bottom, top = figures[-1].axes[0].get_ylim()
+    assert least < bottom < low and 2 < top < most
 
 
-def test_a_dark_style_does_not_change_a_plot(trained, figures):
-    import matplotlib
-    with matplotlib.rc_context({'axes.facecolor': 'black', 'text.color': 'white'}):
-        plot_losses([Path('out')], 'loss.png')
-    assert figures[0].axes[0].get_facecolor() == (1, 1, 1, 1)
-    assert figures[0].axes[0].yaxis.label.get_color() == 'black'
-
-
-def test_a_plot_needs_a_loss_after_step_0(run, trained, figures):
+def test_a_plot_needs_a_loss_after_step_0(run, trained):
     rows = Path('out/log.csv').read_text().splitlines()
     Path('out/log.csv').write_text('\n'.join(rows[:2]))
     plot_losses([Path('out')], 'none.png')
     assert not Path('none.png').exists()
     with pytest.raises(Error, match='no loss'):
         run('extras.plot')
-    Path('out/log.csv').write_text('\n'.join(rows[:3]))
-    run('extras.plot')
-    assert len(figures[0].axes[0].lines) == 2                               # raw and smoothed
 
 
 @pytest.mark.parametrize('text', ['epoch,loss\n1,2.5\n', '', 'step,train_loss,val_loss,'
@@ -509,6 +406,8 @@ def test_several_runs_are_compared_in_bits_per_byte(run, trained, figures, capsy
     run('prepare.py', '--input=new.txt', '--name=new', '--tokenizer=char', '--val_fraction=0.2')
     run('train.py', '--dataset=new', *TINY, '--out_dir=new')
     figures.clear()
+    for path in Path('new').glob('*.pt'):
+        path.unlink()                                       # so its size is unknown
     run('extras.plot', '--runs=out, new')
     assert 'written: out/plot.png' in capsys.readouterr().out
     bits = {name: float(read_log(f'{name}/log.csv')[-1]['bits_per_byte'])
@@ -516,13 +415,7 @@ def test_several_runs_are_compared_in_bits_per_byte(run, trained, figures, capsy
     notes, *labels = labels_of(figures[0])
     assert sorted(labels) == sorted(f'{name} {n:.4f}' for name, n in bits.items())
     assert 'bits per byte' in figures[0].axes[0].get_ylabel()
-    assert figures[0].axes[0].get_title('left') == 'Validation loss of 2 runs'
-    assert [line.split(':')[0] for line in notes.splitlines()] == ['out', 'new']
-    assert notes.endswith(' parameters, trained on new for 12 steps')
-    for path in Path('new').glob('*.pt'):
-        path.unlink()
-    run('extras.plot', '--runs=new')
-    assert figures[1].axes[0].get_title('left') == 'new'
+    assert 'out: ' in notes and ' parameters, trained on letters for 12 steps' in notes
 
 
 def test_an_out_dir_may_have_a_comma_and_an_accent(trained):
