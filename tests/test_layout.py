@@ -98,3 +98,51 @@ def test_without_extras_all_else_works(tmp_path):
                            ('wandb_project', [*train, '--out_dir=new', '--wandb_project=x'])):
         status, said, _ = run(*words)
         assert status == 2 and re.fullmatch(rf'error: {setting} needs extras/.*\n', said), said
+
+
+def test_train_py_imports_at_most_twelve_names_from_lib():
+    names = {name for name in imports(ROOT / 'train.py') if name.startswith('lib.')}
+    assert 0 < len(names) <= 12, sorted(names)
+
+
+def test_the_four_scripts_use_no_private_part_of_a_library():
+    for script in SCRIPTS:
+        path = ROOT / f'{script}.py'
+        attributes = {ast.unparse(node) for node in parse(path) if isinstance(node, ast.Attribute)}
+        private = {name for name in attributes | imports(path) if re.search(r'\._(?!_)', name)}
+        assert not private
+        assert not re.search('_dynamo|_inductor|ctypes', path.read_text(encoding='utf-8'))
+
+
+TRACE = f"""
+import runpy, sys
+ROOT = {str(ROOT)!r}
+executed = set()
+
+def trace(frame, event, argument):
+    executed.add(frame.f_code.co_filename)
+
+sys.setprofile(trace)
+for line in sys.stdin.read().splitlines():
+    sys.argv = line.split()
+    runpy.run_path(ROOT + '/' + sys.argv[0], run_name='__main__')
+sys.setprofile(None)
+print('\\n'.join(sorted(executed)), file=sys.stderr)
+"""
+
+
+def test_a_default_run_and_default_sampling_execute_no_extra_but_the_plot(tmp_path):
+    commands = ['prepare.py --num_stories=60 --vocab_size=300',
+                'train.py --max_iters=2 --batch_size=2 --device=cpu',
+                'sample.py --max_new_tokens=5']
+    shown = subprocess.run([sys.executable, '-c', TRACE], cwd=tmp_path, text=True,
+                           input='\n'.join(commands), capture_output=True,
+                           env={'PYTHONPATH': str(ROOT), 'OMP_NUM_THREADS': '1'})
+    assert shown.returncode == 0, shown.stderr
+    files = {line.removeprefix(f'{ROOT}/') for line in shown.stderr.splitlines()
+             if line.startswith(f'{ROOT}/')}
+    files = {file for file in files if not file.startswith('.venv')}
+    assert {'prepare.py', 'model.py', 'train.py', 'sample.py', 'lib/settings.py'} <= files
+    extras = {file for file in files if file.startswith('extras/')}
+    assert extras <= {'extras/__init__.py', 'extras/plot.py', 'extras/picture.py'}
+    assert {file.partition('/')[0] for file in files if '/' in file} <= {'lib', 'text', 'extras'}

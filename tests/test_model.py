@@ -2,11 +2,13 @@
 import math
 import os
 import pickle
+import subprocess
+import sys
 
 import numpy as np
 import pytest
 import torch
-from conftest import same_weights
+from conftest import ROOT, same_weights
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
@@ -438,10 +440,10 @@ def test_packing_counts_each_token_once_and_keeps_documents_whole(lengths, block
                 assert i // 100 * 100 in row            # the beginning of its document is in sight
 
 
-def validation(ids):
+def validation(ids, nats=None, eval_tokens=0):
     tokenizer = load_tokenizer({'kind': 'char', 'alphabet': ''.join(map(chr, range(300, 350)))})
-    meta = {'eot': 50, 'val': {'bytes': len(tokenizer.decode(ids).encode()), 'nats': None}}
-    return Validation(meta, np.array(ids), tokenizer, 0, 16)
+    meta = {'eot': 50, 'val': {'bytes': len(tokenizer.decode(ids).encode()), 'nats': nats}}
+    return Validation(meta, np.array(ids), tokenizer, eval_tokens, 16)
 
 
 def test_evaluation_is_the_mean_over_tokens_and_changes_no_state():
@@ -545,3 +547,59 @@ def test_a_failed_save_leaves_the_previous_checkpoint(tmp_path):
         resource.setrlimit(resource.RLIMIT_FSIZE, (soft, hard))
     assert checkpoints.read(path)['step'] == 1
     assert [file.name for file in tmp_path.iterdir()] == ['a.pt']
+
+
+ALONE = """
+import sys
+sys.path.insert(0, '.')
+import torch
+from model import GPT, GPTConfig, causal_mask, fused_attend
+ids = torch.tensor([ord(c) - 32 for c in 'the cat sat on the mat. ' * 40])
+for arch in ('gpt2', 'qwen3'):
+    torch.manual_seed(0)
+    config = GPTConfig(96, arch, block_size=16, n_layer=2, n_head=2, n_embd=32)
+    model = GPT(config)
+    optimizer, losses = torch.optim.AdamW(model.parameters(), 1e-2), []
+    for step in range(50):
+        starts = torch.randint(len(ids) - 17, (8,)).tolist()
+        x, y = (torch.stack([ids[i + d:i + d + 16] for i in starts]) for d in (0, 1))
+        loss = model(x, y)
+        loss.backward()
+        optimizer.step()
+        optimizer.zero_grad()
+        losses.append(loss.item())
+    assert losses[-1] < 0.3 * losses[0], losses
+    torch.save(model.state_dict(), 'weights.pt')
+    again = GPT(config).eval()
+    again.load_state_dict(torch.load('weights.pt', weights_only=True))
+    context = ids[None, :5]
+    for next_id in again.generate(context, 40, temperature=0):
+        if context.shape[1] > 16:
+            context = context[:, -8:]
+        assert torch.equal(next_id, again(context)[:, -1].argmax(-1))
+        context = torch.cat((context, next_id[:, None]), 1)
+for shape in ({'n_head': 3}, {'arch': 'rnn'}, {'dropout': 1.0}):
+    try:
+        GPTConfig(96, **shape)
+    except ValueError as e:
+        assert next(iter(shape)) in str(e)
+    else:
+        raise AssertionError(shape)
+print('alone')
+"""
+
+
+def test_model_py_works_alone_in_an_empty_folder(tmp_path):
+    (tmp_path / 'model.py').write_bytes((ROOT / 'model.py').read_bytes())
+    shown = subprocess.run([sys.executable, '-I', '-c', ALONE], cwd=tmp_path, text=True,
+                           capture_output=True)
+    assert shown.stdout == 'alone\n', shown.stderr
+
+
+def test_bits_and_floor_are_of_the_tokens_that_are_evaluated():
+    ids = [1, 2, 49, 50, 7, 50]                         # characters of two bytes
+    whole, part = validation(ids, nats=3.0), validation(ids, nats=3.0, eval_tokens=2)
+    assert whole.floor == 0.5 and part.floor is None and validation(ids).floor is None
+    assert whole.bits_per_byte(math.log(2)) == pytest.approx(6 / 8)
+    assert part.bits_per_byte(math.log(2)) == pytest.approx(2 / 4)
+    assert part.ids.tolist() == [1, 2] and validation(ids, 3.0, 6).floor == 0.5

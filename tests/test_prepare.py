@@ -3,7 +3,9 @@ import math
 import os
 import random
 import re
+import runpy
 import shlex
+import signal
 import subprocess
 import sys
 import time
@@ -380,3 +382,35 @@ def test_the_next_command_of_stories_is_their_recipe():
     assert re.match(r'python train.py config/tinystories_cpu.py --dataset=a ',
                     next_command('tinystories', 'a', {}, False))
     assert bits_per_byte(3 * math.log(2) * 5, 5) == pytest.approx(3)
+
+
+def test_a_kill_at_any_moment_leaves_the_old_dataset_or_the_new_one(run):
+    write('a.txt', EOT.join(f'this is {i} of {i * i} ' * 40 for i in range(3000)))
+    write('b.txt', f'some older text{EOT}and more')
+    allowed = []
+    for source in 'ab':
+        run('prepare.py', f'--input={source}.txt', '--name=x', '--overwrite=True')
+        allowed.append(open_dataset('x')[0]['train']['checksum'])
+    program = [sys.executable, str(ROOT / 'prepare.py'), '--input=a.txt', '--name=x',
+               '--overwrite=True']
+    for delay in (0.3, 0.6, 0.9):
+        process = subprocess.Popen(program, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL)
+        time.sleep(delay)
+        process.send_signal(signal.SIGKILL)
+        process.wait()
+        assert open_dataset('x')[0]['train']['checksum'] in allowed
+    assert subprocess.run(program, stdout=subprocess.DEVNULL).returncode == 0
+    assert sorted(os.listdir('data/x')) == ['.lock', 'meta.json', 'tokenizer.json', 'train.bin',
+                                            'val.bin']
+
+
+def test_more_text_gets_a_larger_model_fewer_epochs_and_less_dropout():
+    sizes, epochs, dropouts = [], [], []
+    recipe = runpy.run_path(str(ROOT / 'config/papers.py'))
+    for tokens in (1000, 70_000, 600_000, 6_000_000, 10**9):
+        fitting = fitting_settings(tokens, has_gpu=True)
+        sizes.append([fitting.get(name, recipe[name]) for name in ('n_layer', 'n_embd')])
+        epochs.append(fitting['max_iters'] * 16 * 256 / tokens)
+        dropouts.append(fitting.get('dropout', 0))
+    assert sizes == sorted(sizes) and 12 < epochs[1] < 20 and 1 < epochs[3] < 3
+    assert epochs == sorted(epochs, reverse=True) and dropouts == sorted(dropouts, reverse=True)

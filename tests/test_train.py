@@ -1,5 +1,6 @@
 """Training: steps, batches, evaluation, stopping, resuming, fine-tuning, logs, mistakes."""
 import csv
+import io
 import math
 import os
 import re
@@ -379,6 +380,7 @@ def test_a_checkpoint_of_another_model_py_is_refused_in_one_line():
 
 def test_a_finished_run_can_go_on_and_a_jump_of_the_schedule_is_warned_of(letters, capsys):
     letters('--min_lr=0')
+    letters('--min_lr=0', '--init_from=resume')         # nothing to do
     capsys.readouterr()
     letters('--min_lr=0', '--init_from=resume', '--max_iters=24')
     shown = capsys.readouterr()
@@ -650,3 +652,83 @@ def test_a_run_in_the_same_folder_at_the_same_time_is_refused(letters, dataset):
         shown = command('train.py', f'--dataset={dataset}', *TINY, option)
         assert shown.returncode == 2 and 'in use by another run' in shown.stderr
     assert read()['step'] == 2 and os.path.exists('out/.lock')
+
+
+def test_dropout_masks_are_a_function_of_the_seed_and_the_first_sequence(letters):
+    second_losses = []
+    for micro in (8, 4):
+        done = letters('--max_iters=2', *FROZEN, '--dropout=0.2', f'--micro_batch_size={micro}',
+                       f'--out_dir=m{micro}')
+        model, parts = done['model'], []
+        for first in range(8, 16, micro):                           # those of step 2
+            x, y = train.get_batch(done['train_data'], 16, 1337, range(first, first + micro))
+            torch.manual_seed(1337 + first)
+            parts.append(model(x, y).item())
+        losses = column('train_loss', f'm{micro}/log.csv')
+        assert losses[1] == pytest.approx(sum(parts) / len(parts), rel=1e-6)
+        second_losses.append(losses[1])
+    assert second_losses[0] != pytest.approx(second_losses[1], rel=1e-4)
+
+
+def test_processes_agree_on_a_stop_at_every_step_and_lose_no_signal(monkeypatch):
+    asked = []
+
+    def all_reduce(flags, op):
+        asked.append(flags.tolist())
+        if len(asked) == 1:
+            stop.handle(signal.SIGINT, None)
+        if len(asked) == 3:
+            flags[0] = 143
+    monkeypatch.setattr(signal, 'signal', lambda number, handler: None)
+    monkeypatch.setattr(torch.distributed, 'is_initialized', lambda: True)
+    monkeypatch.setattr(torch.distributed, 'get_rank', lambda: 1)
+    monkeypatch.setattr(torch.distributed, 'all_reduce', all_reduce)
+    stop = device_file.StopSignals(0.0)
+    stop.requested()                                    # a signal arrives meanwhile
+    assert stop.requested() and asked[1] == [130, 0]
+    stop = device_file.StopSignals(0.0)
+    assert stop.requested() and stop.status == 143      # another process's
+
+
+def test_a_saved_setting_of_the_wrong_type_is_an_error_unless_it_is_given(letters, run):
+    done = letters('--max_iters=4')
+    path, content = 'out/ckpt.pt', read()
+    settings = {**content['settings'], 'batch_size': 'eight'}
+    del content['model'], content['model_config']
+    checkpoints.save(path, done['model'], **{**content, 'settings': settings})
+    with pytest.raises(Error, match='batch_size expects int'):
+        run('train.py', '--init_from=resume')
+    run('train.py', '--init_from=resume', '--batch_size=8', '--max_iters=5')
+
+
+def test_a_terminal_shows_loss_bits_per_byte_speed_and_time_left(letters, monkeypatch, capsys):
+    terminal = io.StringIO()
+    terminal.isatty = lambda: True
+    monkeypatch.setattr(sys, 'stderr', terminal)
+    letters()
+    bar = r'12/12 steps, (\d\d:\d\d) left, loss (\S+), [\d,]+ tokens/s'
+    left, loss = re.findall(bar, terminal.getvalue())[-1]
+    assert left == '00:00' and float(loss) == pytest.approx(column('train_loss')[-1], abs=1e-3)
+    shown = re.findall(r'step +(\d+)  val (\S+)  (\S+) bits/byte', capsys.readouterr().out)
+    assert [step for step, *_ in shown] == ['0', '4', '8', '12']    # other rows move the bar only
+    last = tuple(f'{column(name)[-1]:.4f}' for name in ('val_loss', 'bits_per_byte'))
+    assert shown[-1][1:] == last
+
+
+@pytest.mark.parametrize('args, steps', [
+    (['--keep_weights=evaluations'], [0, 4, 8, 12]),
+    (['--keep_weights=evaluations', '--eval_interval=0'], [0, 12]),
+    (['--keep_weights=powers', '--eval_interval=5'], [0, 1, 2, 4, 5, 8, 10, 12])])
+def test_weights_are_kept_at_the_steps_that_are_asked_for(letters, args, steps):
+    letters(*args)
+    kept = sorted(Path('out/weights').iterdir())
+    assert [int(path.stem) for path in kept] == steps
+    assert [read(path)['step'] for path in kept] == steps
+    assert same_weights(read(kept[-1])['model'], read()['model'])
+
+
+def test_a_signal_in_the_last_step_leaves_a_finished_run(letters, monkeypatch):
+    in_training(monkeypatch, 12, lambda: signal.raise_signal(signal.SIGTERM))
+    letters()
+    assert read()['step'] == 12
+    assert [row['step'] for row in read_log() if row['val_loss']] == ['0', '4', '8', '12']
