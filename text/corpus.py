@@ -36,9 +36,8 @@ def texts_of(documents: np.ndarray, raw: mmap.mmap):
 
 
 def write_documents(source: dict, file, seed: int) -> tuple[mmap.mmap, np.ndarray]:
-    """Write the documents of {split: reader} to file as UTF-8, back to back, skipping empty ones.
-    A reader yields Pieces; a long document has several, and ends=True marks its last. Returns the
-    bytes of the file and an array (N,) of DOCUMENT."""
+    """Write the documents of {split: iterator of Pieces} to file as UTF-8, back to back, skipping
+    empty ones. Returns the bytes of the file and an array (N,) of DOCUMENT."""
     documents = bytearray()
     size = replaced = start = 0
     has_text = False

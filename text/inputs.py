@@ -65,11 +65,9 @@ def walk(folder: Path, left_out: Counter):
     A link to a folder is followed, unless that folder was already read or contains this one."""
     real = folder.resolve()
     seen = {real, *real.parents}
-
-    def skip(error):
-        left_out['unreadable folder'] += 1
-
-    for parent, folders, names in os.walk(folder, onerror=skip, followlinks=True):
+    tree = os.walk(folder, onerror=lambda error: left_out.update(['unreadable folder']),
+                   followlinks=True)
+    for parent, folders, names in tree:
         for name in sorted(folders):
             path = Path(parent, name)
             is_foreign = name[0] == '.' or name in ('__MACOSX', 'node_modules')

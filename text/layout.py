@@ -6,7 +6,7 @@ import math
 import re
 import unicodedata
 from collections import Counter, defaultdict
-from itertools import pairwise
+from itertools import chain, pairwise
 
 from text.heads import drop_running_heads
 from text.lines import Line, is_full, join_rows
@@ -79,12 +79,11 @@ def same_height(a: Line, b: Line) -> bool:
 
 def add_edges(blocks: list[list[Line]]) -> list[list[Line]]:
     """The blocks of a page, each line with its right edge: the end of its block, or of most lines
-    with the same start and height if that is further right. A block with few full lines is a
-    list or a table; its edge is infinite, so that none of its lines is full."""
+    with the same start and height if that is further right. In a list or a table, where few lines
+    are full, the edge is infinite, so that none is."""
     ends = defaultdict(list)
-    for block in blocks:
-        for line in block:
-            ends[round(line.left), round(line.height)].append(line.right)
+    for line in chain.from_iterable(blocks):
+        ends[round(line.left), round(line.height)].append(line.right)
     found = []
     for block in blocks:
         widest = max(line.right for line in block)
@@ -124,13 +123,11 @@ def join_blocks(blocks: list[list[Line]]) -> str:
 def continues(last: Line, line: Line, below: bool) -> bool:
     """Whether a line continues the paragraph of the last one. below: it is directly below
     that; otherwise it may be at the top of the next column or page."""
-    both = (last, line)
-    is_numbers = all(re.search(r'\s[\d.,]*\d$', each.text) for each in both)
-    is_contents = any(LEADERS.search(each.text) for each in both)
-    is_code = last.code and line.code
-    stands_alone = is_numbers or is_contents or is_code or last.tabs & line.tabs
+    ends_in_numbers = all(re.search(r'\s[\d.,]*\d$', each.text) for each in (last, line))
+    has_leaders = LEADERS.search(last.text) or LEADERS.search(line.text)
+    is_row = ends_in_numbers or has_leaders or last.tabs & line.tabs or last.code and line.code
     after_gap = not below and line.bottom < last.bottom
-    if stands_alone or after_gap or LIST_ITEM.match(line.text) or not same_height(last, line):
+    if is_row or after_gap or LIST_ITEM.match(line.text) or not same_height(last, line):
         return False
     if last.text.endswith(HYPHEN):
         return True

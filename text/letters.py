@@ -103,15 +103,15 @@ def mend_spaces(letters: list[Letter], spacing: float = 0) -> str:
         # In a right-to-left script, digits run the other way, and spaces may be anywhere.
         gap = max(letter.left - last.right, last.left - letter.right)
         height = last.top - last.bottom
-        # In a letterspaced word, the gaps beside this one are as wide.
-        beside = gaps_in_words(letters[max(0, i - 2):i + 2])
-        usual = max(spacing, min(beside) if len(beside) > 1 else 0)
         if space and is_right_to_left:
             is_apart = gap > 0.075 * height
         elif space:
             width = space.right - space.left
             is_apart = width <= 0 or letter.left >= space.left + 0.3 * width
         else:
+            # In a letterspaced word, the gaps beside this one are as wide.
+            beside = gaps_in_words(letters[max(0, i - 2):i + 2])
+            usual = max(spacing, min(beside)) if len(beside) > 1 else spacing
             is_word = spacing or WORDS.match(last.text + letter.text)
             is_apart = is_word and gap > usual + 0.2 * height
         text += ' ' + letter.text if is_apart else letter.text

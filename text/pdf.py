@@ -22,7 +22,6 @@ from text.lines import Line
 
 MAX_MEMORY = 1 << 30            # bytes, where the system can limit a process
 MAX_SECONDS = 120
-MAX_CHARACTERS = 50_000_000
 MAX_LOST = 0.01                 # warn if a larger share of the letters is lost
 MAX_GLUED = 0.02                # warn if a larger share of the text is in glued words
 MONOSPACED = re.compile(r'mono(?!type)|courier|typewriter|consol|menlo|fixed|code|tt\d', re.I)
@@ -90,8 +89,6 @@ def read_pages(path) -> tuple[list[list[Line]], float]:
             letters += textpage.count_chars()
             lost += count_lost(page, textpage)
             page.close()                        # frees its memory
-            if letters > MAX_CHARACTERS:
-                raise ValueError(f'it has more than {MAX_CHARACTERS:,} characters')
     return pages, lost / max(1, letters + lost)
 
 

@@ -62,20 +62,15 @@ def read_grammar(path=GRAMMAR) -> dict[str, list[Option]]:
 def read_words(attributes: str, body: str) -> list[dict[str, str]]:
     """The words of a rule's options. Raises ValueError if attributes are missing or left over."""
     names = [name.strip() for name in attributes.split(',') if name]
-    if body.lstrip().startswith('- '):                      # texts
+    if body.lstrip().startswith('- '):                      # texts; one line per paragraph
         texts = re.split(r'^[ \t]+- ', body, flags=re.M)[1:]
-        return [{'': join_paragraphs(text)} for text in texts]
+        paragraphs = [re.split(r'\n\s*\n', text.strip()) for text in texts]
+        return [{'': '\n'.join(' '.join(each.split()) for each in text)} for text in paragraphs]
     if names and '=' not in attributes:                     # a table: a word and its attributes
         rows = [[cell.strip() for cell in row.split(',')] for row in body.strip().split('\n')]
         return [dict(zip(['', *names], row, strict=True)) for row in rows]
     shared = dict(name.split('=') for name in names)        # a list: all words share these
     return [{'': word.strip(), **shared} for word in body.split(',')]
-
-
-def join_paragraphs(text: str) -> str:
-    """The text with one line per paragraph; in the file, blank lines separate them."""
-    paragraphs = re.split(r'\n\s*\n', text.strip())
-    return '\n'.join(' '.join(paragraph.split()) for paragraph in paragraphs)
 
 
 # ---- telling
