@@ -2,40 +2,44 @@
 
 Prints how many lines of the project a short default run of train.py and of sample.py execute, file
 by file; then the lines of each folder."""
+import contextlib
 import os
 import runpy
 import subprocess
 import sys
 import tempfile
-import trace
-from collections import Counter
 from pathlib import Path
 
 ROOT = Path(__file__).resolve().parent.parent
-FOLDERS = {'four scripts': '*.py', **{name: f'{name}/**/*.py' for name in
-                                      ('lib', 'text', 'extras', 'config', 'tests')}}
+FOLDERS = {'four scripts': sorted(ROOT.glob('*.py'))}
+for name in ('lib', 'text', 'extras', 'config', 'tests'):
+    FOLDERS[name] = sorted((ROOT / name).rglob('*.py'))
 
 
 def count_executed(script: str, *options: str):
     """Run a script, and print how many lines it executes, in all and in each file."""
+    executed = {str(path): set() for paths in FOLDERS.values() for path in paths}
+
+    def enter(frame, event, argument):
+        lines = executed.get(frame.f_code.co_filename)
+
+        def step(frame, event, argument):
+            lines.add(frame.f_lineno)
+            return step
+
+        return None if lines is None else step
+
     sys.path[0] = str(ROOT)
     sys.argv = [script, *options]
-    tracer = trace.Trace(trace=False, ignoredirs=[sys.prefix, sys.base_prefix])
-    sys.stdout, shown = open(os.devnull, 'w'), sys.stdout
-    tracer.runfunc(runpy.run_path, str(ROOT / script), run_name='__main__')
-    sys.stdout = shown
-    files = Counter(file for file, _ in tracer.results().counts if file.startswith(str(ROOT)))
-    print(f'python {script} executes {files.total():,} lines in {len(files)} files')
-    for file, count in files.most_common():
+    with open(os.devnull, 'w') as nothing, contextlib.redirect_stdout(nothing):
+        sys.settrace(enter)
+        runpy.run_path(str(ROOT / script), run_name='__main__')
+        sys.settrace(None)
+    counts = sorted(((len(lines), file) for file, lines in executed.items() if lines), reverse=True)
+    total = sum(count for count, _ in counts)
+    print(f'python {script} executes {total:,} lines in {len(counts)} files')
+    for count, file in counts:
         print(f'{count:8,}  {os.path.relpath(file, ROOT)}')
-
-
-def count_written():
-    """Print the lines of each folder."""
-    for name, pattern in FOLDERS.items():
-        paths = list(ROOT.glob(pattern))
-        lines = sum(len(path.read_text(encoding='utf-8').splitlines()) for path in paths)
-        print(f'{lines:8,}  {name}, {len(paths)} files')
 
 
 def run(*command):
@@ -52,4 +56,6 @@ if __name__ == '__main__':
             run(__file__, 'train.py', '--max_iters=4', '--eval_interval=2', '--device=cpu')
             run(__file__, 'sample.py', '--max_new_tokens=20', '--device=cpu')
             os.chdir(ROOT)
-        count_written()
+        for name, paths in FOLDERS.items():
+            lines = sum(len(path.read_text(encoding='utf-8').splitlines()) for path in paths)
+            print(f'{lines:8,}  {name}, {len(paths)} files')

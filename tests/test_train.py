@@ -253,6 +253,26 @@ def test_an_error_that_all_processes_meet_is_one_line_and_writes_nothing(run, da
     assert shown.returncode and not Path('out').exists()
 
 
+def test_processes_agree_on_a_stop_at_every_step_and_lose_no_signal(monkeypatch):
+    asked = []
+
+    def all_reduce(flags, op):
+        asked.append(flags.tolist())
+        if len(asked) == 1:
+            stop.handle(signal.SIGINT, None)
+        if len(asked) == 3:
+            flags[0] = 143
+    monkeypatch.setattr(signal, 'signal', lambda number, handler: None)
+    monkeypatch.setattr(torch.distributed, 'is_initialized', lambda: True)
+    monkeypatch.setattr(torch.distributed, 'get_rank', lambda: 1)
+    monkeypatch.setattr(torch.distributed, 'all_reduce', all_reduce)
+    stop = device_file.StopSignals(0.0)
+    stop.requested()                                    # a signal arrives meanwhile
+    assert stop.requested() and asked[1] == [130, 0]
+    stop = device_file.StopSignals(0.0)
+    assert stop.requested() and stop.status == 143      # another process's
+
+
 # ---- evaluation
 def test_evaluating_more_often_changes_no_weight(letters):
     for interval in (1, 5, 0):
