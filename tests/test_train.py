@@ -690,26 +690,6 @@ def test_dropout_masks_are_a_function_of_the_seed_and_the_first_sequence(letters
     assert second_losses[0] != pytest.approx(second_losses[1], rel=1e-4)
 
 
-def test_processes_agree_on_a_stop_at_every_step_and_lose_no_signal(monkeypatch):
-    asked = []
-
-    def all_reduce(flags, op):
-        asked.append(flags.tolist())
-        if len(asked) == 1:
-            stop.handle(signal.SIGINT, None)
-        if len(asked) == 3:
-            flags[0] = 143
-    monkeypatch.setattr(signal, 'signal', lambda number, handler: None)
-    monkeypatch.setattr(torch.distributed, 'is_initialized', lambda: True)
-    monkeypatch.setattr(torch.distributed, 'get_rank', lambda: 1)
-    monkeypatch.setattr(torch.distributed, 'all_reduce', all_reduce)
-    stop = device_file.StopSignals(0.0)
-    stop.requested()                                    # a signal arrives meanwhile
-    assert stop.requested() and asked[1] == [130, 0]
-    stop = device_file.StopSignals(0.0)
-    assert stop.requested() and stop.status == 143      # another process's
-
-
 def test_a_saved_setting_of_the_wrong_type_is_an_error_unless_it_is_given(letters, run):
     done = letters('--max_iters=4')
     path, content = 'out/ckpt.pt', read()
