@@ -11,7 +11,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 from torch.utils import checkpoint
 
-MAX_LOGITS = 2 ** 25        # computed at once: 128 MiB in fp32
+MAX_LOGITS = 2 ** 25        # largest chunk of logits in the loss: 128 MiB in fp32
 # GPT-2: Radford et al. 2019. Qwen3: Yang et al. 2025
 ARCHITECTURES = {
     'gpt2': {'positions': 'learned', 'norm': 'layer', 'mlp': 'gelu', 'qk_norm': 'none'},
@@ -23,9 +23,9 @@ class GPTConfig:
     """The config of a GPT. Fields with a default are settings of train.py. Raises ValueError,
     naming the field, if one is invalid.
 
-    The parts of an architecture (positions, norm, mlp, qk_norm) default to those of arch."""
+    positions, norm, mlp and qk_norm default to those of arch."""
     vocab_size: int             # rows of the embedding matrix, possibly padded
-    arch: str = 'qwen3'         # qwen3 or gpt2: sets the parts below that are not given
+    arch: str = 'qwen3'         # qwen3 or gpt2: sets the defaults of the switches below
     block_size: int = 256       # context length in tokens
     n_layer: int = 4            # number of blocks
     n_head: int = 4             # attention heads
@@ -39,7 +39,7 @@ class GPTConfig:
     fused_attention: bool = True    # False = attend(), which trains faster on CPUs up to 512 tokens
     rope_theta: float = 10000.0     # base of the RoPE frequencies
     norm_eps: float = 0.0       # epsilon of the norms; 0 = 1e-5, or 1e-6 for rms
-    # the parts of an architecture; '' = as in arch
+    # architecture switches; '' = as in arch
     positions: str = ''         # rope or learned
     norm: str = ''              # rms or layer
     mlp: str = ''               # swiglu or gelu
@@ -282,9 +282,9 @@ class GPT(nn.Module):
                  repetition_penalty: float = 1.0, seed: int = 0, n_tokens: int | None = None):
         """Yield the next ids (B,) after prompts idx (B, T), max_new_tokens times or until every row
         has produced eot. A row that ends early repeats eot. Row i depends only on its prompt and
-        seed + i. Ids from n_tokens up are padding and never chosen.
+        seed + i. Ids from n_tokens up are padding and never sampled.
 
-        The model sees at most block_size tokens. A full context is cut to its last half, so the
+        The model sees at most block_size tokens. A full context drops its first half, so the
         cache is rebuilt only every block_size / 2 steps. If hidden ignores the cache, its length
         stays 0, and every step recomputes the whole context."""
         B, block_size = len(idx), self.config.block_size
@@ -321,7 +321,7 @@ class GPT(nn.Module):
         return self.logits(self.hidden(idx, cache, mask)[:, -1]).float()
 
 
-# ---- generation: the cache, and choosing the next token
+# ---- generation: the KV cache and sampling
 class KVCache:
     """Preallocated keys and values of all tokens so far, (B, K, block_size, D) per layer, so that
     generation computes them once per token rather than at every step."""

@@ -5,7 +5,7 @@ file, split them into train and val, train or load a tokenizer, and write the to
 
     ids = [i for document in documents for i in (*encode(document), eot)]
 
-The rest of the code streams the text, so that the corpus never has to fit in memory."""
+The rest is there to stream the text, so the corpus never has to fit in memory."""
 from lib.settings import configure
 
 # the source
@@ -79,7 +79,7 @@ def make_tokenizer(kind: str, vocab_size: int, train: np.ndarray, raw) -> Tokeni
     """Train or load a tokenizer. bpe is trained on the documents `train`; char takes the characters
     of all documents, so that it can also encode val."""
     if kind == 'bpe':
-        every = size_of(train) // VOCABULARY_TEXT + 1       # sample a large corpus
+        every = size_of(train) // VOCABULARY_TEXT + 1       # subsample a large corpus
         texts = (text for text, _ in islice(texts_of(train, raw), 0, None, every))
         return Tokenizer(train_bpe(texts, vocab_size))
     if kind == 'char':

@@ -25,7 +25,7 @@ min_lr = 1e-4               # final learning rate
 schedule = 'cosine'         # learning rate decay after the warmup: cosine or linear
 warmup_iters = 100          # linear warmup steps
 max_iters = 2000            # number of optimizer steps
-batch_size = 16             # sequences per optimizer step, over all devices
+batch_size = 16             # sequences per optimizer step, across all devices
 micro_batch_size = 0        # sequences per forward pass on each device; 0 = as many as fit
 weight_decay = 0.1          # applied to matrices and embeddings, not to norms and biases
 beta1 = 0.9                 # AdamW: decay rate of the first moment
@@ -95,7 +95,7 @@ def make_optimizer(model: GPT, torch_dtype: torch.dtype) -> torch.optim.Optimize
                 params['embeddings'].append(p)
             elif module is not model.lm_head:
                 params['matrices' if p.ndim > 1 else 'vectors'].append(p)
-            elif p is not model.wte.weight:                 # as it is if tied
+            elif p is not model.wte.weight:                 # tied: already in embeddings
                 params['output'].append(p)
     scales = {'embeddings': embedding_lr_scale, 'output': output_lr_scale}
     groups = []
@@ -113,7 +113,7 @@ def make_optimizer(model: GPT, torch_dtype: torch.dtype) -> torch.optim.Optimize
 def get_batch(data, block_size: int, seed: int, sequences: range, device='cpu') -> tuple:
     """Inputs x and targets y, (B, T) each, of the given sequences, as tensors on the device.
 
-    Sequences are numbered from 0 through the whole run, so a batch depends only on the arguments:
+    Sequences are numbered from 0 across the whole run, so a batch depends only on the arguments:
     a resumed run continues with the right one, and several processes take slices of the same
     batch. Windows may begin and end within a document."""
     starts = [window_start(i, len(data), block_size, seed) for i in sequences]
@@ -217,7 +217,7 @@ def is_kept(step: int) -> bool:
 
 
 def is_trained(step: int) -> bool:
-    """Whether the weights at this step are not random."""
+    """Whether the weights at this step are trained, not just initialized."""
     return step > 0 or init_from not in ('scratch', 'resume', 'auto')
 
 
@@ -246,7 +246,7 @@ if __name__ == '__main__':
         checkpoints.load_optimizer(opt, scaler, checkpoint)
         step, best_val_loss = checkpoint['step'], checkpoint['best_val_loss']
 
-    # the run's folder, claimed last so that a rejected run leaves none
+    # the run's folder, created last so that a run that fails a check leaves none behind
     out = checkpoints.claim_run(settings)
     log = Log(settings, hardware, model, validation, step)
     if not settings.is_resumed:
@@ -272,7 +272,7 @@ if __name__ == '__main__':
         if is_kept(step):
             save(out / f'weights/{step:07}.pt', step=step, best_val_loss=best_val_loss)
         if is_due(step, eval_interval) or is_stopped:
-            log.check_losses(step)                          # never save after a bad loss
+            log.check_losses(step)                          # never save after a NaN or inf loss
             save(out / 'ckpt.pt', step=step, best_val_loss=best_val_loss,
                  optimizer=opt.state_dict(), scaler=scaler.state_dict())
             log.restart_clock()

@@ -227,7 +227,7 @@ def claim_run(settings) -> Path:
 
 
 def delete_run(out: Path):
-    """Delete the weights and the picture of the run that a new one replaces."""
+    """Delete the weights and the loss plot of the run that a new one replaces."""
     if is_first_process():
         for path in (out / 'ckpt.pt', out / 'best.pt', out / 'loss.png', *out.glob('weights/*.pt')):
             path.unlink(missing_ok=True)

@@ -88,8 +88,8 @@ def start_hardware(device: str, dtype: str) -> Hardware:
 
 
 def keep_memory():
-    """Make glibc keep freed memory for the next step. By default it returns large tensors to the
-    system, and every step pays for mapping them again."""
+    """Make glibc keep freed memory for the next step. By default it returns large blocks to the
+    OS, and every step pays for the page faults."""
     if sys.platform != 'linux':
         return
     libc = ctypes.CDLL(None)
@@ -244,7 +244,7 @@ class StopSignals:
             flags = torch.tensor([self.status, is_late])    # on the CPU: no GPU sync
             distributed.all_reduce(flags, distributed.ReduceOp.MAX)
             status, is_late = flags.tolist()
-            self.status = self.status or status             # a signal may have come meanwhile
+            self.status = self.status or status             # a signal may have arrived since
             return bool(status or is_late)
         return bool(self.status or is_late)
 

@@ -76,7 +76,7 @@ def message_of(kind, error) -> str | None:
                 'micro_batch_size (0 = as many sequences as fit)')
     is_network = kind.__name__ in ('DistBackendError', 'DistNetworkError', 'DistStoreError')
     if is_network or 'gloo/transport' in text:
-        return ('lost contact with another process; continue with --init_from=resume '
+        return ('lost the connection to another process; continue with --init_from=resume '
                 f'({text[:160]})')
     return None
 

@@ -1,4 +1,4 @@
-"""Atomic writes, locks against a second run, and checksums."""
+"""Atomic writes, locks against concurrent runs, and checksums."""
 import contextlib
 import errno
 import os
@@ -9,7 +9,7 @@ from pathlib import Path
 
 from lib.errors import Error
 
-HELD = []                       # keeps locks alive: a deleted FileLock is released
+HELD = []                       # keeps a reference: a garbage-collected FileLock is released
 
 
 @contextlib.contextmanager
@@ -70,7 +70,7 @@ def acquire_lock(folder: Path):
         (folder / '.lock').touch()
     except OSError as e:
         raise Error(f'cannot write to {folder}: {e.strerror}; use a different folder') from e
-    try:                                                    # a singleton can be acquired again
+    try:                                                    # a singleton is reentrant
         HELD.append(FileLock(folder / '.lock', is_singleton=True, fallback_to_soft=False))
         return HELD[-1].acquire(timeout=0)
     except Timeout as e:

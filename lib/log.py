@@ -73,7 +73,7 @@ class Log:
             drop_output()
 
     def announce(self, meta: dict, micro: int, checkpoint: dict | None):
-        """Print what is about to be trained, on what, and how."""
+        """Print a summary of the run: model, data, steps and device."""
         config, settings = self.model.config, self.settings
         tokens, device = meta['train']['tokens'], self.hardware.device
         self.say(f'model   {config.arch}, {self.model.num_params():,} parameters: {config.n_layer} '
@@ -163,7 +163,7 @@ class Log:
         self.say(text)
         if self.floor and val_loss < 0.995 * self.floor and self.is_writer:
             warn(f'the validation loss {val_loss:.4f} is below the floor {self.floor:.4f}: '
-                 'validation text has probably leaked into the training text')
+                 'validation data has probably leaked into the training data')
         self.write({'step': step, 'tokens': step * self.tokens_per_step, 'val_loss': val_loss,
                     'bits_per_byte': bits_per_byte})
 

@@ -80,7 +80,7 @@ def command_line(script: dict, resume: bool) -> list[str]:
 
 
 def set_up_process(is_training: bool):
-    """Print an Error as one line, and replace what the terminal cannot show."""
+    """Print an Error as one line, and replace characters that the terminal cannot encode."""
     sys.excepthook = print_error
     if is_training:
         # Until train.py handles signals itself, Ctrl-C kills it, even during imports.
@@ -111,7 +111,7 @@ def parse_option(argument: str, defaults: dict) -> dict:
 
 
 def check_type(name: str, value, defaults: dict, where: str):
-    """Return the value, converted to the setting's type where that loses nothing. Raises Error for
+    """Return the value, converted to the setting's type if that is lossless. Raises Error for
     an unknown setting or a value of the wrong type."""
     if name not in defaults:
         near = difflib.get_close_matches(name, defaults, 1)

@@ -1,6 +1,6 @@
 """Text to token ids and back.
 
-bpe is trained on the text and gpt2 is GPT-2's: both are byte-level BPE, run by tiktoken. char is
+bpe is trained on the text and gpt2 is GPT-2's: both are byte-level BPE, using tiktoken. char is
 character-level. Any other tokenizer.json is a ForeignTokenizer, in extras/foreign.py."""
 import json
 import os

@@ -1,4 +1,4 @@
-"""The training command that prepare.py prints, with a model size for the amount of text."""
+"""The training command that prepare.py prints, with the model sized to the amount of text."""
 import math
 import platform
 import shlex
@@ -12,7 +12,7 @@ TOKENS_PER_STEP = 4096          # of config/papers.py
 
 def print_next(source: str, name: str, meta: dict):
     """Print the command that trains on data/NAME and, without a GPU, an estimate of the minutes;
-    recipes that do not depend on the text state theirs."""
+    the other recipes state their own."""
     has_gpu = bool(shutil.which('nvidia-smi')) or platform.system() == 'Darwin'
     if source not in ('stories', 'tinystories') and not has_gpu:
         fitting = fitting_settings(meta['train']['tokens'], has_gpu)
@@ -40,8 +40,8 @@ def next_command(source: str, name: str, meta: dict, has_gpu: bool) -> str:
 def fitting_settings(tokens: int, has_gpu: bool) -> dict:
     """Overrides of config/papers.py that suit this number of training tokens and this machine.
 
-    Steps grow with the square root of the tokens: 0.2 MB is trained on for 16 epochs and 20 MB
-    for 2. docs/measurements.md says how this was found."""
+    The number of steps scales as the square root of the tokens: 16 epochs for 0.2 MB of text,
+    2 for 20 MB. The experiments are in docs/measurements.md."""
     fitting = {}
     if tokens < 200_000:
         fitting = {'n_layer': 4, 'n_head': 3, 'n_embd': 192, 'dropout': 0.2}
@@ -58,12 +58,12 @@ def fitting_settings(tokens: int, has_gpu: bool) -> dict:
 
 
 def training_minutes(fitting: dict, vocab_size: int) -> float:
-    """An estimate for fitting_settings without a GPU, from the speed of a matrix product."""
+    """An estimate for fitting_settings without a GPU, from the measured speed of a matmul."""
     n_embd = fitting['n_embd']
     parameters = n_embd * (12 * fitting['n_layer'] * n_embd + vocab_size)   # used by each token
     flops = 6 * parameters * fitting['max_iters'] * TOKENS_PER_STEP
     matrix, seconds = np.ones((1024, 1024), np.float32), []
-    for _ in range(5):                          # the first starts the threads
+    for _ in range(5):                          # the first is a warmup
         began = time.perf_counter()
         matrix @ matrix
         seconds.append(time.perf_counter() - began)

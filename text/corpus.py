@@ -71,7 +71,7 @@ def divide(documents: np.ndarray, raw: mmap.mmap, val_fraction: float) -> dict[s
     The source's own split is kept. Otherwise a document's hash decides, so its split does not
     depend on other documents; but if the largest document exceeds val_fraction of the text, every
     document is split and its tail held out."""
-    kept = np.sort(np.unique(documents['hash'], return_index=True)[1])  # keep the first duplicate
+    kept = np.sort(np.unique(documents['hash'], return_index=True)[1])  # keep the first of each
     sizes = documents['end'][kept] - documents['start'][kept]
     is_val = documents['is_val'][kept]
     if not is_val.any() and sizes.max() > val_fraction * sizes.sum():

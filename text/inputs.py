@@ -62,7 +62,7 @@ def expand(pattern: str, left_out: Counter) -> list[Path]:
 def walk(folder: Path, left_out: Counter):
     """Yield the files in a folder and its subfolders; count what is skipped in left_out.
 
-    A link to a folder is followed, unless that folder was already read or contains this one."""
+    A symlink to a folder is followed, unless that folder was already read or contains this one."""
     real = folder.resolve()
     seen = {real, *real.parents}
     tree = os.walk(folder, onerror=lambda error: left_out.update(['unreadable folder']),
@@ -99,7 +99,7 @@ def read_files(files: list[Path], text_column: str, separator: str):
                 for piece in read(path, text_column, separator):
                     documents += is_text and piece.ends
                     yield piece
-            except Exception as e:              # damaged files make libraries raise anything
+            except Exception as e:              # libraries raise anything on corrupted files
                 reason = str(e) or type(e).__name__
                 if isinstance(e, Error):
                     raise
