@@ -20,7 +20,7 @@ def is_checkpoint(path) -> bool:
     try:
         with zipfile.ZipFile(path) as file:
             pickled = next(name for name in file.namelist() if name.endswith('/data.pkl'))
-            return b'model_args' in file.read(pickled)
+            return file.getinfo(pickled).file_size < 1 << 26 and b'model_args' in file.read(pickled)
     except Exception:                           # not a zip file, or a damaged one: anything
         return False
 

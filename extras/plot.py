@@ -30,7 +30,8 @@ def read_log(run: Path) -> list[dict]:
             rows = csv.DictReader(f)
             columns = {'step', 'train_loss', 'val_loss', 'bits_per_byte', 'lr'}
             require(columns <= set(rows.fieldnames or ()), 'columns are missing')
-            return [{name: float(value) for name, value in row.items() if value} for row in rows]
+            return [{name: float(value) for name, value in row.items() if value}
+                    for row in rows if row['step']]
     except OSError as e:
         raise Error(f'{run}/log.csv: {e.strerror}; set runs to out_dirs: A,B,...') from e
     except (Error, TypeError, ValueError, csv.Error) as e:

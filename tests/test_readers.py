@@ -76,7 +76,8 @@ def test_documents_do_not_depend_on_where_blocks_end(tmp_path, separator, gap):
 
 @pytest.mark.parametrize('separator, text, expected', [
     (r'\n\n', 'a\nb\n\nc\n\n\nd', ['a\nb', 'c', 'd']), ('\n\n', 'a\n\nb', ['a', 'b']),
-    (r'\t', 'a\tb', ['a', 'b']), (r'\\n', r'a\nb', ['a', 'b']), (r'\n--\n', 'a\n--\nb', ['a', 'b'])])
+    (r'\t', 'a\tb', ['a', 'b']), (r'\\n', r'a\nb', ['a', 'b']), (r'\n--\n', 'a\n--\nb', ['a', 'b']),
+    ('\n--\n', '\n--\na\n--\n\n--\nb\n', ['a', 'b\n'])])
 def test_a_separator_may_have_escapes(tmp_path, capsys, separator, text, expected):
     assert read(write(tmp_path / 'a.txt', text), separator=separator) == expected
     assert capsys.readouterr().err == ''

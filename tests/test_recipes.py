@@ -1,4 +1,5 @@
-"""Every recipe: what its header states is what it builds and it trains."""
+"""Every recipe: what its header states is what it builds, it repeats no default, and it trains."""
+import ast
 import re
 import runpy
 import shlex
@@ -9,7 +10,7 @@ import torch
 from conftest import ROOT, TEXT, read_log
 
 from lib.checks import check_settings
-from lib.settings import configure, read_fields
+from lib.settings import assigned_names, configure, read_fields
 from model import GPT, GPTConfig
 from text.source import dataset_folder
 
@@ -75,3 +76,16 @@ def test_a_small_copy_of_a_recipe_trains(recipe, run):
     rows = read_log()
     first, last = (float(row['val_loss']) for row in rows if row['val_loss'])
     assert len([row for row in rows if row['train_loss']]) == 6 and last < first
+
+
+@each_recipe
+def test_a_recipe_repeats_no_default(recipe):
+    defaults = {**configured('train.py')[1], **read_fields('model.py:GPTConfig')}
+    names = assigned_names(ast.parse(recipe.read_text()))
+    assert len(names) == len(set(names)) > 3
+    _, settings = configured('train.py', str(recipe))
+    if settings['init_from'] != 'scratch':          # the weights have a shape of their own
+        names = [name for name in names if name not in settings.model]
+    for name in names:
+        value = {**settings, **settings.model}[name]
+        assert value != defaults[name], f'{name} = {value!r} is the default'

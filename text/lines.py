@@ -38,10 +38,23 @@ def join_rows(cells: list[Line]) -> list[Line]:
     return lines
 
 
+def sort_by_place(lines: list[Line]) -> list[Line]:
+    """Sort lines from top to bottom and, at the same height, from left to right."""
+    rows = []
+    for line in sorted(lines, key=lambda line: -line.bottom):
+        if rows and rows[-1][0].bottom - line.bottom < line.height / 2:
+            rows[-1].append(line)
+        else:
+            rows.append([line])
+    return [line for row in rows for line in sorted(row, key=lambda line: line.left)]
+
+
 def is_beside(row: list[Line], cell: Line) -> bool:
-    """Whether a cell is beside all cells of a row and overlaps half the height of the last one."""
+    """Whether a cell is to the right of a row and overlaps half of the smaller one's height."""
     last = row[-1]
-    is_apart = all(cell.left > each.right - 1 or cell.right < each.left + 1 for each in row)
+    is_apart = cell.left > max(each.right for each in row) - 1
+    if cell.turns or cell.mirrored or len(cell.text) == 1:      # any order; a bullet or drop cap
+        is_apart |= cell.right < min(each.left for each in row) + 1
     top = min(last.bottom + last.height, cell.bottom + cell.height)
     shared = top - max(last.bottom, cell.bottom)
     return (is_apart and shared >= 0.5 * min(last.height, cell.height)

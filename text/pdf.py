@@ -18,7 +18,7 @@ from lib.settings import ROOT
 from lib.terminal import warn
 from text.layout import HYPHEN, glued, text_of_pages
 from text.letters import RIGHT_TO_LEFT, Letter, find_cells, read_letters
-from text.lines import Line
+from text.lines import Line, sort_by_place
 
 MAX_MEMORY = 1 << 30            # bytes, where the system can limit a process
 MAX_SECONDS = 120
@@ -84,7 +84,7 @@ def read_pages(path) -> tuple[list[list[Line]], float]:
             lines = read_lines(textpage)
             turns = statistics.mode([line.turns for line in lines] or [0])
             if document.formenv or (turns + page.get_rotation() // 90) % 4:     # out of order
-                lines.sort(key=lambda line: -line.bottom)
+                lines = sort_by_place(lines)
             pages.append(lines)
             letters += textpage.count_chars()
             lost += count_lost(page, textpage)

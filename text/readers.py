@@ -30,7 +30,9 @@ def read_text(path, text_column: str, separator: str):
 
     Line breaks around a separator belong to it. NUL is dropped, and so is U+FEFF, the byte order
     mark that concatenating files leaves in the middle."""
-    border = re.compile(re.escape(separator) + r'\n*')
+    mark = re.escape(separator)
+    breaks = rf'(?:(?!{mark})\n)*'              # but not the one that begins the next separator
+    border = re.compile(mark + breaks)
     rest = ''                                   # read but not yet yielded
     dropped = 0
     with open_text(path) as file:
@@ -41,7 +43,7 @@ def read_text(path, text_column: str, separator: str):
                 yield Piece(text, ends=False)
                 continue
             if not rest:                        # the last block ended with a separator
-                text = text.lstrip('\n')
+                text = re.sub(rf'\A{breaks}', '', text)
             *documents, rest = border.split(rest + text)
             for document in documents:
                 yield Piece(document.rstrip('\n'))

@@ -46,7 +46,7 @@ def read_grammar(path=GRAMMAR) -> dict[str, list[Option]]:
         except ValueError as e:
             raise Error(f'{path}: rule {rule} has a wrong number of attributes ({e})') from e
         texts = {word[''] for word in words}
-        is_new = rule not in grammar and len(texts) == len(words)
+        is_new = words and rule not in grammar and len(texts) == len(words)
         is_complete = all(all(word.values()) for word in words)
         has_good_braces = not any(PART.sub('', text) for text in texts)
         require(is_new and is_complete and has_good_braces,
