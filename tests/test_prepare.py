@@ -18,7 +18,7 @@ from conftest import ROOT, command, hold_lock, rewrite_meta, write, write_rows
 from lib.dataset import bits_per_byte, open_dataset
 from lib.errors import Error
 from lib.tokenizer import load_tokenizer
-from text.advice import fitting_settings, next_command
+from text.advice import fitting_settings, next_command, print_next, training_minutes
 from text.stories.teller import read_grammar, tell_stories
 
 EOT = '<|endoftext|>'
@@ -414,3 +414,19 @@ def test_more_text_gets_a_larger_model_fewer_epochs_and_less_dropout():
         dropouts.append(fitting.get('dropout', 0))
     assert sizes == sorted(sizes) and 12 < epochs[1] < 20 and 1 < epochs[3] < 3
     assert epochs == sorted(epochs, reverse=True) and dropouts == sorted(dropouts, reverse=True)
+
+
+def test_the_estimate_of_the_minutes_grows_with_the_steps_and_is_printed_without_a_gpu(
+        capsys, monkeypatch):
+    fitting = {'n_layer': 4, 'n_embd': 256, 'max_iters': 100}
+    few = training_minutes(fitting, 2048)
+    many = training_minutes({**fitting, 'max_iters': 100_000}, 2048)
+    assert 0 < few < 20 and many > 50 * few
+    for program, lines in (None, 2), ('/usr/bin/nvidia-smi', 1):
+        monkeypatch.setattr('shutil.which', lambda name, found=program: found)
+        monkeypatch.setattr('platform.system', lambda: 'Linux')
+        print_next('mine.txt', 'mine', {'vocab_size': 2048, 'train': {'tokens': 50_000}})
+        shown = capsys.readouterr().out.splitlines()
+        assert len(shown) == lines and shown[-1].startswith('next: python train.py')
+        estimated = re.fullmatch(r'training   about \d+ min on this CPU', shown[0])
+        assert bool(estimated) == (program is None)
