@@ -7,6 +7,7 @@ import pytest
 from grammar_parser import parse
 
 from lib.errors import Error
+from lib.tokenizer import load_tokenizer
 from text.stories.teller import read_grammar, tell_stories
 
 GRAMMAR = read_grammar()
@@ -149,16 +150,39 @@ def test_a_broken_grammar_is_one_line(tmp_path, text, named):
     with pytest.raises(Error, match=rf'^.*{re.escape(named)}.*$'):
         list(tell_stories(small(tmp_path, text), 20, 0))
 
-
 @pytest.mark.slow
 def test_the_storyteller_learns_the_grammar(run):
-    from sample import load
+    import torch
+
+    from lib import checkpoint as checkpoints
+    from lib.dataset import open_dataset
+    from model import GPT, GPTConfig
     run('prepare.py')
-    done = run('train.py', 'config/stories.py', '--out_dir=out')
-    floor = done['validation'].floor
-    assert floor < done['run'].best_val_loss < 1.006 * floor
-    lm = load('out', dtype='float32')
-    rows = lm.rows(num_samples=1000, max_new_tokens=250, temperature=0.8, seed=5)
-    told = sum(len(parse(GRAMMAR, lm.tokenizer.decode(row))) == 1 for row in rows)
+    run('train.py', 'config/stories.py', '--out_dir=out')
+    checkpoint = checkpoints.load('out')
+    tokenizer = load_tokenizer(checkpoint['tokenizer'])
+    _, _, val = open_dataset('stories')
+    nats = dict(tell_stories(GRAMMAR, 60_000, 1337))
+    floor = sum(nats[text] for text in split(val.tolist(), tokenizer)) / len(val)
+    assert floor < checkpoint['best_val_loss'] < 1.006 * floor
+
+    model = GPT(GPTConfig(**checkpoint['model_config'])).eval()
+    model.load_state_dict(checkpoint['model'])
+    prompts = torch.full((1000, 1), tokenizer.eot)
+    steps = model.generate(prompts, 250, eot=tokenizer.eot, temperature=0.8, seed=5)
+    ids = torch.stack(list(steps), dim=1)                               # (B, T)
+    texts = [split(row + [tokenizer.eot], tokenizer)[0] for row in ids.tolist()]
+    told = sum(len(parse(GRAMMAR, text)) == 1 for text in texts)
     print(f'{told} of 1,000 samples are stories of the grammar')
     assert told >= 985
+
+
+def split(ids, tokenizer):
+    """The texts of the documents in ids, each of which ends with end-of-text."""
+    texts = []
+    start = 0
+    while start < len(ids):
+        end = ids.index(tokenizer.eot, start)
+        texts.append(tokenizer.decode(ids[start:end]))
+        start = end + 1
+    return texts
