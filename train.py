@@ -126,8 +126,8 @@ def get_batch(data, block_size: int, seed: int, sequences: range, device='cpu') 
 
 
 def window_start(sequence: int, tokens: int, block_size: int, seed: int) -> int:
-    """Where a sequence starts in the tokens. An epoch is all windows in random order. They do not
-    overlap, and each epoch shifts them by a new random offset.
+    """Where a sequence starts in the tokens. Each epoch shuffles all windows, which do not overlap,
+    and shifts them by a new random offset.
 
     For example, 14 tokens and block_size 4 give 2 windows. With offset 3 their inputs are tokens
     3 to 6 and 7 to 10, their targets 4 to 7 and 8 to 11; the starts are 3 and 7, or 7 and 3."""

@@ -132,12 +132,12 @@ def test_fused_attention_and_the_formula_are_causal_attention(n_kv_head):
     {'arch': 'gpt2', 'positions': 'rope'}, {'positions': 'learned'}, {'norm': 'layer'},
     {'mlp': 'gelu'}, {'qk_norm': 'none'}, {'arch': 'gpt2', 'mlp': 'swiglu', 'qk_norm': 'rms'}])
 def test_parts_of_one_architecture_fit_the_other(change):
-    model = make(**change)
+    torch.manual_seed(0)
+    model = GPT(GPTConfig(50, block_size=16, n_layer=2, n_head=2, n_embd=32, **change)).eval()
     idx, cache = torch.randint(50, (1, 12)), model.new_cache(1)
     with torch.inference_mode():
         parts = [model.next_logits(part, cache) for part in idx.split([5] + [1] * 7, dim=1)]
-        torch.testing.assert_close(torch.stack(parts, dim=1), model(idx)[:, 4:], rtol=1e-4,
-                                   atol=1e-4)
+        torch.testing.assert_close(torch.stack(parts, dim=1), model(idx)[:, 4:])
     assert vars(model.config).items() >= change.items()
     model(idx, idx).backward()
     assert all(p.grad is not None for p in model.parameters())
