@@ -4,7 +4,8 @@ It only needs torch, so you can copy this file into any project. Dimensions, in 
 B batch, T time (tokens), C channels (n_embd), H heads, K key/value heads, D head size (head_dim),
 V vocabulary, S number of keys/values: T, plus the tokens already in the cache if there is one."""
 import math
-from dataclasses import dataclass
+from dataclasses import dataclass, fields
+from typing import Literal, get_args
 
 import torch
 import torch.nn.functional as F
@@ -25,7 +26,7 @@ class GPTConfig:
 
     positions, norm, mlp and qk_norm default to those of arch."""
     vocab_size: int             # rows of the embedding matrix, possibly padded
-    arch: str = 'qwen3'         # qwen3 or gpt2: sets the defaults of the switches below
+    arch: Literal['qwen3', 'gpt2'] = 'qwen3'    # qwen3 or gpt2: the defaults of the switches below
     block_size: int = 256       # context length in tokens
     n_layer: int = 4            # number of blocks
     n_head: int = 4             # attention heads
@@ -40,10 +41,10 @@ class GPTConfig:
     rope_theta: float = 10000.0     # base of the RoPE frequencies
     norm_eps: float = 0.0       # epsilon of the norms; 0 = 1e-5, or 1e-6 for rms
     # architecture switches; '' = as in arch
-    positions: str = ''         # rope or learned
-    norm: str = ''              # rms or layer
-    mlp: str = ''               # swiglu or gelu
-    qk_norm: str = ''           # norm of queries and keys: rms or none
+    positions: Literal['', 'rope', 'learned'] = ''  # rope or learned
+    norm: Literal['', 'rms', 'layer'] = ''      # rms or layer
+    mlp: Literal['', 'swiglu', 'gelu'] = ''     # swiglu or gelu
+    qk_norm: Literal['', 'rms', 'none'] = ''    # norm of queries and keys: rms or none
 
     def __post_init__(self):
         check_ranges(self)
@@ -405,7 +406,10 @@ def check(condition: bool, message: str):
 
 def check_ranges(config: GPTConfig):
     """Raise ValueError if a field is out of range."""
-    check(config.arch in ARCHITECTURES, f'arch={config.arch!r} is not gpt2 or qwen3')
+    for field in fields(config):
+        value, choices = getattr(config, field.name), get_args(field.type)      # of a Literal
+        check(not choices or value in choices,
+              f'{field.name}={value!r} is not {" or ".join(filter(None, choices))}')
     for name in ('vocab_size', 'block_size', 'n_layer', 'n_head', 'n_embd'):
         check(getattr(config, name) >= 1, f'{name}={getattr(config, name)} must be at least 1')
     for name in ('n_kv_head', 'head_dim', 'n_inner'):
@@ -421,11 +425,6 @@ def check_ranges(config: GPTConfig):
 def check_shape(config: GPTConfig):
     """Raise ValueError if fields are inconsistent with each other or the architecture, once the
     defaults are filled in."""
-    choices = {'positions': ('learned', 'rope'), 'norm': ('layer', 'rms'),
-               'mlp': ('gelu', 'swiglu'), 'qk_norm': ('none', 'rms')}
-    for name, allowed in choices.items():
-        check(getattr(config, name) in allowed,
-              f'{name}={getattr(config, name)!r} is not {" or ".join(allowed)}')
     H, K, D = config.n_head, config.n_kv_head, config.head_dim
     for name in ('vocab_size', 'block_size', 'n_embd', 'head_dim', 'n_inner'):
         check(getattr(config, name) <= 1 << 24, f'{name}={getattr(config, name)} is too large')

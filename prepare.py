@@ -58,9 +58,10 @@ def make_dataset(folder: Path, source: dict, about: dict) -> dict:
     began = time.time()
     folder.parent.mkdir(exist_ok=True)
     with tempfile.TemporaryFile(dir=folder.parent) as file:
-        # 1. Copy all documents to a temporary file, back to back; note where each starts and ends.
+        # 1. Copy all documents to a temporary file, back to back. Each becomes a row (start, end,
+        #    hash, nats, is_val) of the array `documents`; nats is -ln p(text), where it is known.
         raw, documents = write_documents(source, file, seed)
-        # 2. Drop duplicates and split: {'train': documents, 'val': documents}.
+        # 2. Drop duplicates and split: {'train': rows, 'val': rows}.
         splits = divide(documents, raw, val_fraction)
         # 3. Train or load a tokenizer.
         is_simple = about['source'] == 'stories' or len(raw) < SMALL_TEXT

@@ -15,7 +15,7 @@ max_minutes = 0.0           # stop and save after this many minutes; 0 = no limi
 eval_interval = 250         # steps between evaluations and checkpoints; 0 = only at the end
 eval_tokens = 0             # number of validation tokens to evaluate on; 0 = all
 log_interval = 10           # steps between rows of log.csv
-keep_weights = 'best'       # best; evaluations = at each one; powers = also at steps 1, 2, 4, ...
+keep_weights = False        # also save the weights at each evaluation and at steps 1, 2, 4, ...
 wandb_project = ''          # also log to this Weights & Biases project; '' = off
 # model: n_layer, n_head, n_embd, block_size, dropout and the other fields of GPTConfig in model.py
 # optimization
@@ -44,7 +44,7 @@ settings = configure(globals(), dataclass='model.py:GPTConfig', resume=True)
 
 # Imported after the settings, so that --help and errors in settings appear immediately.
 import math
-from functools import lru_cache, partial
+from functools import partial
 
 import numpy as np
 import torch
@@ -52,8 +52,14 @@ from torch import nn
 
 from lib import checkpoint as checkpoints
 from lib import checks
-from lib.dataset import Validation, open_dataset
-from lib.device import StopSignals, compile_and_parallelize, fit_micro_batch, start_hardware
+from lib.dataset import Validation, open_dataset, sequence_start
+from lib.device import (
+    Hardware,
+    StopSignals,
+    compile_and_parallelize,
+    fit_micro_batch,
+    start_hardware,
+)
 from lib.log import Log
 from lib.muon import Muon
 from lib.tokenizer import load_tokenizer
@@ -89,14 +95,16 @@ def make_optimizer(model: GPT, torch_dtype: torch.dtype) -> torch.optim.Optimize
     A group's learning rate is the scheduled one times lr_scale. Its weight decay is divided by
     lr_scale, so that all weights decay at the same rate."""
     params = {'matrices': [], 'vectors': [], 'embeddings': [], 'output': []}
-    for module in model.modules():
-        for p in module.parameters(recurse=False):
-            if isinstance(module, nn.Embedding):
-                params['embeddings'].append(p)
-            elif module is not model.lm_head:
-                params['matrices' if p.ndim > 1 else 'vectors'].append(p)
-            elif p is not model.wte.weight:                 # tied: already in embeddings
-                params['output'].append(p)
+    embeddings = {module.weight for module in model.modules() if isinstance(module, nn.Embedding)}
+    for p in model.parameters():                # a tied output matrix is among the embeddings
+        if p in embeddings:
+            params['embeddings'].append(p)
+        elif p is model.lm_head.weight:
+            params['output'].append(p)
+        elif p.ndim == 1:
+            params['vectors'].append(p)
+        else:
+            params['matrices'].append(p)
     scales = {'embeddings': embedding_lr_scale, 'output': output_lr_scale}
     groups = []
     for kind in params:
@@ -115,8 +123,9 @@ def get_batch(data, block_size: int, seed: int, sequences: range, device='cpu') 
 
     Sequences are numbered from 0 across the whole run, so a batch depends only on the arguments:
     a resumed run continues with the right one, and several processes take slices of the same
-    batch. Windows may begin and end within a document."""
-    starts = [window_start(i, len(data), block_size, seed) for i in sequences]
+    batch. Each epoch visits the windows of the text in a new random order; they may begin and end
+    within a document."""
+    starts = [sequence_start(i, len(data), block_size, seed) for i in sequences]
     ids = np.stack([data[start:start + block_size + 1] for start in starts])
     ids = torch.from_numpy(ids.astype(np.int64))                        # (B, T + 1)
     if torch.device(device).type == 'cuda':                 # copy while the GPU computes
@@ -125,53 +134,8 @@ def get_batch(data, block_size: int, seed: int, sequences: range, device='cpu') 
     return ids[:, :-1], ids[:, 1:]
 
 
-def window_start(sequence: int, tokens: int, block_size: int, seed: int) -> int:
-    """Where a sequence starts in the tokens. Each epoch shuffles all windows, which do not overlap,
-    and shifts them by a new random offset.
-
-    For example, 14 tokens and block_size 4 give 2 windows. With offset 3 their inputs are tokens
-    3 to 6 and 7 to 10, their targets 4 to 7 and 8 to 11; the starts are 3 and 7, or 7 and 3."""
-    windows = max(1, tokens // block_size - 1)              # per epoch, with room for an offset
-    epoch, at = divmod(sequence, windows)
-    offset, order = shuffle(windows, tokens - windows * block_size, seed, epoch)
-    return offset + block_size * order[at]
-
-
-@lru_cache(2)
-def shuffle(windows: int, offsets: int, seed: int, epoch: int) -> tuple[int, np.ndarray]:
-    """The offset of an epoch, below `offsets`, and the order of its windows."""
-    rng = np.random.default_rng((seed, epoch))
-    return rng.integers(offsets), rng.permutation(windows)
-
-
-def accumulate_gradients(model: nn.Module, data, block_size: int, step: int, micro: int, hardware,
-                         scaler, stop: StopSignals) -> torch.Tensor | None:
-    """Compute the gradients of this process's share of a step, one micro-batch at a time, and
-    return the mean loss. Returns None if the run has to stop before the last micro-batch.
-
-    Each loss is divided by the number of micro-batches, so that the accumulated gradient is that of
-    the mean loss."""
-    share = batch_size // hardware.world_size
-    grad_accum_steps = share // micro
-    first = step * batch_size + hardware.rank * share       # this process's sequences
-    total_loss = 0.0
-    for i in range(first, first + share, micro):
-        if i > first and stop.requested():
-            return None
-        x, y = get_batch(data, block_size, seed, range(i, i + micro), hardware.device)
-        torch.manual_seed(seed + i)                         # the same dropout after a resume
-        if hardware.world_size > 1:                         # all-reduce only on the last
-            model.require_backward_grad_sync = i + micro == first + share
-        with hardware.autocast:
-            loss = model(x, y) / grad_accum_steps
-        scaler.scale(loss).backward()                       # scaling is a no-op except in fp16
-        total_loss += loss.detach()
-    return total_loss
-
-
 @torch.no_grad()
-def evaluate(model: GPT, validation: Validation, micro: int, autocast, rank: int = 0,
-             world_size: int = 1) -> float:
+def evaluate(model: GPT, validation: Validation, micro: int, hardware: Hardware) -> float:
     """Mean cross-entropy, in nats per token, over all validation windows: each token counts once.
 
     micro: windows per forward pass. With several processes, each evaluates every world_size-th
@@ -181,13 +145,13 @@ def evaluate(model: GPT, validation: Validation, micro: int, autocast, rank: int
     model.eval()
     device = model.wte.weight.device
     nats = [torch.zeros((), device=device)]     # one sum per batch; they stay on the device
-    for first in range(rank * micro, len(validation), world_size * micro):
+    for first in range(hardware.rank * micro, len(validation), hardware.world_size * micro):
         x, y = (torch.from_numpy(ids).to(device) for ids in validation.batch(first, micro))
-        with autocast:
+        with hardware.autocast:
             mean = model(x, y)
         nats.append(mean * (y >= 0).sum())
     total = torch.stack(nats).cpu().double().sum()          # MPS has no float64
-    if world_size > 1:
+    if hardware.world_size > 1:
         torch.distributed.all_reduce(total)
     model.train(was_training)
     return total.item() / len(validation.ids)
@@ -204,21 +168,8 @@ def sample_text(model: GPT, tokenizer) -> str:
     return text
 
 
-def is_due(step: int, interval: int) -> bool:
-    """Whether this is the last step or a multiple of `interval`; 0 = only the last."""
-    return step == max_iters or (interval > 0 and step % interval == 0)
-
-
-def is_kept(step: int) -> bool:
-    """Whether keep_weights asks for a file with the weights at this step."""
-    is_power_of_two = step & (step - 1) == 0                # 0 counts, too
-    return keep_weights != 'best' and (
-        step == 0 or is_due(step, eval_interval) or keep_weights == 'powers' and is_power_of_two)
-
-
-def is_trained(step: int) -> bool:
-    """Whether the weights at this step are trained, not just initialized."""
-    return step > 0 or init_from not in ('scratch', 'resume', 'auto')
+def is_power_of_two(n: int) -> bool:
+    return n & (n - 1) == 0                     # 0 counts, too
 
 
 # ---- the run
@@ -235,65 +186,76 @@ if __name__ == '__main__':
     checks.check_fit(settings, model.config, len(train_data))
     validation = Validation(meta, val_data, tokenizer, eval_tokens, block_size)
 
-    # optimizer; each process trains on its share of a step's sequences, in micro-batches
+    # optimizer
     opt = make_optimizer(model, hardware.dtype)
     scaler = torch.amp.GradScaler(hardware.device.type, enabled=hardware.dtype == torch.float16)
-    share = batch_size // hardware.world_size
-    micro = micro_batch_size or fit_micro_batch(model, hardware.autocast, share, compile)
-    parallel_model = compile_and_parallelize(model, compile)
     step, best_val_loss = 0, math.inf
     if settings.is_resumed:
         checkpoints.load_optimizer(opt, scaler, checkpoint)
         step, best_val_loss = checkpoint['step'], checkpoint['best_val_loss']
 
+    # each process trains on its share of a step's sequences, in micro-batches
+    share = batch_size // hardware.world_size
+    micro = micro_batch_size or fit_micro_batch(model, hardware.autocast, share, compile)
+    parallel_model = compile_and_parallelize(model, compile)
+
     # the run's folder, created last so that a run that fails a check leaves none behind
     out = checkpoints.claim_run(settings)
     log = Log(settings, hardware, model, validation, step)
-    if not settings.is_resumed:
-        checkpoints.delete_run(out)             # the one that this run replaces, if any
     log.announce(meta, micro, checkpoint)
     checkpoint = None                           # free its memory
     save = partial(checkpoints.save, model=model, tokenizer=meta['tokenizer'],
                    settings=dict(settings), data=checkpoints.checksums(meta))
-    stop = StopSignals(max_minutes)
+    stop, is_stopped = StopSignals(max_minutes), False
 
     # ---- the training loop: evaluate and save when due, then stop or take one more step
     while True:
-        is_stopped = step < max_iters and stop.requested()
-        if is_due(step, eval_interval) and not is_stopped:
-            val_loss = evaluate(model, validation, micro, hardware.autocast, hardware.rank,
-                                hardware.world_size)
-            log.evaluation(step, val_loss)
-            if val_loss < best_val_loss:
-                best_val_loss = val_loss
-                if is_trained(step):
+        is_due = step == max_iters or eval_interval > 0 and step % eval_interval == 0
+        if is_due or is_stopped:
+            log.write_losses(step)              # never save after a NaN or inf loss
+            if not is_stopped:
+                val_loss = evaluate(model, validation, micro, hardware)
+                log.evaluation(step, val_loss)
+                log.sample(sample_text(model, tokenizer))
+                if val_loss < best_val_loss:
+                    best_val_loss = val_loss
                     save(out / 'best.pt', step=step, best_val_loss=best_val_loss)
-            log.sample(sample_text(model, tokenizer))
-        if is_kept(step):
-            save(out / f'weights/{step:07}.pt', step=step, best_val_loss=best_val_loss)
-        if is_due(step, eval_interval) or is_stopped:
-            log.check_losses(step)                          # never save after a NaN or inf loss
             save(out / 'ckpt.pt', step=step, best_val_loss=best_val_loss,
                  optimizer=opt.state_dict(), scaler=scaler.state_dict())
             log.restart_clock()
+        if keep_weights and (is_due or is_power_of_two(step)):
+            save(out / f'weights/{step:07}.pt', step=step, best_val_loss=best_val_loss)
         if step == max_iters or is_stopped:
             break
 
-        # one optimizer step
-        loss = accumulate_gradients(parallel_model, train_data, block_size, step, micro, hardware,
-                                    scaler, stop)
-        if loss is None:                                    # drop this step, save and stop
+        # one step: accumulate the gradients of its micro-batches, then update the weights
+        mean_loss = 0.0
+        first = step * batch_size + hardware.rank * share       # this process's sequences
+        for i in range(first, first + share, micro):
+            is_stopped = stop.requested()
+            if is_stopped:
+                break
+            torch.manual_seed(seed + i)                         # the same dropout after a resume
+            x, y = get_batch(train_data, block_size, seed, range(i, i + micro), hardware.device)
+            if hardware.world_size > 1:                         # all-reduce only on the last
+                parallel_model.require_backward_grad_sync = i + micro == first + share
+            with hardware.autocast:
+                loss = parallel_model(x, y) * micro / share
+            scaler.scale(loss).backward()                       # scaling: a no-op except in fp16
+            mean_loss += loss.detach()
+        if is_stopped:                                          # drop this step, save and stop
             continue
+
         step += 1
         lr = learning_rate_at(step)
         for group in opt.param_groups:
             group['lr'] = lr * group['lr_scale']
         scaler.unscale_(opt)
         norm = nn.utils.clip_grad_norm_(model.parameters(), grad_clip or math.inf)
-        scaler.step(opt)                                    # fp16: skipped if gradients overflow
+        scaler.step(opt)                                        # fp16: skipped on an overflow
         scaler.update()
         opt.zero_grad()
-        log.step(step, loss, norm, lr, is_due(step, log_interval) or is_due(step, eval_interval))
+        log.step(step, mean_loss, norm, lr)
 
     log.close(step, best_val_loss)
     stop.end_process(is_finished=step == max_iters)

@@ -6,7 +6,7 @@
 # seconds on two cores and 0.4 GB of memory.
 out_dir = 'out/shakespeare_cpu'
 dataset = 'shakespeare'
-n_layer, n_head, n_embd = 3, 3, 144
+n_layer, n_head, n_embd = 3, 2, 80
 block_size = 64
 tie_weights = False
 fused_attention = False
@@ -15,6 +15,6 @@ learning_rate = 6.5e-3
 min_lr = 0.0
 schedule = 'linear'
 warmup_iters = 15
-max_iters = 205
+max_iters = 255
 batch_size = 12
 eval_interval = 100

@@ -103,7 +103,7 @@ def load(source) -> dict:
         tokens, rows = load_tokenizer(spec).vocab_size, model['model_config']['vocab_size']
         require(tokens <= rows, f'its tokenizer has {tokens} tokens, more than vocab_size={rows}')
         return {**model, 'tokenizer': spec, 'settings': {}}
-    except Exception as e:                      # a bad name, no network, damaged files: anything
+    except Exception as e:                      # a bad name, no network, corrupted files: anything
         raise Error(f'{source}: neither a checkpoint nor a Hugging Face model that can be loaded: '
                     f'{brief(e)}') from e
 
@@ -150,7 +150,7 @@ def read_tensors(folder: Path) -> dict[str, Tensor]:
     tensors = {}
     for file in files:
         if file.name in checksums and checksums[file.name] != checksum(file):
-            warn(f'{file} has changed since it was exported: it was fine-tuned, or is damaged')
+            warn(f'{file} has changed since it was exported: it was fine-tuned, or is corrupted')
         tensors |= load_file(file)
     require(tensors, 'model.safetensors is empty')
     return tensors

@@ -1,7 +1,7 @@
 """Show how a model reads a text, and how it came to do so in training, as a web page:
 python -m extras.journey --start=TEXT
 
-With the weights that train.py --keep_weights=powers keeps, a slider runs through the training, in
+With the weights that train.py --keep_weights=True keeps, a slider runs through the training, in
 12 steps at most, and fewer of a large model, so that the page stays below 2 MB."""
 from lib.settings import configure
 

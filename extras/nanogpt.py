@@ -21,13 +21,13 @@ def is_checkpoint(path) -> bool:
         with zipfile.ZipFile(path) as file:
             pickled = next(name for name in file.namelist() if name.endswith('/data.pkl'))
             return file.getinfo(pickled).file_size < 1 << 26 and b'model_args' in file.read(pickled)
-    except Exception:                           # not a zip file, or a damaged one: anything
+    except Exception:                           # not a zip file, or a corrupted one: anything
         return False
 
 
 def load(path) -> dict:
-    """A checkpoint: model, model_config, tokenizer and settings. Raises Error if it is damaged, or
-    if its characters cannot be found."""
+    """A checkpoint: model, model_config, tokenizer and settings. Raises Error if it is corrupted,
+    or if its characters cannot be found."""
     try:
         found = torch.load(path, map_location='cpu', weights_only=True, mmap=True)
         checkpoint = convert(found, read_tokenizer(found, Path(path)))

@@ -19,7 +19,7 @@ from model import GPT, GPTConfig
 
 FORMAT = 2
 MAY_DIFFER = {'dropout', 'fused_attention', 'block_size'}      # when starting from a checkpoint
-SEAL = b'slm:'                  # a checkpoint ends with this and the CRC-32 of everything before it
+FOOTER = b'slm:'                # ends a checkpoint, followed by the CRC-32 of all before it
 
 
 # ---- files
@@ -31,9 +31,9 @@ def save(path: Path, model: GPT, **content):
                'model_config': asdict(model.config), **content}
     with atomic(path) as temporary:
         torch.save(content, temporary)
-        seal = SEAL + checksum(temporary).encode()          # torch.load does not verify checksums
+        footer = FOOTER + checksum(temporary).encode()      # torch.load verifies no checksums
         with open(temporary, 'ab') as f:
-            f.write(seal)
+            f.write(footer)
 
 
 def load(source, from_hub: bool = False) -> dict:
@@ -41,7 +41,7 @@ def load(source, from_hub: bool = False) -> dict:
     ckpt.pt), a nanoGPT checkpoint, or a Hugging Face model (a folder or, with from_hub=True, a
     name).
 
-    Raises Error if it is missing or damaged."""
+    Raises Error if it is missing or corrupted."""
     source = os.path.expanduser(source)
     candidates = (source, os.path.join(source, 'best.pt'), os.path.join(source, 'ckpt.pt'))
     file = next((path for path in candidates if os.path.isfile(path)), None)
@@ -50,33 +50,33 @@ def load(source, from_hub: bool = False) -> dict:
         require(os.path.exists(source) or not near,
                 f'init_from={source}: did you mean {"".join(near)}?')
         return extra('huggingface', needed_by=f'loading {source}').load(source)
-    if file and not is_sealed(file) and extra('nanogpt') and extra('nanogpt').is_checkpoint(file):
+    if file and not has_footer(file) and extra('nanogpt') and extra('nanogpt').is_checkpoint(file):
         return extra('nanogpt').load(file)
     return read(file or source)
 
 
-def is_sealed(path) -> bool:
-    """Whether a file ends with the seal that save writes."""
+def has_footer(path) -> bool:
+    """Whether a file ends with the footer that save writes."""
     with open(path, 'rb') as f:
-        f.seek(max(0, os.path.getsize(path) - len(SEAL) - 8))
-        return f.read(len(SEAL)) == SEAL
+        f.seek(max(0, os.path.getsize(path) - len(FOOTER) - 8))
+        return f.read(len(FOOTER)) == FOOTER
 
 
 def read(path) -> dict:
-    """The checkpoint that save wrote to `path`. Raises Error if it is missing or damaged."""
+    """The checkpoint that save wrote to `path`. Raises Error if it is missing or corrupted."""
     require(os.path.isfile(path), f'{path}: no such checkpoint; train one with python train.py, '
                                   'or set --out_dir')
     try:
         with open(path, 'rb') as f:             # opened once, because a run may replace it
-            size = f.seek(-len(SEAL) - 8, os.SEEK_END)
+            size = f.seek(-len(FOOTER) - 8, os.SEEK_END)
             f.seek(0)
-            seal = SEAL + checksum(f, size).encode()
-            require(f.read() == seal, 'it is damaged, or not an slm checkpoint')
+            footer = FOOTER + checksum(f, size).encode()
+            require(f.read() == footer, 'it is corrupted, or not an slm checkpoint')
             f.seek(0)
             checkpoint = torch.load(f, map_location='cpu', weights_only=True)
         require(checkpoint['format'] == FORMAT,
                 f'it has format {checkpoint["format"]}; this version reads {FORMAT}')
-    except Exception as e:                      # damaged files can raise any exception
+    except Exception as e:                      # corrupted files can raise any exception
         raise Error(f'{path}: cannot read this checkpoint: {brief(e)}; use another one') from e
     return checkpoint
 
@@ -86,7 +86,7 @@ def read_settings(path) -> dict:
     require(os.path.isfile(path), f'{path}: there is no run to resume; drop init_from')
     try:
         return dict(torch.load(path, 'cpu', mmap=True, weights_only=True)['settings'])
-    except Exception as e:                      # damaged files can raise any exception
+    except Exception as e:                      # corrupted files can raise any exception
         raise Error(f'{path}: cannot read this checkpoint: {brief(e)}; use another one') from e
 
 
@@ -131,12 +131,12 @@ def build_model(checkpoint: dict, **changes) -> GPT:
 
 
 def require_finite_logits(model: GPT, source):
-    """Raise Error if a model's logits are not finite: its weights are damaged, or too large for
+    """Raise Error if a model's logits are not finite: its weights are corrupted, or too large for
     their dtype."""
     with torch.inference_mode():
         logits = model(torch.zeros(1, 1, dtype=torch.long, device=model.wte.weight.device))
     require(logits.isfinite().all(),
-            f'{source}: its logits are not finite: the weights are damaged, or overflow in this '
+            f'{source}: its logits are not finite: the weights are corrupted, or overflow in this '
             'dtype; try --dtype=float32')
 
 
@@ -210,8 +210,9 @@ def require_same_start(step: int, out: Path):
 
 
 def claim_run(settings) -> Path:
-    """Create and lock out_dir, on rank 0 only, and return its path. Raises Error if it holds a run
-    that is neither resumed nor replaced; in that case nothing is written."""
+    """Create and lock out_dir, on rank 0 only, and return its path. If a new run replaces the one
+    in it, delete that one's weights and loss plot. Raises Error if out_dir holds a run that is
+    neither resumed nor replaced; in that case nothing is written."""
     out = Path(settings['out_dir']).expanduser()
     if is_first_process():
         log = out / 'log.csv'
@@ -223,14 +224,11 @@ def claim_run(settings) -> Path:
                 f'{out} holds a run: {advice}replace it with --overwrite=True, or choose a '
                 'different --out_dir')
         acquire_lock(out)
+        if not settings.is_resumed:
+            for path in (out / 'ckpt.pt', out / 'best.pt', out / 'loss.png',
+                         *out.glob('weights/*.pt')):
+                path.unlink(missing_ok=True)
     return out
-
-
-def delete_run(out: Path):
-    """Delete the weights and the loss plot of the run that a new one replaces."""
-    if is_first_process():
-        for path in (out / 'ckpt.pt', out / 'best.pt', out / 'loss.png', *out.glob('weights/*.pt')):
-            path.unlink(missing_ok=True)
 
 
 def checksums(meta: dict) -> dict:

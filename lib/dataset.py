@@ -1,10 +1,11 @@
-"""Datasets: the files in data/NAME, and evaluation windows.
+"""Datasets: the files in data/NAME, training sequences and evaluation windows.
 
 train.bin and val.bin hold raw token ids, with end-of-text after every document; meta.json
 describes them. It is written last, so a folder without it is not a dataset."""
 import json
 import math
 import zlib
+from functools import lru_cache
 from pathlib import Path
 
 import numpy as np
@@ -20,14 +21,14 @@ def open_dataset(name: str, verify: bool = False) -> tuple[dict, np.ndarray, np.
     """Return (meta, train, val) of data/NAME; train and val are memory maps of ids (N,).
 
     Verifies the checksums of files up to 1 GB, and of all files with verify=True. Raises Error,
-    with the command that creates the dataset, if it is missing or damaged."""
+    with the command that creates the dataset, if it is missing or corrupted."""
     folder = Path('data', name)
     command = f'python prepare.py --name={name} ...'
     if name == 'stories':
         command = 'python prepare.py'
     others = ', '.join(sorted(path.parent.name for path in Path('data').glob('*/meta.json')))
     require((folder / 'meta.json').exists(),
-            f'{folder} is missing or half written (data/ has {others or "no dataset yet"}); make '
+            f'{folder} is missing or incomplete (data/ has {others or "no dataset yet"}); make '
             f'it with: {command}')
     try:
         meta = json.loads((folder / 'meta.json').read_text(encoding='utf-8'))
@@ -38,13 +39,13 @@ def open_dataset(name: str, verify: bool = False) -> tuple[dict, np.ndarray, np.
             raise ValueError(f'format {meta["format"]}; this version reads {FORMAT}')
         train, val = (open_split(folder, meta, split, verify) for split in ('train', 'val'))
     except (OSError, ValueError, TypeError, KeyError) as e:
-        raise Error(f'{folder} is damaged ({type(e).__name__}: {e}); make it again with: '
+        raise Error(f'{folder} is corrupted ({type(e).__name__}: {e}); make it again with: '
                     f'{command} --overwrite=True') from e
     return meta, train, val
 
 
 def open_split(folder: Path, meta: dict, split: str, verify: bool) -> np.ndarray:
-    """The memory map of a split's ids (N,). Raises OSError or ValueError for a damaged file."""
+    """The memory map of a split's ids (N,). Raises OSError or ValueError for a corrupted file."""
     path = folder / f'{split}.bin'
     if path.stat().st_size != meta[split]['tokens'] * np.dtype(meta['dtype']).itemsize:
         raise ValueError(f'the size of {path.name} does not match meta.json')
@@ -57,6 +58,26 @@ def open_split(folder: Path, meta: dict, split: str, verify: bool) -> np.ndarray
 def checksum_of_meta(meta: dict) -> str:
     content = {key: value for key, value in meta.items() if key != 'checksum'}
     return f'{zlib.crc32(json.dumps(content, sort_keys=True).encode()):08x}'
+
+
+# ---- training
+def sequence_start(sequence: int, tokens: int, block_size: int, seed: int) -> int:
+    """Where a training sequence starts in a text of `tokens` tokens.
+
+    Each epoch shuffles all windows, which do not overlap, and shifts them by a new random offset.
+    For example, 14 tokens and block_size 4 give 2 windows. With offset 3 their inputs are tokens
+    3 to 6 and 7 to 10, their targets 4 to 7 and 8 to 11; the starts are 3 and 7, or 7 and 3."""
+    windows = max(1, tokens // block_size - 1)              # per epoch, with room for an offset
+    epoch, at = divmod(sequence, windows)
+    offset, order = shuffle(windows, tokens - windows * block_size, seed, epoch)
+    return offset + block_size * order[at]
+
+
+@lru_cache(2)
+def shuffle(windows: int, offsets: int, seed: int, epoch: int) -> tuple[int, np.ndarray]:
+    """The offset of an epoch, below `offsets`, and the order of its windows."""
+    rng = np.random.default_rng((seed, epoch))
+    return rng.integers(offsets), rng.permutation(windows)
 
 
 # ---- evaluation

@@ -26,7 +26,7 @@ class Log:
 
     def __init__(self, settings, hardware, model, validation, step: int):
         """step: steps done so far. Rows of log.csv after it, left by a crash, are dropped: those
-        steps run again, and `step` itself is evaluated again."""
+        steps run again."""
         self.settings, self.hardware = settings, hardware
         self.model, self.validation = model, validation
         self.floor = validation.floor
@@ -41,24 +41,27 @@ class Log:
         self.began = self.clock = time.perf_counter()
         self.last_lr = None                     # of the step before the resume
         self.pending = []                       # (loss, norm) since the last row, on the device
+        self.has_evaluation = False             # whether log.csv has one of the first step
         if is_writer:
-            self.begin(step)
+            self.begin()
         self.bar = tqdm(total=self.max_iters, initial=step, disable=None if is_writer else True,
                         smoothing=0, dynamic_ncols=True,
                         bar_format='{l_bar}{bar}| {n_fmt}/{total_fmt} steps, {remaining} left'
                                    '{postfix}')
 
-    def begin(self, step: int):
-        """Begin log.csv."""
-        settings = self.settings
-        if settings['wandb_project']:           # first, because it can fail
-            self.tracker = extra('tracking', needed_by='wandb_project').start(settings)
-        interval = settings['eval_interval']
-        is_due = step == self.max_iters or interval > 0 and step % interval == 0
-        rows = read_rows(self.path, step, is_due) if settings.is_resumed else []
+    def begin(self):
+        """Begin log.csv, with the rows of the run that this one continues."""
+        if self.settings['wandb_project']:      # first, because it can fail
+            tracking = extra('tracking', needed_by='wandb_project')
+            self.tracker = tracking.start(self.settings)
+        rows = read_rows(self.path, self.first_step) if self.settings.is_resumed else []
+        self.has_evaluation = any(row['val_loss'] and int(row['step']) == self.first_step
+                                  for row in rows)
         with atomic(self.path) as temporary:
             with open(temporary, 'w', newline='', encoding='utf-8') as f:
-                csv.writer(f).writerows([COLUMNS, *rows])
+                writer = csv.DictWriter(f, COLUMNS)
+                writer.writeheader()
+                writer.writerows(rows)
 
     # ---- printing
     def say(self, text: str = '', indent: str = ''):
@@ -111,43 +114,41 @@ class Log:
             self.say(line, indent=' ' * 8)
 
     # ---- rows
-    def step(self, step: int, loss: torch.Tensor, norm: torch.Tensor, lr: float, is_due: bool):
-        """Record a step's loss and gradient norm (scalars on the device), and write a row if one is
-        due. Only then does this sync with the device."""
-        if self.last_lr is not None and lr > 1.5 * self.last_lr and self.is_writer:
+    def step(self, step: int, loss: torch.Tensor, norm: torch.Tensor, lr: float):
+        """Record a step's loss and gradient norm (scalars on the device). Every log_interval steps,
+        write a row."""
+        if self.last_lr is not None and self.is_writer and lr > 1.5 * self.last_lr:
             warn(f'the learning rate jumps from {self.last_lr:.1e} to {lr:.1e}')
         self.last_lr = None
         self.pending.append((loss, norm))
-        if not is_due:
-            self.bar.update(step - self.bar.n)
-            return
-        tokens = len(self.pending) * self.tokens_per_step
-        loss, norm = self.check_losses(step)
-        speed = round(tokens / (time.perf_counter() - self.clock))
-        self.clock = time.perf_counter()
-        self.write({'step': step, 'tokens': step * self.tokens_per_step, 'train_loss': loss,
-                    'grad_norm': norm, 'lr': lr, 'tokens_per_second': speed})
-        if self.bar.disable:
-            mfu = f'  MFU {speed / self.max_speed:.1%}' if self.max_speed else ''
-            seconds = (self.max_iters - step) * self.tokens_per_step / max(1, speed)
-            self.say(f'step {step:>6}  loss {loss:.4f}  lr {lr:.2e}  norm {norm:.2f}  '
-                     f'{speed:>9,} tokens/s{mfu}  {tqdm.format_interval(seconds)} left')
-        self.bar.set_postfix_str(f'loss {loss:.3f}, {speed:,} tokens/s', refresh=False)
+        self.lr = lr
+        if step % self.settings['log_interval'] == 0:
+            self.write_losses(step)
         self.bar.update(step - self.bar.n)
 
-    def check_losses(self, step: int) -> tuple[float, float]:
-        """The last step's loss and gradient norm. Raises Error if any since the last row is not
-        finite."""
+    def write_losses(self, step: int):
+        """Write a row with the last step's loss and gradient norm, and print it. Only this syncs
+        with the device. Raises Error if a loss since the last row is not finite."""
         if not self.pending:
-            return math.nan, math.nan
+            return
+        tokens = len(self.pending) * self.tokens_per_step
         losses, norms = (torch.stack(values) for values in zip(*self.pending))
         losses, norms = mean_over_processes(losses).tolist(), norms.tolist()
         self.pending = []
+        speed = round(tokens / (time.perf_counter() - self.clock))
+        self.clock = time.perf_counter()
         for at, (loss, norm) in enumerate(zip(losses, norms), step - len(losses) + 1):
             self.require_finite(at, 'loss', loss)
             if self.hardware.dtype != torch.float16:        # GradScaler skips steps that overflow
                 self.require_finite(at, 'gradient norm', norm)
-        return losses[-1], norms[-1]
+        self.write({'step': step, 'tokens': step * self.tokens_per_step, 'train_loss': loss,
+                    'grad_norm': norm, 'lr': self.lr, 'tokens_per_second': speed})
+        if self.bar.disable:
+            mfu = f'  MFU {speed / self.max_speed:.1%}' if self.max_speed else ''
+            seconds = (self.max_iters - step) * self.tokens_per_step / max(1, speed)
+            self.say(f'step {step:>6}  loss {loss:.4f}  lr {self.lr:.2e}  norm {norm:.2f}  '
+                     f'{speed:>9,} tokens/s{mfu}  {tqdm.format_interval(seconds)} left')
+        self.bar.set_postfix_str(f'loss {loss:.3f}, {speed:,} tokens/s', refresh=False)
 
     def require_finite(self, step: int, name: str, value: float):
         require(math.isfinite(value), f'step {step}: the {name} is {value}: lower learning_rate; '
@@ -164,8 +165,9 @@ class Log:
         if self.floor and val_loss < 0.995 * self.floor and self.is_writer:
             warn(f'the validation loss {val_loss:.4f} is below the floor {self.floor:.4f}: '
                  'validation data has probably leaked into the training data')
-        self.write({'step': step, 'tokens': step * self.tokens_per_step, 'val_loss': val_loss,
-                    'bits_per_byte': bits_per_byte})
+        if not (step == self.first_step and self.has_evaluation):       # else repeated on resume
+            self.write({'step': step, 'tokens': step * self.tokens_per_step, 'val_loss': val_loss,
+                        'bits_per_byte': bits_per_byte})
 
     def write(self, row: dict):
         """Append a row to log.csv; columns without a value stay empty."""
@@ -216,9 +218,9 @@ class Log:
         self.say('next    ' + shlex.join(command))
 
 
-def read_rows(path: Path, step: int, is_due: bool) -> list[list[str]]:
-    """The rows of log.csv up to a step, without its evaluation if one is due again; [] if there is
-    no log. One that another program has rewritten is kept as log.csv.old."""
+def read_rows(path: Path, step: int) -> list[dict]:
+    """The rows of log.csv up to a step; [] if there is no log. One that another program has
+    rewritten is kept as log.csv.old."""
     if not path.exists():
         if step > 0:
             warn(f'{path} is missing: the new one starts after step {step}')
@@ -231,9 +233,7 @@ def read_rows(path: Path, step: int, is_due: bool) -> list[list[str]]:
         warn(f'{path} was changed by another program: it is kept as {copy.name}')
         return []
     whole = [dict(zip(COLUMNS, row)) for row in rows if len(row) == len(COLUMNS)]
-    return [list(row.values()) for row in whole if row['step'].isdigit() and (
-            int(row['step']) < step
-            or int(row['step']) == step and not (row['val_loss'] and is_due))]
+    return [row for row in whole if row['step'].isdigit() and int(row['step']) <= step]
 
 
 def draw_losses(out: Path, floor: float | None):

@@ -24,7 +24,7 @@ WORDS = r"(?:'(?:[sdmt]|ll|ve|re)| ?\p{L}+| ?\p{N}+| ?[^\s\p{L}\p{N}]+)|\s+(?!\S
 
 
 def load_tokenizer(spec: dict):
-    """The tokenizer of a spec. Raises Error if the spec is damaged."""
+    """The tokenizer of a spec. Raises Error if the spec is corrupted."""
     require(isinstance(spec, dict), 'the tokenizer is missing')
     if spec.get('kind') == 'hf':
         return extra('foreign', needed_by='this tokenizer').ForeignTokenizer(spec)
@@ -41,7 +41,7 @@ class Tokenizer:
     waiting_ids = frozenset()   # ids after which decode_stream waits for the next
 
     def __init__(self, spec: dict):
-        """Raises Error if the spec is damaged."""
+        """Raises Error if the spec is corrupted."""
         self.spec = spec
         try:
             self.kind = spec['kind']
@@ -51,7 +51,7 @@ class Tokenizer:
         except Error:
             raise
         except Exception as e:                      # libraries raise plain Exception
-            raise Error(f'the tokenizer is damaged ({type(e).__name__}: {brief(e)})') from e
+            raise Error(f'the tokenizer is corrupted ({type(e).__name__}: {brief(e)})') from e
 
     def __reduce__(self):
         return type(self), (self.spec,)             # copy and pickle by spec

@@ -196,7 +196,7 @@ def kill(n, r, steps=60):
                 assert code in (0, -signal.SIGKILL), text()
                 kills += code != 0
                 torn += any(Path(out).glob('*.tmp'))
-                step_of(out)                                # raises if it is damaged
+                step_of(out)                                # raises if it is corrupted
             assert_same_run(out, whole)
             shutil.rmtree(out)
     return f'{4 * n} kills, {torn} while a file was written; {runs} runs ended as undisturbed'

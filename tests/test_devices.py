@@ -15,7 +15,7 @@ import train
 from lib import checkpoint as checkpoints
 from lib import device as device_file
 from lib.dataset import Validation
-from lib.device import pick_device, pick_dtype, start_hardware
+from lib.device import Hardware, pick_device, pick_dtype, start_hardware
 from lib.errors import Error
 from lib.muon import Muon
 from model import GPT, GPTConfig, sample_from
@@ -133,9 +133,10 @@ def test_evaluation_uses_no_float64_on_a_gpu():
     with torch.device('meta'):
         model = GPT(GPTConfig(**SHAPE))
     meta = {'eot': 49, 'val': {'bytes': 100, 'nats': None}}
+    hardware = Hardware(torch.device('meta'), torch.float32, contextlib.nullcontext(), 0, 1)
     validation = Validation(meta, np.zeros(7 * 16, np.uint16), None, 0, 16)
     with Precisions() as precisions, pytest.raises(NotImplementedError):    # its end has no value
-        train.evaluate(model, validation, 2, contextlib.nullcontext())
+        train.evaluate(model, validation, 2, hardware)
     assert precisions.seen.count(torch.float32) > 4 * 20, 'four batches were computed'
     assert torch.float64 not in precisions.seen
 

@@ -83,7 +83,7 @@ def kept(run, request, cache):
     """A run of the dataset `letters` in out/ that kept the weights of six steps."""
     if not cache.exists():
         run('train.py', f'--dataset={request.getfixturevalue("dataset")}', *TINY,
-            '--keep_weights=powers')
+            '--keep_weights=True')
         shutil.copytree('.', cache)
     shutil.copytree(cache, '.', dirs_exist_ok=True)
 
@@ -325,7 +325,7 @@ def test_a_page_of_weights_alone_says_how_to_keep_more(run, kept):
         run('extras.journey', f'--out_dir={source}', '--start=the')
         data, html = read_page()
         assert [step['step'] for step in data['steps']] == [None]
-        assert '--keep_weights=powers' in html
+        assert '--keep_weights=True' in html
         assert bool(data['curves']) == (source == 'out')
 
 
@@ -410,7 +410,7 @@ def test_a_browser_draws_the_page(tmp_path):
 def damage(name):
     """Damage kept weights of out/, or replace them by some of another shape or tokenizer."""
     path, checkpoint = Path('out/weights/0000002.pt'), checkpoints.load('out')
-    if name == 'damaged':
+    if name == 'corrupted':
         path.write_bytes(path.read_bytes()[:-300] + bytes(300))
         return
     model, spec = checkpoints.build_model(checkpoint), checkpoint['tokenizer']
@@ -421,10 +421,10 @@ def damage(name):
     checkpoints.save(path, model, tokenizer=spec, settings={})
 
 
-@pytest.mark.parametrize('damaged', ['damaged', 'shape', 'tokenizer'])
-def test_kept_weights_that_do_not_fit_are_an_error_and_nothing_is_written(run, kept, damaged):
-    damage(damaged)
+@pytest.mark.parametrize('corrupted', ['corrupted', 'shape', 'tokenizer'])
+def test_kept_weights_that_do_not_fit_are_an_error_and_nothing_is_written(run, kept, corrupted):
+    damage(corrupted)
     before = set(Path().rglob('*'))
-    with pytest.raises(Error, match=f'0000002.pt.*{damaged}'):
+    with pytest.raises(Error, match=f'0000002.pt.*{corrupted}'):
         run('extras.journey', '--start=the')
     assert set(Path().rglob('*')) == before

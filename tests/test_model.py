@@ -17,6 +17,7 @@ import train
 from extras.export import to_hugging_face
 from lib import checkpoint as checkpoints
 from lib.dataset import Validation, read_windows, window_cuts
+from lib.device import start_hardware
 from lib.errors import Error
 from lib.muon import Muon, orthogonalize
 from lib.tokenizer import load_tokenizer
@@ -39,7 +40,6 @@ SHAPES = {
     'qwen3 grouped': {'arch': 'qwen3', 'n_kv_head': 2, 'head_dim': 6, 'tie_weights': False},
     'mixed': {'arch': 'gpt2', 'bias': True, 'n_kv_head': 2, 'head_dim': 6, 'positions': 'rope'}}
 SPEC = {'kind': 'char', 'alphabet': ''.join(map(chr, range(300, 349)))}
-FP32 = torch.autocast('cpu', enabled=False)
 
 
 def make(shape='qwen3', **more):
@@ -453,14 +453,15 @@ def test_evaluation_is_the_mean_over_tokens_and_changes_no_state():
     assert len(packed.cuts) == 5
     shapes, state = set(), torch.get_rng_state()
     watch = model.register_forward_pre_hook(lambda module, inputs: shapes.add(inputs[0].shape))
-    loss = train.evaluate(model, packed, 3, FP32)
+    fp32 = start_hardware('cpu', 'float32')
+    loss = train.evaluate(model, packed, 3, fp32)
     watch.remove()
     assert model.training and torch.equal(state, torch.get_rng_state()) and shapes == {(3, 16)}
-    assert loss == pytest.approx(train.evaluate(model, packed, 5, FP32), rel=1e-6)
-    assert train.evaluate(model, packed, 2, torch.autocast('cpu', torch.bfloat16)) != loss
+    assert loss == pytest.approx(train.evaluate(model, packed, 5, fp32), rel=1e-6)
+    assert train.evaluate(model, packed, 2, start_hardware('cpu', 'bfloat16')) != loss
     model.eval()
     # a document sees those before it in its window, so here each is evaluated alone
-    alone = sum(train.evaluate(model, validation(d), 3, FP32) * len(d) for d in documents)
+    alone = sum(train.evaluate(model, validation(d), 3, fp32) * len(d) for d in documents)
     nats = sum(model(torch.tensor([[50, *d[:-1]]]), torch.tensor([d])).item() * len(d)
                for d in documents)
     assert alone == pytest.approx(nats, rel=1e-6)

@@ -213,7 +213,7 @@ def test_a_stop_between_two_renames_leaves_no_mixture(small, prepare, monkeypatc
     monkeypatch.setattr(os, 'replace', stopped)
     with pytest.raises(KeyboardInterrupt):
         prepare('--input=a.jsonl', '--tokenizer=char', '--name=a_gpt2', '--overwrite=True')
-    with pytest.raises(Error, match='half written'):
+    with pytest.raises(Error, match='incomplete'):
         open_dataset('a_gpt2')
 
 
@@ -263,7 +263,7 @@ def test_flipped_bits_and_cut_or_swapped_files_are_refused(small):
 @pytest.mark.parametrize('content', ['', '[]', '{}', '{"format": 1}', b'\xff', '1' * 9**5])
 def test_a_file_that_is_no_meta_json_is_refused(small, content):
     write(small / 'meta.json', content)
-    with pytest.raises(Error, match='a_gpt2 is damaged.*--overwrite=True'):
+    with pytest.raises(Error, match='a_gpt2 is corrupted.*--overwrite=True'):
         open_dataset('a_gpt2')
 
 
@@ -271,7 +271,7 @@ def test_a_missing_dataset_names_its_command_and_those_there_are(small):
     with pytest.raises(Error, match=r'data/ has a_gpt2\); make it with: python prepare.py$'):
         open_dataset('stories')
     (small / 'meta.json').unlink()
-    with pytest.raises(Error, match='half written.*no dataset yet.*prepare.py --name=a_gpt2'):
+    with pytest.raises(Error, match='incomplete.*no dataset yet.*prepare.py --name=a_gpt2'):
         open_dataset('a_gpt2')
 
 

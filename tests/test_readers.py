@@ -152,8 +152,8 @@ def test_random_bytes_get_a_warning(tmp_path, capsys):
 def test_damaged_utf_8_stays_utf_8(tmp_path, capsys):
     path = write(tmp_path / 'a.txt', 'Müller, é, ü and à '.encode() + b'\xfc \xe9 end')
     assert read(path) == ['Müller, é, ü and à \ufffd \ufffd end']
-    once = write(tmp_path / 'b.txt', 'was damaged before: \ufffd')
-    assert read(once) == ['was damaged before: \ufffd']
+    once = write(tmp_path / 'b.txt', 'was corrupted before: \ufffd')
+    assert read(once) == ['was corrupted before: \ufffd']
     at_border = write(tmp_path / 'c.txt', 'x' * ((1 << 20) - 1) + 'é')
     assert read(at_border)[0].endswith('xé')
     assert capsys.readouterr().err == ''

@@ -716,9 +716,9 @@ def test_a_terminal_shows_loss_bits_per_byte_speed_and_time_left(letters, monkey
 
 
 @pytest.mark.parametrize('args, steps', [
-    (['--keep_weights=evaluations'], [0, 4, 8, 12]),
-    (['--keep_weights=evaluations', '--eval_interval=0'], [0, 12]),
-    (['--keep_weights=powers', '--eval_interval=5'], [0, 1, 2, 4, 5, 8, 10, 12])])
+    (['--keep_weights=True'], [0, 1, 2, 4, 8, 12]),
+    (['--keep_weights=True', '--eval_interval=0'], [0, 1, 2, 4, 8, 12]),
+    (['--keep_weights=True', '--eval_interval=5'], [0, 1, 2, 4, 5, 8, 10, 12])])
 def test_weights_are_kept_at_the_steps_that_are_asked_for(letters, args, steps):
     letters(*args)
     kept = sorted(Path('out/weights').iterdir())

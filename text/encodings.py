@@ -56,7 +56,7 @@ def guess_encoding(file) -> str:
 
 
 def is_utf8(blocks) -> bool:
-    """Whether most non-ASCII bytes are valid UTF-8: a damaged UTF-8 file still counts."""
+    """Whether most non-ASCII bytes are valid UTF-8: a corrupted UTF-8 file still counts."""
     decode = codecs.getincrementaldecoder('utf-8')('ignore').decode
     not_ascii = invalid = 0
     for block in blocks:

@@ -1,5 +1,5 @@
-"""The text of a PDF file, read by pypdfium2 in a subprocess with limited memory and time: a damaged
-or hostile file can crash only that process.
+"""The text of a PDF file, read by pypdfium2 in a subprocess with limited memory and time, so that a
+corrupted or hostile file can crash only that process.
 
 python -m text.pdf FILE prints the text of a file."""
 import contextlib
@@ -58,7 +58,7 @@ def main(path):
     try:
         pages, lost = read_pages(path)
         text = text_of_pages(pages)
-    except Exception as e:                      # a damaged file makes libraries raise anything
+    except Exception as e:                      # a corrupted file makes libraries raise anything
         sys.exit(' '.join(str(e).split()) or type(e).__name__)
     if lost > MAX_LOST:
         warn(f'{lost:.0%} of its letters cannot be read')
