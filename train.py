@@ -52,14 +52,8 @@ from torch import nn
 
 from lib import checkpoint as checkpoints
 from lib import checks
+from lib import device as devices
 from lib.dataset import Validation, open_dataset, sequence_start
-from lib.device import (
-    Hardware,
-    StopSignals,
-    compile_and_parallelize,
-    fit_micro_batch,
-    start_hardware,
-)
 from lib.log import Log
 from lib.muon import Muon
 from lib.tokenizer import load_tokenizer
@@ -135,7 +129,7 @@ def get_batch(data, block_size: int, seed: int, sequences: range, device='cpu') 
 
 
 @torch.no_grad()
-def evaluate(model: GPT, validation: Validation, micro: int, hardware: Hardware) -> float:
+def evaluate(model: GPT, validation: Validation, micro: int, hardware: devices.Hardware) -> float:
     """Mean cross-entropy, in nats per token, over all validation windows: each token counts once.
 
     micro: windows per forward pass. With several processes, each evaluates every world_size-th
@@ -174,13 +168,14 @@ def is_power_of_two(n: int) -> bool:
 
 # ---- the run
 if __name__ == '__main__':
-    hardware = start_hardware(device, dtype)
+    hardware = devices.start_hardware(device, dtype)
     checks.check_settings(settings, hardware.world_size)
 
     # data and model
     meta, train_data, val_data = open_dataset(dataset, verify)
     tokenizer = load_tokenizer(meta['tokenizer'])
     checkpoint = checkpoints.load_start(settings, meta, tokenizer)      # None for a new model
+    is_pretrained = checkpoint is not None and not settings.is_resumed
     model = make_model(checkpoint, tokenizer.vocab_size, hardware.device).train()
     block_size = model.config.block_size
     checks.check_fit(settings, model.config, len(train_data))
@@ -196,17 +191,19 @@ if __name__ == '__main__':
 
     # each process trains on its share of a step's sequences, in micro-batches
     share = batch_size // hardware.world_size
-    micro = micro_batch_size or fit_micro_batch(model, hardware.autocast, share, compile)
-    parallel_model = compile_and_parallelize(model, compile)
+    micro = micro_batch_size or devices.fit_micro_batch(model, hardware.autocast, share, compile)
+    parallel_model = devices.compile_and_parallelize(model, compile)
 
     # the run's folder, created last so that a run that fails a check leaves none behind
     out = checkpoints.claim_run(settings)
     log = Log(settings, hardware, model, validation, step)
+    if not settings.is_resumed:
+        checkpoints.delete_run(out)             # the one that this run replaces, if any
     log.announce(meta, micro, checkpoint)
     checkpoint = None                           # free its memory
     save = partial(checkpoints.save, model=model, tokenizer=meta['tokenizer'],
                    settings=dict(settings), data=checkpoints.checksums(meta))
-    stop, is_stopped = StopSignals(max_minutes), False
+    stop, is_stopped = devices.StopSignals(max_minutes), False
 
     # ---- the training loop: evaluate and save when due, then stop or take one more step
     while True:
@@ -219,7 +216,8 @@ if __name__ == '__main__':
                 log.sample(sample_text(model, tokenizer))
                 if val_loss < best_val_loss:
                     best_val_loss = val_loss
-                    save(out / 'best.pt', step=step, best_val_loss=best_val_loss)
+                    if step > 0 or is_pretrained:
+                        save(out / 'best.pt', step=step, best_val_loss=best_val_loss)
             save(out / 'ckpt.pt', step=step, best_val_loss=best_val_loss,
                  optimizer=opt.state_dict(), scaler=scaler.state_dict())
             log.restart_clock()

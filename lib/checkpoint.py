@@ -210,9 +210,8 @@ def require_same_start(step: int, out: Path):
 
 
 def claim_run(settings) -> Path:
-    """Create and lock out_dir, on rank 0 only, and return its path. If a new run replaces the one
-    in it, delete that one's weights and loss plot. Raises Error if out_dir holds a run that is
-    neither resumed nor replaced; in that case nothing is written."""
+    """Create and lock out_dir, on rank 0 only, and return its path. Raises Error if it holds a run
+    that is neither resumed nor replaced; in that case nothing is written."""
     out = Path(settings['out_dir']).expanduser()
     if is_first_process():
         log = out / 'log.csv'
@@ -224,11 +223,14 @@ def claim_run(settings) -> Path:
                 f'{out} holds a run: {advice}replace it with --overwrite=True, or choose a '
                 'different --out_dir')
         acquire_lock(out)
-        if not settings.is_resumed:
-            for path in (out / 'ckpt.pt', out / 'best.pt', out / 'loss.png',
-                         *out.glob('weights/*.pt')):
-                path.unlink(missing_ok=True)
     return out
+
+
+def delete_run(out: Path):
+    """Delete the weights and the loss plot of the run that a new one replaces."""
+    if is_first_process():
+        for path in (out / 'ckpt.pt', out / 'best.pt', out / 'loss.png', *out.glob('weights/*.pt')):
+            path.unlink(missing_ok=True)
 
 
 def checksums(meta: dict) -> dict:

@@ -1,5 +1,5 @@
 """Checks of train.py's settings, before anything is written."""
-from lib.errors import extra, require
+from lib.errors import require
 
 
 def check_settings(settings: dict, world_size: int):
@@ -20,8 +20,6 @@ def check_settings(settings: dict, world_size: int):
     for name in ('embedding_lr_scale', 'output_lr_scale'):
         require(settings[name] > 0, f'{name}={settings[name]} must be above 0')
     require(settings['out_dir'], 'out_dir is an empty string')
-    if settings['wandb_project']:
-        extra('tracking', needed_by='wandb_project')        # raises Error without its package
     require(settings['min_lr'] <= settings['learning_rate'],
             f'min_lr={settings["min_lr"]} is above learning_rate={settings["learning_rate"]}')
 
