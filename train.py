@@ -192,6 +192,7 @@ if __name__ == '__main__':
     # each process trains on its share of a step's sequences, in micro-batches
     share = batch_size // hardware.world_size
     micro = micro_batch_size or devices.fit_micro_batch(model, hardware.autocast, share, compile)
+    grad_accum_steps = share // micro
     parallel_model = devices.compile_and_parallelize(model, compile)
 
     # the run's folder, created last so that a run that fails a check leaves none behind
@@ -238,7 +239,7 @@ if __name__ == '__main__':
             if hardware.world_size > 1:                         # all-reduce only on the last
                 parallel_model.require_backward_grad_sync = i + micro == first + share
             with hardware.autocast:
-                loss = parallel_model(x, y) * micro / share
+                loss = parallel_model(x, y) / grad_accum_steps
             scaler.scale(loss).backward()                       # scaling: a no-op except in fp16
             mean_loss += loss.detach()
         if is_stopped:                                          # drop this step, save and stop
