@@ -151,7 +151,7 @@ class Attention(nn.Module):
         q, k, v = (t.transpose(1, 2) for t in (q, k, v))                # (B, H or K, T, D)
         if cache is not None:
             k, v = cache.append(self.layer, k, v)                       # (B, K, S, D)
-            q = q.to(k.dtype)
+            q = q.to(k.dtype)                                           # a cache may be in fp32
         dropout = self.dropout if self.training else 0.0
         attention = fused_attend if self.fused else attend
         y = attention(q, k, v, mask, dropout).to(x.dtype)               # (B, H, T, D)

@@ -109,10 +109,11 @@ def write_dataset(folder: Path, tokenizer: Tokenizer, splits: dict, raw, about: 
             path = new / f'{split}.bin'
             with open(path, 'wb') as f:
                 texts = show_progress(texts_of(documents, raw), f'tokenizing {split}')
-                size = sum(f.write(ids.astype(dtype)) for ids in tokenizer.encode_stream(texts))
+                for ids in tokenizer.encode_stream(texts):      # of documents, each with its eot
+                    f.write(ids.astype(dtype))
             nats = documents['nats'].sum()
             meta[split] = {
-                'tokens': size // np.dtype(dtype).itemsize,
+                'tokens': path.stat().st_size // np.dtype(dtype).itemsize,
                 'documents': len(documents),
                 'bytes': size_of(documents),                # UTF-8 bytes
                 'checksum': checksum(path),

@@ -208,7 +208,7 @@ if __name__ == '__main__':
 
     # ---- the training loop: evaluate and save when due, then stop or take one more step
     while True:
-        is_due = step == max_iters or eval_interval > 0 and step % eval_interval == 0
+        is_due = step == max_iters or (eval_interval > 0 and step % eval_interval == 0)
         if is_due or is_stopped:
             log.write_losses(step)              # never save after a NaN or inf loss
             if not is_stopped:

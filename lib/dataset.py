@@ -88,7 +88,8 @@ def bits_per_byte(nats: float, size: int) -> float:
 
 
 class Validation:
-    """The validation split, or its first eval_tokens tokens, packed into windows.
+    """The validation split, or its first eval_tokens tokens, packed into windows. Unlike training
+    sequences, windows keep documents whole, so that a token is predicted from its own document.
 
     floor: -ln p(text) under the true distribution, in nats per token, which no model can beat on
     average; None if unknown."""
