@@ -26,7 +26,7 @@ class GPTConfig:
 
     positions, norm, mlp and qk_norm default to those of arch."""
     vocab_size: int             # rows of the embedding matrix, possibly padded
-    arch: Literal['qwen3', 'gpt2'] = 'qwen3'    # qwen3 or gpt2: the defaults of the switches below
+    arch: Literal['qwen3', 'gpt2'] = 'qwen3'    # qwen3 or gpt2: presets for the switches below
     block_size: int = 256       # context length in tokens
     n_layer: int = 4            # number of blocks
     n_head: int = 4             # attention heads
@@ -37,7 +37,7 @@ class GPTConfig:
     dropout: float = 0.0        # dropout probability; above 0 helps when training for many epochs
     bias: bool = False          # biases in linear layers and LayerNorm
     tie_weights: bool = True    # share the embedding matrix with the output layer
-    fused_attention: bool = True    # False = attend(), which trains faster on CPUs up to 512 tokens
+    fused_attention: bool = True    # False = attend(): trains faster on CPUs at contexts up to 512
     rope_theta: float = 10000.0     # base of the RoPE frequencies
     norm_eps: float = 0.0       # epsilon of the norms; 0 = 1e-5, or 1e-6 for rms
     # architecture switches; '' = as in arch

@@ -64,7 +64,7 @@ def has_footer(path) -> bool:
 
 def read(path) -> dict:
     """The checkpoint that save wrote to `path`. Raises Error if it is missing or corrupted."""
-    require(os.path.isfile(path), f'{path}: no such checkpoint; train one with python train.py, '
+    require(os.path.isfile(path), f'{path}: no such checkpoint; train a model with python train.py '
                                   'or set --out_dir')
     try:
         with open(path, 'rb') as f:             # opened once, because a run may replace it

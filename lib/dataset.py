@@ -28,7 +28,7 @@ def open_dataset(name: str, verify: bool = False) -> tuple[dict, np.ndarray, np.
         command = 'python prepare.py'
     others = ', '.join(sorted(path.parent.name for path in Path('data').glob('*/meta.json')))
     require((folder / 'meta.json').exists(),
-            f'{folder} is missing or incomplete (data/ has {others or "no dataset yet"}); make '
+            f'{folder} is missing or incomplete (data/ has {others or "no datasets yet"}); create '
             f'it with: {command}')
     try:
         meta = json.loads((folder / 'meta.json').read_text(encoding='utf-8'))
@@ -39,7 +39,7 @@ def open_dataset(name: str, verify: bool = False) -> tuple[dict, np.ndarray, np.
             raise ValueError(f'format {meta["format"]}; this version reads {FORMAT}')
         train, val = (open_split(folder, meta, split, verify) for split in ('train', 'val'))
     except (OSError, ValueError, TypeError, KeyError) as e:
-        raise Error(f'{folder} is corrupted ({type(e).__name__}: {e}); make it again with: '
+        raise Error(f'{folder} is corrupted ({type(e).__name__}: {e}); recreate it with: '
                     f'{command} --overwrite=True') from e
     return meta, train, val
 

@@ -53,7 +53,7 @@ def pick_dtype(dtype: str, device: torch.device) -> torch.dtype:
     if device.type == 'cuda':
         allowed.append('float16')
     require(dtype in allowed,
-            f'dtype={dtype} does not work on {device.type}: use auto, {", ".join(allowed)}')
+            f'dtype={dtype} does not work on {device.type}: use one of auto, {", ".join(allowed)}')
     return getattr(torch, dtype)
 
 

@@ -50,7 +50,7 @@ class Log:
                                    '{postfix}')
 
     def begin(self):
-        """Begin log.csv, with the rows of the run that this one continues."""
+        """Start log.csv with the rows of the run that this one continues."""
         if self.settings['wandb_project']:      # first, because it can fail
             tracking = extra('tracking', needed_by='wandb_project')
             self.tracker = tracking.start(self.settings)
@@ -207,7 +207,7 @@ class Log:
         if torch.cuda.is_initialized():
             memory = f', {torch.cuda.max_memory_allocated() / 2 ** 30:.1f} GiB of GPU memory'
         tokens = (step - self.first_step) * self.tokens_per_step
-        self.say(f'spent   {minutes:.1f} minutes, {tokens:,} tokens{memory}')
+        self.say(f'used    {minutes:.1f} minutes, {tokens:,} tokens{memory}')
         files = [str(self.out / name) for name in FILES if (self.out / name).exists()]
         self.say('saved   ' + ', '.join(files))
         command = ['python', 'sample.py']

@@ -197,7 +197,7 @@ def print_help(script: dict, settings: dict, fields: dict, dataclass: str):
     def show(values, path):
         source = Path(path).read_text(encoding='utf-8')
         found = re.findall(r'^ *(\w+)(?:: [^=\n]+)? = .*?  # (.*)$', source, re.M)
-        comments = dict(reversed(found))            # the first of a name
+        comments = dict(reversed(found))            # the first match for each name wins
         for name, value in values.items():
             line = f'  --{name}={value!r}'.ljust(32) + ' ' + comments.get(name, '')
             print(textwrap.fill(line, width, subsequent_indent=' ' * 33))

@@ -8,7 +8,7 @@ from tqdm import tqdm
 
 def fit(text: str, indent: str = '', hang: str = '') -> str:
     """Wrap a line to the width of the terminal: `indent` starts the first line, `hang` the others.
-    If stdout is a file or a pipe, it is not wrapped, so that grep works."""
+    If stdout is a file or a pipe, the line is not wrapped, so that grep works."""
     if not sys.stdout.isatty():
         return indent + text
     width = shutil.get_terminal_size().columns - 1

@@ -268,10 +268,10 @@ def test_a_file_that_is_no_meta_json_is_refused(small, content):
 
 
 def test_a_missing_dataset_names_its_command_and_those_there_are(small):
-    with pytest.raises(Error, match=r'data/ has a_gpt2\); make it with: python prepare.py$'):
+    with pytest.raises(Error, match=r'data/ has a_gpt2\); create it with: python prepare.py$'):
         open_dataset('stories')
     (small / 'meta.json').unlink()
-    with pytest.raises(Error, match='incomplete.*no dataset yet.*prepare.py --name=a_gpt2'):
+    with pytest.raises(Error, match='incomplete.*no datasets yet.*prepare.py --name=a_gpt2'):
         open_dataset('a_gpt2')
 
 
