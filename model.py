@@ -37,7 +37,7 @@ class GPTConfig:
     dropout: float = 0.0        # dropout probability; above 0 helps when training for many epochs
     bias: bool = False          # biases in linear layers and LayerNorm
     tie_weights: bool = True    # share the embedding matrix with the output layer
-    fused_attention: bool = True    # False = attend(): trains faster on CPUs at contexts up to 512
+    fused_attention: bool = True    # False = attend(): faster to train on CPUs up to block_size=512
     rope_theta: float = 10000.0     # base of the RoPE frequencies
     norm_eps: float = 0.0       # epsilon of the norms; 0 = 1e-5, or 1e-6 for rms
     # architecture switches; '' = as in arch
@@ -354,7 +354,7 @@ def penalize(logits: Tensor, idx: Tensor, penalty: float, eot: int | None) -> Te
 def sample_from(logits: Tensor, draw: Tensor, temperature: float, top_k: int,
                 top_p: float) -> Tensor:
     """Ids (B,) sampled from logits (B, V), given uniform draws (B,) in [0, 1). top_k = 0 and
-    top_p = 1 are off; temperature 0 is greedy."""
+    top_p = 1 turn these filters off; temperature 0 is greedy."""
     if temperature < 1e-6:
         return logits.argmax(dim=-1)
     if 0 < top_k < logits.shape[-1]:

@@ -165,8 +165,8 @@ def main():
             meta = open_dataset(folder.name)[0]
             require(meta['fingerprint'] == about['fingerprint'],
                     f'{folder} was made with different settings or files ({meta["command"]}); use '
-                    'a different --name, or --overwrite=True (runs on the old dataset then cannot '
-                    'be resumed)')
+                    'a different --name, or --overwrite=True (runs on the old dataset can then '
+                    'no longer be resumed)')
             print(f'{folder} is up to date')
         else:
             source, about['license'] = read_source(settings, files)

@@ -72,7 +72,7 @@ def learning_rate_at(step: int) -> float:
 
 
 def make_model(checkpoint: dict | None, n_tokens: int, device: torch.device) -> GPT:
-    """The model of a checkpoint, or a new one, on the device."""
+    """The model saved in a checkpoint, or a new one, on the device."""
     torch.manual_seed(seed)
     if checkpoint:
         changes = {name: settings.model[name] for name in checkpoints.MAY_DIFFER

@@ -19,7 +19,7 @@ from model import GPT, GPTConfig
 
 FORMAT = 2
 MAY_DIFFER = {'dropout', 'fused_attention', 'block_size'}      # when starting from a checkpoint
-FOOTER = b'slm:'                # ends a checkpoint, followed by the CRC-32 of all before it
+FOOTER = b'slm:'                # marks the end; the CRC-32 of everything before it follows
 
 
 # ---- files
@@ -90,7 +90,7 @@ def read_settings(path) -> dict:
         raise Error(f'{path}: cannot read this checkpoint: {brief(e)}; use another one') from e
 
 
-# ---- the model and the optimizer of a checkpoint
+# ---- a checkpoint's model and optimizer
 def make_config(**fields) -> GPTConfig:
     """GPTConfig(**fields), but an unknown field or an invalid shape raises Error."""
     unknown = fields.keys() - GPTConfig.__dataclass_fields__
@@ -112,8 +112,8 @@ def new_model(device: torch.device, **fields) -> GPT:
 
 
 def build_model(checkpoint: dict, **changes) -> GPT:
-    """The model of a checkpoint. `changes` override fields of its GPTConfig that are in MAY_DIFFER.
-    Raises Error for an invalid one."""
+    """The model saved in a checkpoint. `changes` override those fields of its GPTConfig that are in
+    MAY_DIFFER. Raises Error if a change is invalid."""
     config = make_config(**{**checkpoint['model_config'], **changes})
     state = dict(checkpoint['model'])
     if config.positions == 'learned':
@@ -166,8 +166,8 @@ def load_start(settings, meta: dict, tokenizer: Tokenizer) -> dict | None:
     if checkpoint is None:
         return None
     require(load_tokenizer(checkpoint['tokenizer']) == tokenizer,
-            f'data/{settings["dataset"]} does not use the tokenizer of the checkpoint; prepare it '
-            'again with that tokenizer')
+            f'data/{settings["dataset"]} does not use the tokenizer that the model was trained '
+            'with; prepare it again with that tokenizer')
     saved = asdict(make_config(**checkpoint['model_config']))
     given = asdict(make_config(**{**saved, **settings.model}))
     fixed = saved.keys() - MAY_DIFFER
@@ -220,8 +220,8 @@ def claim_run(settings) -> Path:
         has_run = can_resume or has_best or has_rows
         advice = 'continue it with --init_from=resume, ' if can_resume else ''
         require(settings.is_resumed or settings['overwrite'] or not has_run,
-                f'{out} holds a run: {advice}replace it with --overwrite=True, or choose a '
-                'different --out_dir')
+                f'{out} already contains a run: {advice}replace it with --overwrite=True, or '
+                'choose a different --out_dir')
         acquire_lock(out)
     return out
 

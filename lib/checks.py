@@ -28,8 +28,8 @@ def check_settings(settings: dict, world_size: int):
             f'batch_size={batch_size} is not divisible by the number of processes ({world_size})')
     share = batch_size // world_size
     require(micro_batch_size == 0 or share % micro_batch_size == 0,
-            f'micro_batch_size={micro_batch_size} does not divide the {share} sequences per step '
-            'of each process')
+            f'micro_batch_size={micro_batch_size} does not evenly divide the {share} sequences '
+            'that each process handles per step')
 
 
 def check_fit(settings: dict, config, tokens: int):
@@ -37,4 +37,4 @@ def check_fit(settings: dict, config, tokens: int):
     require(settings['output_lr_scale'] == 1 or not config.tie_weights,
             'output_lr_scale needs tie_weights=False: a tied output matrix is the embedding')
     require(tokens > config.block_size,
-            f'the train split has {tokens} tokens; lower block_size below that')
+            f'the train split has {tokens} tokens; set block_size below that')

@@ -14,7 +14,7 @@ from lib.errors import Error, require
 from lib.terminal import warn
 
 TOKENS_ON_CPU = 8192            # per micro-batch, except on CUDA; more only costs memory
-# Peak dense 16-bit TFLOP/s, by a word in a GPU's name
+# Peak dense 16-bit TFLOP/s, keyed by a word in the GPU's name
 PEAK_TFLOPS = {'H200': 989, 'H100': 989, 'A100': 312, 'L4': 121, 'T4': 65, '4090': 165, '3090': 71}
 
 
@@ -152,8 +152,8 @@ def require_memory(num_params: int, device: torch.device):
 
 
 def fit_micro_batch(model: nn.Module, autocast, share: int, compile: str) -> int:
-    """Sequences per micro-batch: the largest divisor of `share`, the sequences per step of each
-    process, that fits on every process.
+    """Sequences per micro-batch: the largest divisor of `share` (the number of sequences that each
+    process handles per step) that fits on every process.
 
     On a GPU it is extrapolated from the peak memory of one and two sequences, based on the
     card's total memory rather than what is free now: the same card always gives the same number."""
@@ -166,7 +166,7 @@ def fit_micro_batch(model: nn.Module, autocast, share: int, compile: str) -> int
             optimizer_state = 8 * model.num_params()        # bytes: two fp32 numbers per parameter
             memory = 0.85 * torch.cuda.get_device_properties(device).total_memory
             per_sequence = max(1, peaks[1] - peaks[0])
-            if compile != 'False':              # compiled, the loss is not computed in chunks:
+            if compile != 'False':              # when compiled, the loss is not in chunks:
                 config = model.config           # bf16 logits, an fp32 copy and its gradient
                 per_sequence += 10 * config.block_size * config.vocab_size
             most = int((memory - optimizer_state - peaks[0]) / per_sequence)

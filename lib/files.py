@@ -63,7 +63,7 @@ def checksum(file, size: int = sys.maxsize) -> str:
 
 def acquire_lock(folder: Path):
     """Create a folder and lock it until this process exits, however it exits, or until the returned
-    context manager ends. Raises Error if another process holds the lock."""
+    context manager exits. Raises Error if another process holds the lock."""
     from filelock import FileLock, Timeout
     try:
         folder.mkdir(parents=True, exist_ok=True)

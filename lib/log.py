@@ -41,7 +41,7 @@ class Log:
         self.began = self.clock = time.perf_counter()
         self.last_lr = None                     # of the step before the resume
         self.pending = []                       # (loss, norm) since the last row, on the device
-        self.has_evaluation = False             # whether log.csv has one of the first step
+        self.has_evaluation = False             # whether log.csv has one at first_step
         if is_writer:
             self.begin()
         self.bar = tqdm(total=self.max_iters, initial=step, disable=None if is_writer else True,
@@ -127,8 +127,9 @@ class Log:
         self.bar.update(step - self.bar.n)
 
     def write_losses(self, step: int):
-        """Write a row with the last step's loss and gradient norm, and print it. Only this syncs
-        with the device. Raises Error if a loss since the last row is not finite."""
+        """Write a row with the last step's loss and gradient norm, and print it. This is the only
+        place that syncs with the device. Raises Error if a loss since the last row is not
+        finite."""
         if not self.pending:
             return
         tokens = len(self.pending) * self.tokens_per_step

@@ -85,8 +85,8 @@ def set_up_process(is_training: bool):
     if is_training:
         # Until train.py handles signals itself, Ctrl-C kills it, even during imports.
         signal.signal(signal.SIGINT, signal.SIG_DFL)
-        # OpenMP's threads spin only briefly before they sleep. By default, training on two cores
-        # that also run another program drops to less than a third of its speed.
+        # Make OpenMP threads spin only briefly before they sleep. By default they spin so long that
+        # training on two cores that also run another program loses two thirds of its speed.
         os.environ.setdefault('GOMP_SPINCOUNT', '2000')         # read when torch is imported
     for stream in (sys.stdout, sys.stderr):
         if hasattr(stream, 'reconfigure'):              # replace unencodable characters with ?
@@ -130,8 +130,8 @@ def check_type(name: str, value, defaults: dict, where: str):
 
 
 def run_config_file(name: str, namespace: dict) -> dict:
-    """Run a config file and return {name: value} of its assignments. It can read the settings so
-    far; names that start with _ stay private."""
+    """Run a config file and return {name: value} of its assignments. It can read the settings
+    assigned so far; names that start with _ stay private."""
     path = Path(name).expanduser()
     if not path.is_file():
         path = ROOT / name

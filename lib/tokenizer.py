@@ -24,7 +24,7 @@ WORDS = r"(?:'(?:[sdmt]|ll|ve|re)| ?\p{L}+| ?\p{N}+| ?[^\s\p{L}\p{N}]+)|\s+(?!\S
 
 
 def load_tokenizer(spec: dict):
-    """The tokenizer of a spec. Raises Error if the spec is corrupted."""
+    """The tokenizer described by a spec. Raises Error if the spec is corrupted."""
     require(isinstance(spec, dict), 'the tokenizer is missing')
     if spec.get('kind') == 'hf':
         return extra('foreign', needed_by='this tokenizer').ForeignTokenizer(spec)
@@ -84,7 +84,7 @@ class Tokenizer:
     # ---- encoding
     def encode(self, text: str) -> list[int]:
         """The ids of a text of any length. Raises Error if it cannot be encoded, e.g. because a
-        character is not in the alphabet of char."""
+        character is not in the alphabet of a char tokenizer."""
         raw = to_utf8(text)
         try:
             return self.encode_pieces([*cut(raw, 0, len(raw))])[:-1].tolist()
