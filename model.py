@@ -37,7 +37,7 @@ class GPTConfig:
     dropout: float = 0.0        # dropout probability; above 0 helps when training for many epochs
     bias: bool = False          # biases in linear layers and LayerNorm
     tie_weights: bool = True    # share the embedding matrix with the output layer
-    fused_attention: bool = True    # False = attend(): faster to train on CPUs up to block_size=512
+    fused_attention: bool = True    # False = attend(), which is faster on CPUs up to block_size=512
     rope_theta: float = 10000.0     # base of the RoPE frequencies
     norm_eps: float = 0.0       # epsilon of the norms; 0 = 1e-5, or 1e-6 for rms
     # architecture switches; '' = as in arch

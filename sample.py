@@ -65,7 +65,7 @@ class LanguageModel:
 
     def sample_ids(self, prompt: str, num_samples: int = 1, **sampling):
         """Yield the next ids (num_samples,). Raises Error for a bad setting or prompt."""
-        require(isinstance(prompt, str), f'the prompt is a {type(prompt).__name__}, not a str')
+        require(isinstance(prompt, str), f'the prompt must be a str, not {type(prompt).__name__}')
         sampling = {**{name: settings[name] for name in SAMPLING}, **sampling}
         check_sampling(num_samples=num_samples, **sampling)
         ids = [self.tokenizer.eot, *self.tokenizer.encode(prompt)]      # eot starts a document
@@ -142,7 +142,7 @@ def print_samples(lm: LanguageModel, prompt: str):
 
 def print_stream(prompt: str, texts) -> int:
     """Print a prompt and its continuation as it is generated. Returns the number of tokens."""
-    tokens = -1                                 # one text per token, plus the remainder at the end
+    tokens = -1                                 # one string per token, plus the rest at the end
     print(prompt, end='')
     for text in texts:
         print(text, end='', flush=True)

@@ -1,4 +1,4 @@
-"""Checks of train.py's settings, before anything is written."""
+"""Checks on train.py's settings, made before anything is written."""
 from lib.errors import require
 
 

@@ -85,8 +85,8 @@ def set_up_process(is_training: bool):
     if is_training:
         # Until train.py handles signals itself, Ctrl-C kills it, even during imports.
         signal.signal(signal.SIGINT, signal.SIG_DFL)
-        # Make OpenMP threads spin only briefly before they sleep. By default they spin so long that
-        # training on two cores that also run another program loses two thirds of its speed.
+        # Make OpenMP threads spin only briefly before they sleep. By default they spin for so long
+        # that training on two cores shared with another program runs at a third of its speed.
         os.environ.setdefault('GOMP_SPINCOUNT', '2000')         # read when torch is imported
     for stream in (sys.stdout, sys.stderr):
         if hasattr(stream, 'reconfigure'):              # replace unencodable characters with ?

@@ -35,9 +35,9 @@ class Tokenizer:
     """Encodes text to ids and decodes them.
 
     eot is the id of end-of-text, which follows every document; no text encodes to it, and it
-    decodes to ''. vocab_size counts all ids, including eot. spec is a dict of plain types that
-    rebuilds the tokenizer: {'kind': 'bpe', 'json': contents of a tokenizer.json}, {'kind': 'gpt2'}
-    or {'kind': 'char', 'alphabet': its characters}."""
+    decodes to ''. vocab_size counts all ids, including eot. spec is a dict of plain types
+    from which the tokenizer can be rebuilt: {'kind': 'bpe', 'json': contents of a tokenizer.json},
+    {'kind': 'gpt2'} or {'kind': 'char', 'alphabet': its characters}."""
     waiting_ids = frozenset()   # ids after which decode_stream waits for the next
 
     def __init__(self, spec: dict):
@@ -193,8 +193,9 @@ def gpt2_ranks() -> dict[bytes, int]:
     try:
         gpt2 = tiktoken.get_encoding('gpt2')
     except Exception as e:
-        raise Error('cannot download the gpt2 vocabulary: go online once, set TIKTOKEN_CACHE_DIR '
-                    'to a folder that has it, or use --tokenizer=bpe '
+        raise Error('cannot download the gpt2 vocabulary: run this once with an internet '
+                    'connection, set TIKTOKEN_CACHE_DIR to a folder that has it, or use '
+                    '--tokenizer=bpe '
                     f'({type(e).__name__}: {brief(e)})') from e
     return {gpt2.decode_single_token_bytes(i): i for i in range(gpt2.eot_token)}
 
