@@ -21,8 +21,8 @@ ARCHITECTURES = {
 
 @dataclass
 class GPTConfig:
-    """The config of a GPT. Fields with a default are settings of train.py. Raises ValueError,
-    naming the field, if one is invalid.
+    """The config of a GPT. Fields with a default are settings of train.py. Raises ValueError
+    if a field is invalid, naming the field.
 
     positions, norm, mlp and qk_norm default to those of arch."""
     vocab_size: int             # rows of the embedding matrix, possibly padded

@@ -18,8 +18,8 @@ text_column = 'text'        # column with the text, in a dataset, .jsonl, .csv o
 num_stories = 60000         # number of stories to generate
 # the dataset
 name = ''                   # NAME in data/NAME; '' = derived from the source (plus _gpt2 or _char)
-tokenizer = 'bpe'           # bpe (trained on the text), gpt2, char, or where a tokenizer.json is
-vocab_size = 0              # maximum bpe vocab size; 0 = 4096, or 2048 for stories and small texts
+tokenizer = 'bpe'           # bpe (trained on the text), gpt2, char, or a folder or repository
+vocab_size = 0              # maximum bpe vocab size; 0 = 4096, or 2048 for small datasets
 val_fraction = 0.05         # fraction held out for validation, unless the source has a split for it
 seed = 1337                 # random seed for the stories and the split
 overwrite = False           # replace an existing dataset of this name
@@ -165,8 +165,8 @@ def main():
             meta = open_dataset(folder.name)[0]
             require(meta['fingerprint'] == about['fingerprint'],
                     f'{folder} was made with different settings or files ({meta["command"]}); use '
-                    'a different --name, or --overwrite=True (you can then no longer resume '
-                    'runs trained on the old dataset)')
+                    'a different --name, or --overwrite=True (you will then be unable to '
+                    'resume runs trained on the old dataset)')
             print(f'{folder} is up to date')
         else:
             source, about['license'] = read_source(settings, files)

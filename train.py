@@ -1,6 +1,6 @@
 """Train a GPT on a dataset from prepare.py: python train.py [config/NAME.py] [--key=value ...]
 
-Settings first, then helper functions, then the run from top to bottom. On several GPUs:
+Settings first, then helper functions, then the run from top to bottom. On multiple GPUs:
 torchrun --standalone --nproc_per_node=8 train.py [config/NAME.py] [--key=value ...]"""
 from lib.settings import configure
 
@@ -116,7 +116,7 @@ def get_batch(data, block_size: int, seed: int, sequences: range, device='cpu') 
     """Inputs x and targets y, (B, T) each, of the given sequences, as tensors on the device.
 
     Sequences are numbered from 0 across the whole run, so a batch depends only on the arguments:
-    a resumed run continues with the right one, and several processes take slices of the same
+    a resumed run continues with the right one, and multiple processes take slices of the same
     batch. Each epoch visits the windows of the text in a new random order; they may begin and end
     within a document."""
     starts = [sequence_start(i, len(data), block_size, seed) for i in sequences]
@@ -132,7 +132,7 @@ def get_batch(data, block_size: int, seed: int, sequences: range, device='cpu') 
 def evaluate(model: GPT, validation: Validation, micro: int, hardware: devices.Hardware) -> float:
     """Mean cross-entropy, in nats per token, over all validation windows: each token counts once.
 
-    micro: windows per forward pass. With several processes, each evaluates every world_size-th
+    micro: windows per forward pass. With multiple processes, each evaluates every world_size-th
     batch, and all return the same mean.
     The train/eval mode and the RNG state are left unchanged."""
     was_training = model.training
@@ -236,7 +236,7 @@ if __name__ == '__main__':
                 break
             torch.manual_seed(seed + i)                         # the same dropout after a resume
             x, y = get_batch(train_data, block_size, seed, range(i, i + micro), hardware.device)
-            if hardware.world_size > 1:                         # all-reduce only on the last
+            if hardware.world_size > 1:     # all-reduce only after the last micro-batch
                 parallel_model.require_backward_grad_sync = i + micro == first + share
             with hardware.autocast:
                 loss = parallel_model(x, y) / grad_accum_steps
@@ -251,7 +251,7 @@ if __name__ == '__main__':
             group['lr'] = lr * group['lr_scale']
         scaler.unscale_(opt)
         norm = nn.utils.clip_grad_norm_(model.parameters(), grad_clip or math.inf)
-        scaler.step(opt)                                        # fp16: skipped on an overflow
+        scaler.step(opt)                                        # fp16: skipped on overflow
         scaler.update()
         opt.zero_grad()
         log.step(step, mean_loss, norm, lr)

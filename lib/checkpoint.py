@@ -175,8 +175,8 @@ def load_start(settings, meta: dict, tokenizer: Tokenizer) -> dict | None:
         fixed.add('block_size')
     wrong = [f'{name}={given[name]} (the checkpoint has {saved[name]})'
              for name in saved if name in fixed and given[name] != saved[name]]
-    require(not wrong, f'{", ".join(wrong)}: the architecture of a trained model cannot change; '
-                       'omit this, or train a new model in a different out_dir')
+    require(not wrong, f'{", ".join(wrong)}: the architecture of a trained model is fixed; '
+                       'omit these, or train a new model in a different out_dir')
     return checkpoint
 
 
@@ -189,8 +189,8 @@ def check_resume(settings, meta: dict, checkpoint: dict, out: Path):
     fixed = [f'{name}: {checkpoint["settings"].get(name)} -> {settings[name]}'
              for name in ('seed', 'optimizer', 'dataset')
              if settings[name] != checkpoint['settings'].get(name)]
-    require(not fixed, f'{", ".join(fixed)}: this cannot change on resume; omit it, or use a '
-                       'different out_dir')
+    require(not fixed, f'{", ".join(fixed)}: cannot be changed on resume; keep the old values, or '
+                       'use a different out_dir')
     require(checkpoint['data'] == checksums(meta),
             f'data/{settings["dataset"]} is not what {out}/ckpt.pt was trained on; use a different '
             'out_dir')

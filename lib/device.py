@@ -100,8 +100,8 @@ def keep_memory():
 
 
 def can_compile(compile: str, device: torch.device) -> bool:
-    """Whether to compile; auto = only on CUDA. torch.compile needs a C++ compiler, and Triton on a
-    GPU; warns if they are missing."""
+    """Whether to compile; auto = only on CUDA. torch.compile needs a C++ compiler, plus Triton on
+    a GPU. Warns if either is missing."""
     if compile == 'False' or (compile == 'auto' and device.type != 'cuda'):
         return False
     try:
@@ -114,7 +114,7 @@ def can_compile(compile: str, device: torch.device) -> bool:
 
 # ---- processes
 def compile_and_parallelize(model: nn.Module, compile: str) -> nn.Module:
-    """Compile the model in place, if requested and possible. With several processes, wrap it in
+    """Compile the model in place, if requested and possible. With multiple processes, wrap it in
     DDP, which averages their gradients."""
     if can_compile(compile, next(model.parameters()).device):
         model.compile(dynamic=False)
@@ -166,7 +166,7 @@ def fit_micro_batch(model: nn.Module, autocast, share: int, compile: str) -> int
             optimizer_state = 8 * model.num_params()        # bytes: two fp32 numbers per parameter
             memory = 0.85 * torch.cuda.get_device_properties(device).total_memory
             per_sequence = max(1, peaks[1] - peaks[0])
-            if compile != 'False':              # when compiled, the loss is not in chunks:
+            if compile != 'False':              # compiling turns off chunks in the loss:
                 config = model.config           # bf16 logits, an fp32 copy and its gradient
                 per_sequence += 10 * config.block_size * config.vocab_size
             most = int((memory - optimizer_state - peaks[0]) / per_sequence)

@@ -82,7 +82,7 @@ def message_of(kind, error) -> str | None:
 
 
 def is_first_to_report() -> bool:
-    """Whether this process should print its error. Under torchrun several processes often raise
+    """Whether this process should print its error. Under torchrun multiple processes often raise
     the same one: the first on each machine prints it."""
     if 'RANK' not in os.environ:
         return True

@@ -36,7 +36,7 @@ def atomic(path):
 
 
 def sync(path):
-    """Flush a file, or a folder's entries, to disk, if the file system can."""
+    """Flush a file, or a folder's entries, to disk, if the file system supports it."""
     try:
         descriptor = os.open(path, os.O_RDONLY if os.path.isdir(path) else os.O_RDWR)
     except OSError:                                         # Windows cannot open folders
