@@ -184,16 +184,17 @@ if __name__ == '__main__':
     # optimizer
     opt = make_optimizer(model, hardware.dtype)
     scaler = torch.amp.GradScaler(hardware.device.type, enabled=hardware.dtype == torch.float16)
-    step, best_val_loss = 0, math.inf
-    if settings.is_resumed:
-        checkpoints.load_optimizer(opt, scaler, checkpoint)
-        step, best_val_loss = checkpoint['step'], checkpoint['best_val_loss']
 
     # each process trains on its share of a step's sequences, in micro-batches
     share = batch_size // hardware.world_size
     micro = micro_batch_size or devices.fit_micro_batch(model, hardware.autocast, share, compile)
     grad_accum_steps = share // micro
     parallel_model = devices.compile_and_parallelize(model, compile)
+
+    step, best_val_loss = 0, math.inf
+    if settings.is_resumed:                     # only now: fit_micro_batch measures memory
+        checkpoints.load_optimizer(opt, scaler, checkpoint)
+        step, best_val_loss = checkpoint['step'], checkpoint['best_val_loss']
 
     # the run's folder, created last so that a run that fails a check leaves none behind
     out = checkpoints.claim_run(settings)
@@ -204,28 +205,31 @@ if __name__ == '__main__':
     checkpoint = None                           # free its memory
     save = partial(checkpoints.save, model=model, tokenizer=meta['tokenizer'],
                    settings=dict(settings), data=checkpoints.checksums(meta))
-    stop, is_stopped = devices.StopSignals(max_minutes), False
+    stop = devices.StopSignals(max_minutes)
+    is_stopped = False
 
     # ---- the training loop: evaluate and save when due, then stop or take one more step
     while True:
         is_due = step == max_iters or (eval_interval > 0 and step % eval_interval == 0)
+        if is_due and not is_stopped:
+            log.write_losses(step)
+            val_loss = evaluate(model, validation, micro, hardware)
+            log.evaluation(step, val_loss)
+            log.sample(sample_text(model, tokenizer))
+            if val_loss < best_val_loss:
+                best_val_loss = val_loss
+                if step > 0 or is_pretrained:   # there is no best.pt of untrained weights
+                    save(out / 'best.pt', step=step, best_val_loss=best_val_loss)
         if is_due or is_stopped:
-            log.write_losses(step)              # never save after a NaN or inf loss
-            if not is_stopped:
-                val_loss = evaluate(model, validation, micro, hardware)
-                log.evaluation(step, val_loss)
-                log.sample(sample_text(model, tokenizer))
-                if val_loss < best_val_loss:
-                    best_val_loss = val_loss
-                    if step > 0 or is_pretrained:
-                        save(out / 'best.pt', step=step, best_val_loss=best_val_loss)
+            log.check_losses(step)              # never save after a NaN or inf loss
             save(out / 'ckpt.pt', step=step, best_val_loss=best_val_loss,
                  optimizer=opt.state_dict(), scaler=scaler.state_dict())
-            log.restart_clock()
         if keep_weights and (is_due or is_power_of_two(step)):
             save(out / f'weights/{step:07}.pt', step=step, best_val_loss=best_val_loss)
         if step == max_iters or is_stopped:
             break
+        if is_due:
+            log.restart_clock()
 
         # one step: accumulate the gradients of its micro-batches, then update the weights
         mean_loss = 0.0

@@ -10,12 +10,14 @@ dataset = ''                # NAME of data/NAME; '' = the one the model was trai
 eval_tokens = 0             # tokens of the validation split to evaluate; 0 = all
 settings = configure(globals())
 
+import contextlib
 import math
 
 import numpy as np
+import torch
 
 from lib.dataset import Validation, open_dataset
-from lib.device import start_hardware
+from lib.device import Hardware
 from lib.errors import require
 from lib.tokenizer import load_tokenizer
 from sample import LanguageModel, load
@@ -70,7 +72,8 @@ def hash_runs(ids, length: int):
 def main():
     lm = load(out_dir, dtype='float32')
     validation, documents, train = open_validation(lm, dataset, eval_tokens)
-    loss = evaluate(lm.model, validation, micro=8, hardware=start_hardware('auto', 'float32'))
+    hardware = Hardware(lm.model.wte.weight.device, torch.float32, contextlib.nullcontext(), 0, 1)
+    loss = evaluate(lm.model, validation, micro=8, hardware=hardware)
     print(f'loss        {loss:.4f} nats per token, of {len(validation.ids):,} tokens, in float32 '
           '(train.py evaluates in its own dtype)')
     print(f'perplexity  {math.exp(loss):.3f}')

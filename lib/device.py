@@ -213,9 +213,9 @@ def max_speed(model: nn.Module, device: torch.device) -> float | None:
 
 # ---- stopping
 class StopSignals:
-    """Stops a run after the current micro-batch: at a time limit, or on SIGINT (Ctrl-C), SIGTERM,
-    SIGHUP or SIGUSR1. A second signal ends the process at once, unless it comes within 2 s of the
-    first: launchers send duplicates."""
+    """Stops a run after the current micro-batch or evaluation: at a time limit, or on SIGINT
+    (Ctrl-C), SIGTERM, SIGHUP or SIGUSR1. A second signal ends the process at once, unless it comes
+    within 2 s of the first: launchers send duplicates."""
 
     def __init__(self, max_minutes: float):
         self.deadline = time.monotonic() + 60 * max_minutes if max_minutes else float('inf')

@@ -41,7 +41,8 @@ class Log:
         self.began = self.clock = time.perf_counter()
         self.last_lr = None                     # of the step before the resume
         self.pending = []                       # (loss, norm) since the last row, on the device
-        self.has_evaluation = False             # whether log.csv has one at first_step
+        self.steps_since_row = 0                # whose losses have been checked
+        self.first_val_loss = None              # at first_step, if log.csv has it
         if is_writer:
             self.begin()
         self.bar = tqdm(total=self.max_iters, initial=step, disable=None if is_writer else True,
@@ -55,8 +56,9 @@ class Log:
             tracking = extra('tracking', needed_by='wandb_project')
             self.tracker = tracking.start(self.settings)
         rows = read_rows(self.path, self.first_step) if self.settings.is_resumed else []
-        self.has_evaluation = any(row['val_loss'] and int(row['step']) == self.first_step
-                                  for row in rows)
+        for row in rows:
+            if row['val_loss'] and int(row['step']) == self.first_step:
+                self.first_val_loss = float(row['val_loss'])
         with atomic(self.path) as temporary:
             with open(temporary, 'w', newline='', encoding='utf-8') as f:
                 writer = csv.DictWriter(f, COLUMNS)
@@ -126,30 +128,40 @@ class Log:
             self.write_losses(step)
         self.bar.update(step - self.bar.n)
 
-    def write_losses(self, step: int):
-        """Write a row with the last step's loss and gradient norm, and print it. This is the only
-        place that syncs with the device. Raises Error if a loss since the last row is not
-        finite."""
+    def check_losses(self, step: int):
+        """Raise Error if a loss or gradient norm since the last check is not finite. This is the
+        only place that syncs with the device."""
         if not self.pending:
             return
-        tokens = len(self.pending) * self.tokens_per_step
         losses, norms = (torch.stack(values) for values in zip(*self.pending))
         losses, norms = mean_over_processes(losses).tolist(), norms.tolist()
         self.pending = []
-        speed = round(tokens / (time.perf_counter() - self.clock))
-        self.clock = time.perf_counter()
         for at, (loss, norm) in enumerate(zip(losses, norms), step - len(losses) + 1):
             self.require_finite(at, 'loss', loss)
             if self.hardware.dtype != torch.float16:        # GradScaler skips steps that overflow
                 self.require_finite(at, 'gradient norm', norm)
-        self.write({'step': step, 'tokens': step * self.tokens_per_step, 'train_loss': loss,
-                    'grad_norm': norm, 'lr': self.lr, 'tokens_per_second': speed})
+        self.steps_since_row += len(losses)
+        self.loss, self.norm = losses[-1], norms[-1]
+
+    def write_losses(self, step: int):
+        """Write a row with the last step's loss and gradient norm, and print it. Raises Error if a
+        loss is not finite."""
+        self.check_losses(step)
+        if self.steps_since_row == 0:
+            return
+        tokens = self.steps_since_row * self.tokens_per_step
+        speed = round(tokens / (time.perf_counter() - self.clock))
+        self.clock = time.perf_counter()
+        self.steps_since_row = 0
+        self.write({'step': step, 'tokens': step * self.tokens_per_step, 'train_loss': self.loss,
+                    'grad_norm': self.norm, 'lr': self.lr, 'tokens_per_second': speed})
         if self.bar.disable:
             mfu = f'  MFU {speed / self.max_speed:.1%}' if self.max_speed else ''
             seconds = (self.max_iters - step) * self.tokens_per_step / max(1, speed)
-            self.say(f'step {step:>6}  loss {loss:.4f}  lr {self.lr:.2e}  norm {norm:.2f}  '
-                     f'{speed:>9,} tokens/s{mfu}  {tqdm.format_interval(seconds)} left')
-        self.bar.set_postfix_str(f'loss {loss:.3f}, {speed:,} tokens/s', refresh=False)
+            self.say(f'step {step:>6}  loss {self.loss:.4f}  lr {self.lr:.2e}  norm '
+                     f'{self.norm:.2f}  {speed:>9,} tokens/s{mfu}  '
+                     f'{tqdm.format_interval(seconds)} left')
+        self.bar.set_postfix_str(f'loss {self.loss:.3f}, {speed:,} tokens/s', refresh=False)
 
     def require_finite(self, step: int, name: str, value: float):
         require(math.isfinite(value), f'step {step}: the {name} is {value}: lower learning_rate; '
@@ -166,7 +178,8 @@ class Log:
         if self.floor and val_loss < 0.995 * self.floor and self.is_writer:
             warn(f'the validation loss {val_loss:.4f} is below the floor {self.floor:.4f}: '
                  'validation data has probably leaked into the training data')
-        if not (step == self.first_step and self.has_evaluation):       # else repeated on resume
+        is_repeated = step == self.first_step and val_loss == self.first_val_loss   # on resume
+        if not is_repeated:
             self.write({'step': step, 'tokens': step * self.tokens_per_step, 'val_loss': val_loss,
                         'bits_per_byte': bits_per_byte})
 

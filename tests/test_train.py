@@ -323,8 +323,8 @@ def test_a_crashed_and_a_stopped_run_resume_to_the_same_log_and_weights(
         letters(*args, '--out_dir=crashed')
     with open('crashed/log.csv', 'a') as f:
         f.write('5,64')                                 # of a torn line
-    assert stop_in(9, letters, *args, '--out_dir=stopped') == 143       # so step 5 is dropped
-    assert (read('crashed/ckpt.pt')['step'], read('stopped/ckpt.pt')['step']) == (4, 4)
+    assert stop_in(13, letters, *args, '--out_dir=stopped') == 143      # so step 7 is dropped
+    assert (read('crashed/ckpt.pt')['step'], read('stopped/ckpt.pt')['step']) == (4, 6)
     letters(*args, '--out_dir=crashed', '--init_from=auto')
     run('train.py', '--out_dir=stopped', '--init_from=resume')          # with the saved settings
     assert_same_run('crashed', 'whole')
@@ -391,6 +391,17 @@ def test_a_run_extended_keeps_its_evaluations_and_its_new_settings_if_stopped_at
     run('train.py', '--init_from=resume')
     evaluated = [int(row['step']) for row in read_log() if row['val_loss']]
     assert evaluated == [0, 5, 10, 12, 15, 20, 24]
+
+
+def test_a_resumed_run_measures_memory_before_it_loads_the_optimizer(letters, run, monkeypatch):
+    letters('--max_iters=4')
+    opts, make = [], torch.optim.AdamW.__init__
+    monkeypatch.setattr(torch.optim.AdamW, '__init__',
+                        lambda self, *args, **kwargs: make(self, *args, **kwargs) or opts.append(self))
+    monkeypatch.setattr(device_file, 'fit_micro_batch',
+                        lambda *_: 8 if not opts[-1].state else pytest.fail('it is loaded'))
+    run('train.py', '--init_from=resume', '--max_iters=6')
+    assert len(opts) == 1 and opts[0].state
 
 
 def test_a_checkpoint_of_another_model_py_is_refused_in_one_line():
