@@ -170,7 +170,7 @@ def test_the_whole_file_decides_on_its_encoding(tmp_path, capsys):
     ('5', 'line 2 is not an object'), ('null', 'line 2 is not an object'),
     ('{"title": "x", "n": 1}', 'line 2 has no column text, but title, n; set --text_column'),
     ('{}', 'line 2 has no column text, but none'), ('{"text": 5}', 'line 2 has int in column text'),
-    ('{"text": ["a"]}', 'line 2 has list in column text'), ('{"text": ', 'line 2 is not JSON'),
+    ('{"text": ["a"]}', 'line 2 has list in column text'), ('{"text": ', 'line 2 is not JSON (Expecting value): fix'),
     ('[' * 100_000, 'recursion'),
     ('{"messages": [{"role": "user", "content": "hi"}]}', 'join each chat into one text'),
     ('{"conversations": [{"from": "human", "value": "hi"}]}', 'join each chat into one text')])
