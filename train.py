@@ -95,7 +95,7 @@ def make_optimizer(model: GPT, torch_dtype: torch.dtype) -> torch.optim.Optimize
             params['embeddings'].append(p)
         elif p is model.lm_head.weight:
             params['output'].append(p)
-        elif p.ndim == 1:
+        elif p.ndim < 2:
             params['vectors'].append(p)
         else:
             params['matrices'].append(p)
