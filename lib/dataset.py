@@ -127,17 +127,18 @@ class Validation:
 def window_cuts(ids, eot: int, block_size: int) -> np.ndarray:
     """Boundaries (windows + 1,) of windows of at most block_size tokens in ids (N,).
 
-    Documents, each ending in eot, are packed whole; only documents longer than a window are cut."""
+    Documents, each ending in eot, are packed whole; only documents longer than a window are cut.
+    Documents of 3, 2 and 6 tokens and block_size 4 give [0 3 5 9 11]."""
     step = 1 << 24                                          # read the memory map in pieces
     ends = [np.flatnonzero(ids[i:i + step] == eot) + i + 1 for i in range(0, len(ids), step)]
     ends = np.append(np.concatenate(ends), len(ids))
-    cuts, start = [0], 0
+    cuts, document_start = [0], 0
     for end in ends.tolist():
-        if end - cuts[-1] > block_size and start > cuts[-1]:
-            cuts.append(start)                              # start a window with this document
+        if end - cuts[-1] > block_size and document_start > cuts[-1]:
+            cuts.append(document_start)                     # start a window with this document
         while end - cuts[-1] > block_size:
             cuts.append(cuts[-1] + block_size)              # the document exceeds a window
-        start = end
+        document_start = end
     if len(ids) > cuts[-1]:
         cuts.append(len(ids))
     return np.array(cuts)
