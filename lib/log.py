@@ -42,6 +42,7 @@ class Log:
         self.last_lr = None                     # of the step before the resume
         self.pending = []                       # (loss, norm) since the last row, on the device
         self.steps_since_row = 0                # whose losses have been checked
+        self.loss = self.norm = self.lr = math.nan      # of the last of them
         self.first_val_loss = None              # at first_step, if log.csv has it
         if is_writer:
             self.begin()
