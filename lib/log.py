@@ -43,7 +43,7 @@ class Log:
         self.pending = []                       # (loss, norm) since the last row, on the device
         self.steps_since_row = 0                # whose losses have been checked
         self.loss = self.norm = self.lr = math.nan      # of the last of them
-        self.first_val_loss = None              # at first_step, if log.csv has it
+        self.first_val_loss = ''                # at first_step, as in log.csv
         if is_writer:
             self.begin()
         self.bar = tqdm(total=self.max_iters, initial=step, disable=None if is_writer else True,
@@ -59,7 +59,7 @@ class Log:
         rows = read_rows(self.path, self.first_step) if self.settings.is_resumed else []
         for row in rows:
             if row['val_loss'] and int(row['step']) == self.first_step:
-                self.first_val_loss = float(row['val_loss'])
+                self.first_val_loss = row['val_loss']
         with atomic(self.path) as temporary:
             with open(temporary, 'w', newline='', encoding='utf-8') as f:
                 writer = csv.DictWriter(f, COLUMNS)
@@ -179,8 +179,8 @@ class Log:
         if self.floor and val_loss < 0.995 * self.floor and self.is_writer:
             warn(f'the validation loss {val_loss:.4f} is below the floor {self.floor:.4f}: '
                  'validation data has probably leaked into the training data')
-        is_repeated = step == self.first_step and val_loss == self.first_val_loss   # on resume
-        if not is_repeated:
+        is_repeated = step == self.first_step and str(val_loss) == self.first_val_loss
+        if not is_repeated:                     # a resumed run repeats the last evaluation
             self.write({'step': step, 'tokens': step * self.tokens_per_step, 'val_loss': val_loss,
                         'bits_per_byte': bits_per_byte})
 
