@@ -95,6 +95,14 @@ def test_a_single_document_is_cut_at_its_tail(prepare, fraction):
     assert meta['val']['bytes'] / len(text.encode()) == pytest.approx(fraction, abs=1e-4)
 
 
+def test_a_tail_is_cut_between_two_characters(prepare):
+    text = 'x' + '💡' * 1000                    # byte 3,600 is inside of one
+    write('a.txt', text)
+    meta, train, val = prepare('--input=a.txt', '--val_fraction=0.1', '--tokenizer=char')
+    assert documents(meta, val) == ['💡' * 100]
+    assert documents(meta, train) == ['x' + '💡' * 900]
+
+
 def test_of_a_few_large_documents_each_is_cut(prepare):
     texts = [f'{i} ' + 'a large document. ' * 100 * i for i in (1, 2, 9)]
     write_rows('a.jsonl', [*texts, texts[2]])

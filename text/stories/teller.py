@@ -101,12 +101,15 @@ class Story:
         require(options, f'stories: all words of the list {rule} are in use')
         self.nats += math.log(len(options))
         parts, word = options[int(self.draw() * len(options))]
-        return ''.join(part.text + self.fill(part, rule) for part in parts), word
+        text = ''
+        for part in parts:
+            text += part.text
+            if part.name:
+                text += self.fill(part, rule)
+        return text, word
 
     def fill(self, part: Part, rule: str) -> str:
         """The text for the braces of a part: a remembered word, its attribute, or a new draw."""
-        if not part.name:
-            return ''
         name = part.name.lower()
         remembered = self.memory.get(name, {})
         if part.attribute in remembered:
