@@ -113,7 +113,7 @@ def test_importing_and_loading_change_no_random_state_and_install_no_hook(traine
     ({'num_samples': 3}, 'num_samples'), ({'max_new_tokens': 2.0}, 'max_new_tokens=2.0'),
     ({'top_k': '5'}, "top_k='5'"), ({'seed': True}, 'seed=True'), ({'temprature': 1}, 'temprature'),
     ({'temperature': None}, 'temperature=None'), ({'temperature': float('nan')}, 'temperature'),
-    ({'prompt': ['the']}, 'prompt is a list'), ({'prompt': None}, 'NoneType')])
+    ({'prompt': ['the']}, 'prompt must be a str, not list'), ({'prompt': None}, 'NoneType')])
 def test_a_wrong_argument_is_named(trained, sampling, says):
     with pytest.raises((Error, TypeError), match=says):
         trained.generate(**sampling)
