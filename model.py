@@ -227,8 +227,8 @@ class GPT(nn.Module):
                 nn.init.normal_(module.weight, std=0.02)
             if isinstance(module, nn.Linear) and module.bias is not None:
                 nn.init.zeros_(module.bias)
-        # Each block adds two outputs to the residual stream. Scaling down the layers that produce
-        # them keeps its variance at init independent of depth (Radford et al. 2019).
+        # Each block adds two outputs to the residual stream. Scaling down the weights that produce
+        # them keeps the stream's variance at init independent of depth (Radford et al. 2019).
         for block in self.h:
             for layer in (block.attn.o_proj, block.mlp.down_proj):
                 nn.init.normal_(layer.weight, std=0.02 / math.sqrt(2 * self.config.n_layer))

@@ -109,7 +109,7 @@ def write_dataset(folder: Path, tokenizer: Tokenizer, splits: dict, raw, about: 
             path = new / f'{split}.bin'
             with open(path, 'wb') as f:
                 texts = show_progress(texts_of(documents, raw), f'tokenizing {split}')
-                for ids in tokenizer.encode_stream(texts):      # of documents, each with its eot
+                for ids in tokenizer.encode_stream(texts):      # each document is followed by eot
                     f.write(ids.astype(dtype))
             nats = documents['nats'].sum()
             meta[split] = {

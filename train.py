@@ -218,7 +218,7 @@ if __name__ == '__main__':
             log.sample(sample_text(model, tokenizer))
             if val_loss < best_val_loss:
                 best_val_loss = val_loss
-                if step > 0 or is_pretrained:   # there is no best.pt of untrained weights
+                if step > 0 or is_pretrained:   # never save untrained weights as best.pt
                     save(out / 'best.pt', step=step, best_val_loss=best_val_loss)
         if is_due or is_stopped:
             log.check_losses(step)              # never save after a NaN or inf loss

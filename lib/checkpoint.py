@@ -31,7 +31,7 @@ def save(path: Path, model: GPT, **content):
                'model_config': asdict(model.config), **content}
     with atomic(path) as temporary:
         torch.save(content, temporary)
-        footer = FOOTER + checksum(temporary).encode()      # torch.load verifies no checksums
+        footer = FOOTER + checksum(temporary).encode()      # torch.load does not verify it
         with open(temporary, 'ab') as f:
             f.write(footer)
 

@@ -166,8 +166,8 @@ def fit_micro_batch(model: nn.Module, autocast, share: int, compile: str) -> int
             optimizer_state = 8 * model.num_params()        # bytes: two fp32 numbers per parameter
             memory = 0.85 * torch.cuda.get_device_properties(device).total_memory
             per_sequence = max(1, peaks[1] - peaks[0])
-            if compile != 'False':              # compiling turns off chunks in the loss:
-                config = model.config           # bf16 logits, an fp32 copy and its gradient
+            if compile != 'False':              # compiling disables chunking in the loss:
+                config = model.config           # add bf16 logits, an fp32 copy and its gradient
                 per_sequence += 10 * config.block_size * config.vocab_size
             most = int((memory - optimizer_state - peaks[0]) / per_sequence)
     if distributed.is_initialized():                        # all processes take the smallest

@@ -41,8 +41,8 @@ class Log:
         self.began = self.clock = time.perf_counter()
         self.last_lr = None                     # of the step before the resume
         self.pending = []                       # (loss, norm) since the last row, on the device
-        self.steps_since_row = 0                # whose losses have been checked
-        self.loss = self.norm = self.lr = math.nan      # of the last of them
+        self.steps_since_row = 0                # counts steps whose losses have been checked
+        self.loss = self.norm = self.lr = math.nan      # of the last of those steps
         self.first_val_loss = ''                # at first_step, as in log.csv
         if is_writer:
             self.begin()

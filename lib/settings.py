@@ -60,7 +60,7 @@ def configure(script: dict, dataclass: str = '', resume: bool = False,
             given[name] = check_type(name, value, defaults, argument)
     saved = saved_settings({**settings, **given}) if resume else {}
     for name in saved.keys() - given.keys():
-        where = f'the checkpoint (--{name}=... replaces its value)'
+        where = f'the checkpoint (--{name}=... overrides it)'
         settings[name] = check_type(name, saved[name], defaults, where)
     for name, value in given.items():
         if name in settings:
