@@ -31,7 +31,7 @@ def save(path: Path, model: GPT, **content):
                'model_config': asdict(model.config), **content}
     with atomic(path) as temporary:
         torch.save(content, temporary)
-        footer = FOOTER + checksum(temporary).encode()      # torch.load does not verify it
+        footer = FOOTER + checksum(temporary).encode()      # torch.save writes no checksum
         with open(temporary, 'ab') as f:
             f.write(footer)
 

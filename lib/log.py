@@ -130,8 +130,8 @@ class Log:
         self.bar.update(step - self.bar.n)
 
     def check_losses(self, step: int):
-        """Raise Error if a loss or gradient norm since the last check is not finite. This is the
-        only place that syncs with the device."""
+        """Raise Error if a loss or gradient norm since the last check is not finite. Between
+        evaluations, only this syncs with the device."""
         if not self.pending:
             return
         losses, norms = (torch.stack(values) for values in zip(*self.pending))

@@ -287,7 +287,7 @@ def test_lost_letters_are_named_with_their_share(canvas, tmp_path, capsys):
 # ---- letters and words
 def test_mojibake_ligatures_and_accents_are_repaired():
     assert text_of(['The eﬃcient ﬁre oﬀ\x07 the ﬂoor']) == 'The efficient fire off the floor'
-    assert text_of(['a\x7fb\x08c\x1fd\ue000e\uf8fff']) == 'a b c d e f'     # no text
+    assert text_of(['a\x7fb\x08c\x1fd\ue000e\uf8fff']) == 'a b c d e f'     # not text
     assert text_of(['itâ€™s a â€œtestâ€\x9d of cafÃ© “kept” ½ … ™ ²']) == (
         'it’s a “test” of café “kept” ½ … ™ ²')
     assert text_of(['M¨oller, Garc´ıa, Fran¸cois, ˇCech, `code` and x´2']) == (
