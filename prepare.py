@@ -18,7 +18,7 @@ text_column = 'text'        # column with the text, in a dataset, .jsonl, .csv o
 num_stories = 60000         # number of stories to generate
 # the dataset
 name = ''                   # NAME in data/NAME; '' = derived from the source (plus _gpt2 or _char)
-tokenizer = 'bpe'           # bpe (trained here), gpt2, char, or a folder or repo with a tokenizer.json
+tokenizer = 'bpe'           # bpe (trained here), gpt2, char, or the folder or repo of another
 vocab_size = 0              # maximum bpe vocab size; 0 = 4096, or 2048 for small datasets
 val_fraction = 0.05         # fraction held out for validation, unless the source has a split for it
 seed = 1337                 # random seed for the stories and the split
